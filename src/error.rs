@@ -1,0 +1,359 @@
+//! One error for the whole crate: opaque, typed by [`ErrorKind`], with what the API and the token endpoint said kept apart.
+
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use reqwest_retry::RetryError;
+
+/// What went wrong, who said so, and what it means for the next request.
+///
+/// An error that reaches a request's caller names two servers, apart: [`api_status`](Self::api_status) is what the API answered
+/// to the request, [`status`](Self::status) is what the token endpoint answered to the refresh. Neither a body nor a token is in
+/// its text. Cloning is cheap.
+///
+/// Requests fail with [`reqwest_middleware::Error`]; [`Error::find_in`] finds this one inside.
+#[derive(Clone)]
+pub struct Error(Box<Repr>);
+
+#[derive(Clone)]
+struct Repr {
+    kind: ErrorKind,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+    status: Option<StatusCode>,
+    oauth_error: Option<Arc<str>>,
+    attempts: u32,
+    retry_after: Option<Duration>,
+    api_status: Option<StatusCode>,
+    possibly_consumed: bool,
+    nothing_to_ask_with: bool,
+}
+
+/// The kinds of [`Error`], each with what to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A token has characters that no header can carry, is empty, or is over 16 KiB. Correct the input.
+    InvalidToken,
+    /// A setting cannot work, e.g. a session without an origin. Correct the program.
+    InvalidConfig,
+    /// The login is over: the refresh token was refused, or there is no token. A person or a supervisor has to provide new ones
+    /// through [`Session::replace_tokens`](crate::Session::replace_tokens).
+    LoginRequired,
+    /// The token endpoint refuses this client or request, e.g. `invalid_client`. The refresh token is kept. Correct the settings.
+    ClientRejected,
+    /// The token endpoint is down, or answers that it is. The next refresh may succeed.
+    Unavailable,
+    /// The token endpoint's answer was no token answer. The next refresh may succeed.
+    BadResponse,
+    /// A refresh has failed a moment ago and the cool-down is not over; its failure is the [source](StdError::source).
+    CoolingDown,
+    /// The request's own timeout ran out while it waited for a refresh, which goes on.
+    TimedOut,
+    /// A scoped client was used outside every [`Session::scope`](crate::Session::scope). Nothing was sent.
+    NoSession,
+    /// The token store failed.
+    Store,
+    /// The session was closed. Nothing was sent.
+    Closed,
+    /// A refresher panicked, or the runtime that ran the refresh was shut down. The next request starts afresh.
+    Internal,
+}
+
+impl Error {
+    /// An error of this kind, with its cause. For implementors of [`Refresher`](crate::Refresher) and
+    /// [`TokenStore`](crate::TokenStore). The text of `source` is shown to users: keep secrets out of it.
+    pub fn new(kind: ErrorKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let mut error = Self::of(kind);
+        error.0.source = Some(Arc::from(source.into()));
+        error
+    }
+
+    pub(crate) fn of(kind: ErrorKind) -> Self {
+        Self(Box::new(Repr {
+            kind,
+            source: None,
+            status: None,
+            oauth_error: None,
+            attempts: 0,
+            retry_after: None,
+            api_status: None,
+            possibly_consumed: false,
+            nothing_to_ask_with: false,
+        }))
+    }
+
+    /// The status that the token endpoint answered.
+    pub fn with_status(mut self, status: StatusCode) -> Self {
+        self.0.status = Some(status);
+        self
+    }
+
+    /// How long the token endpoint asks to be left alone. A cool-down lasts at least as long, five minutes at most.
+    pub fn with_retry_after(mut self, wait: Duration) -> Self {
+        self.0.retry_after = Some(wait);
+        self
+    }
+
+    /// How many times the token endpoint was asked.
+    pub fn with_attempts(mut self, attempts: u32) -> Self {
+        self.0.attempts = attempts;
+        self
+    }
+
+    /// The refresh token may have been spent by a call whose answer was lost.
+    pub fn with_possibly_consumed(mut self) -> Self {
+        self.0.possibly_consumed = true;
+        self
+    }
+
+    /// Bounded and escaped by the caller ([`printable`]).
+    pub(crate) fn with_oauth_error(mut self, code: &str) -> Self {
+        self.0.oauth_error = Some(code.into());
+        self
+    }
+
+    pub(crate) fn with_api_status(mut self, status: StatusCode) -> Self {
+        self.0.api_status = Some(status);
+        self
+    }
+
+    /// There was no refresh token to ask with, and the store had none either: a refused answer is handed through.
+    pub(crate) fn with_nothing_to_ask_with(mut self) -> Self {
+        self.0.nothing_to_ask_with = true;
+        self
+    }
+
+    pub(crate) fn nothing_to_ask_with(&self) -> bool {
+        self.0.nothing_to_ask_with
+    }
+
+    /// Finds this crate's error in the one that a request returned, also under the wrappers of `reqwest-retry` and `anyhow`.
+    ///
+    /// ```no_run
+    /// # async fn f(client: reqwest_middleware::ClientWithMiddleware) {
+    /// use reqwest_reauth::{Error, ErrorKind};
+    ///
+    /// if let Err(error) = client.get("https://api.example.com/jobs").send().await {
+    ///     match Error::find_in(&error).map(Error::kind) {
+    ///         Some(ErrorKind::LoginRequired) => println!("please sign in again"),
+    ///         Some(kind) => println!("no token for now: {kind:?}"),
+    ///         None => println!("the request itself failed: {error}"),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn find_in(error: &reqwest_middleware::Error) -> Option<&Error> {
+        match error {
+            reqwest_middleware::Error::Middleware(inner) => inner.chain().find_map(Self::find_at),
+            reqwest_middleware::Error::Reqwest(_) => None,
+        }
+    }
+
+    // A transparent wrapper's `source()` skips the wrapped error itself, so each link is opened by its type.
+    fn find_at<'a>(link: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
+        if let Some(found) = link.downcast_ref::<Error>() {
+            return Some(found);
+        }
+        if let Some(RetryError::Error(err) | RetryError::WithRetries { err, .. }) = link.downcast_ref() {
+            return Self::find_in(err);
+        }
+        link.downcast_ref::<reqwest_middleware::Error>().and_then(Self::find_in)
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Whether a later request may succeed with nothing changed: `Unavailable`, `BadResponse`, `TimedOut`, `Internal`, and
+    /// `CoolingDown` if its cause is.
+    pub fn is_transient(&self) -> bool {
+        match self.0.kind {
+            ErrorKind::Unavailable | ErrorKind::BadResponse | ErrorKind::TimedOut | ErrorKind::Internal => true,
+            ErrorKind::CoolingDown => {
+                let cause = self.0.source.as_ref().and_then(|source| source.downcast_ref::<Error>());
+                cause.is_none_or(Error::is_transient)
+            }
+            _ => false,
+        }
+    }
+
+    /// The status that the token endpoint answered last, if it did.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.0.status
+    }
+
+    /// The `error` code of RFC 6749 §5.2 that the token endpoint answered, at most 256 characters, escaped.
+    pub fn oauth_error(&self) -> Option<&str> {
+        self.0.oauth_error.as_deref()
+    }
+
+    /// How many times the token endpoint was asked in the refresh that failed.
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// How long the token endpoint asked to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// The status with which the API refused the request, `None` when nothing was sent.
+    pub fn api_status(&self) -> Option<StatusCode> {
+        self.0.api_status
+    }
+
+    /// Whether the refresh token may have been spent by a call whose answer never arrived, in this process or, with a store, in
+    /// one that died.
+    pub fn possibly_consumed(&self) -> bool {
+        self.0.possibly_consumed
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0.kind {
+            ErrorKind::InvalidToken => "invalid token",
+            ErrorKind::InvalidConfig => "invalid configuration",
+            ErrorKind::LoginRequired => "a new login is required",
+            ErrorKind::ClientRejected => "the token endpoint rejected the client",
+            ErrorKind::Unavailable => "the token endpoint is unavailable",
+            ErrorKind::BadResponse => "the token endpoint's answer was unusable",
+            ErrorKind::CoolingDown => "a token refresh failed a moment ago",
+            ErrorKind::TimedOut => "the request timed out while it waited for a token refresh",
+            ErrorKind::NoSession => "no session in this task's scope",
+            ErrorKind::Store => "the token store failed",
+            ErrorKind::Closed => "the session is closed",
+            ErrorKind::Internal => "the token refresh broke off",
+        })?;
+        let mut separator = " (";
+        let mut detail = |f: &mut fmt::Formatter<'_>, text: fmt::Arguments<'_>| {
+            f.write_str(std::mem::replace(&mut separator, ", "))?;
+            f.write_fmt(text)
+        };
+        if let Some(status) = self.0.status {
+            detail(f, format_args!("token endpoint answered {}", status.as_u16()))?;
+        }
+        if let Some(code) = &self.0.oauth_error {
+            detail(f, format_args!("error {code}"))?;
+        }
+        if self.0.attempts > 1 {
+            detail(f, format_args!("{} attempts", self.0.attempts))?;
+        }
+        if let Some(wait) = self.0.retry_after {
+            detail(f, format_args!("retry after {} s", wait.as_secs()))?;
+        }
+        if self.0.possibly_consumed {
+            detail(f, format_args!("the refresh token may have been spent by a call whose answer was lost"))?;
+        }
+        if let Some(status) = self.0.api_status {
+            detail(f, format_args!("api answered {}", status.as_u16()))?;
+        }
+        if separator == ", " { f.write_str(")") } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Error");
+        out.field("kind", &self.0.kind);
+        if let Some(status) = self.0.status {
+            out.field("status", &status);
+        }
+        if let Some(code) = &self.0.oauth_error {
+            out.field("oauth_error", code);
+        }
+        if self.0.attempts > 0 {
+            out.field("attempts", &self.0.attempts);
+        }
+        if let Some(wait) = self.0.retry_after {
+            out.field("retry_after", &wait);
+        }
+        if let Some(status) = self.0.api_status {
+            out.field("api_status", &status);
+        }
+        if self.0.possibly_consumed {
+            out.field("possibly_consumed", &true);
+        }
+        if let Some(source) = &self.0.source {
+            out.field("source", source);
+        }
+        out.finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as &(dyn StdError + 'static))
+    }
+}
+
+impl From<Error> for reqwest_middleware::Error {
+    fn from(error: Error) -> Self {
+        Self::middleware(error)
+    }
+}
+
+/// Text from a server, safe to print: at most 256 characters, control and non-ASCII characters escaped.
+pub(crate) fn printable(text: &str) -> String {
+    const LIMIT: usize = 256;
+    let mut out = String::new();
+    for piece in text.chars().map(char::escape_default) {
+        if out.len() + piece.len() > LIMIT - 3 {
+            out.push_str("...");
+            break;
+        }
+        out.extend(piece);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_found_bare_under_retry_and_under_context() {
+        let ours = || Error::of(ErrorKind::Unavailable).with_status(StatusCode::BAD_GATEWAY);
+        let bare = reqwest_middleware::Error::from(ours());
+        let retried = reqwest_middleware::Error::middleware(RetryError::WithRetries { retries: 2, err: ours().into() });
+        let once = reqwest_middleware::Error::middleware(RetryError::Error(ours().into()));
+        let nested = reqwest_middleware::Error::middleware(RetryError::Error(reqwest_middleware::Error::middleware(
+            RetryError::WithRetries { retries: 1, err: ours().into() },
+        )));
+        let context = reqwest_middleware::Error::Middleware(anyhow::Error::new(ours()).context("while beating"));
+        for error in [bare, retried, once, nested, context] {
+            assert_eq!(Error::find_in(&error).map(Error::status), Some(Some(StatusCode::BAD_GATEWAY)), "{error:?}");
+        }
+        let other = reqwest_middleware::Error::Middleware(anyhow::anyhow!("other"));
+        assert!(Error::find_in(&other).is_none());
+    }
+
+    #[test]
+    fn text_names_both_servers_and_leaves_the_cause_to_source() {
+        let error = Error::new(ErrorKind::Unavailable, "the cause")
+            .with_status(StatusCode::BAD_GATEWAY)
+            .with_attempts(6)
+            .with_api_status(StatusCode::UNAUTHORIZED);
+        assert_eq!(
+            error.to_string(),
+            "the token endpoint is unavailable (token endpoint answered 502, 6 attempts, api answered 401)"
+        );
+        assert_eq!(error.source().unwrap().to_string(), "the cause");
+        assert_eq!(Error::of(ErrorKind::Closed).to_string(), "the session is closed");
+    }
+
+    #[test]
+    fn cooling_down_is_as_transient_as_its_cause() {
+        let caused_by = |kind| Error::new(ErrorKind::CoolingDown, Error::of(kind));
+        assert!(caused_by(ErrorKind::Unavailable).is_transient());
+        assert!(!caused_by(ErrorKind::ClientRejected).is_transient());
+    }
+
+    #[test]
+    fn text_from_servers_is_bounded_and_escaped() {
+        assert_eq!(printable("a\u{1b}[31m\nb"), "a\\u{1b}[31m\\nb");
+        assert!(printable(&"x".repeat(1 << 20)).len() <= 256);
+        assert!(printable(&"\u{1b}".repeat(1 << 20)).len() <= 256);
+    }
+}

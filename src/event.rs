@@ -1,0 +1,163 @@
+//! What a session did, told to listeners and to `tracing`. Nothing here can change what happens.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use http::StatusCode;
+
+use crate::error::Error;
+
+/// Something that a session did. Told to the listeners of [`SessionBuilder::on_event`](crate::SessionBuilder::on_event), and to
+/// `tracing` under the target `reqwest_reauth`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// The API replaced the token through the response header.
+    Captured {
+        /// The session's generation with the new token.
+        generation: u64,
+    },
+    /// An answer carried the header, and it was not taken.
+    CaptureIgnored {
+        /// Why not.
+        reason: CaptureIgnored,
+    },
+    /// A refresh begins.
+    RefreshStarted {
+        /// The generation to be renewed.
+        generation: u64,
+    },
+    /// An attempt of the refresh failed, and another follows.
+    RefreshRetrying {
+        /// The attempt that failed, from 1.
+        attempt: u32,
+        /// How long until the next.
+        delay: Duration,
+        /// What the token endpoint answered, if it did.
+        status: Option<StatusCode>,
+    },
+    /// A refresh brought a token.
+    Refreshed {
+        /// The session's generation with the new token.
+        generation: u64,
+        /// How many times the token endpoint was asked: 0 when the token came from the store.
+        attempts: u32,
+    },
+    /// A refresh ended without a token.
+    RefreshFailed {
+        /// Why.
+        error: Error,
+    },
+    /// A refused request was sent again.
+    Replayed {
+        /// The generation it was sent again with.
+        generation: u64,
+        /// What the API answered this time.
+        status: StatusCode,
+    },
+    /// A refused request was not sent again.
+    NotReplayed {
+        /// Why not.
+        reason: NotReplayed,
+    },
+    /// The token store failed. The request goes on.
+    StoreFailed {
+        /// Why.
+        error: Error,
+    },
+}
+
+/// Why a token in a response header was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CaptureIgnored {
+    /// The answer came from somewhere that is none of the session's origins, e.g. after a redirect.
+    UntrustedOrigin,
+    /// The value is no token: empty, over 16 KiB, several, or with characters that no bearer token has.
+    Malformed,
+    /// The session has had another token since the request was sent: a late answer never undoes a newer token.
+    Superseded,
+    /// It is the token that the session has already.
+    Unchanged,
+}
+
+/// Why a refused request was not sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotReplayed {
+    /// Its body is a stream, and no [`ReplayBody`](crate::ReplayBody) can make a fresh one.
+    BodyNotReplayable,
+    /// It has been sent again once already.
+    AlreadyReplayed,
+    /// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) said no.
+    RuledOut,
+}
+
+type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// A session's listeners.
+#[derive(Clone, Default)]
+pub(crate) struct Listeners(Vec<Listener>);
+
+impl Listeners {
+    pub(crate) fn add(&mut self, listener: impl Fn(&Event) + Send + Sync + 'static) {
+        self.0.push(Arc::new(listener));
+    }
+
+    /// Tells everybody. Never call it with a lock held: a listener may use the session.
+    pub(crate) fn emit(&self, event: &Event) {
+        event.trace();
+        for listener in &self.0 {
+            // A listener's panic is its own: an observer cannot change what happens.
+            if catch_unwind(AssertUnwindSafe(|| listener(event))).is_err() {
+                tracing::error!(target: "reqwest_reauth", "an event listener panicked");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Listeners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} listeners", self.0.len())
+    }
+}
+
+impl Event {
+    fn trace(&self) {
+        match self {
+            Event::Captured { generation } => {
+                tracing::debug!(target: "reqwest_reauth", generation, "token captured");
+            }
+            Event::CaptureIgnored { reason } => {
+                tracing::debug!(target: "reqwest_reauth", ?reason, "token header ignored");
+            }
+            Event::RefreshStarted { generation } => {
+                tracing::debug!(target: "reqwest_reauth", generation, "token refresh started");
+            }
+            Event::RefreshRetrying { attempt, delay, status } => {
+                let status = status.map(|status| status.as_u16());
+                tracing::warn!(target: "reqwest_reauth", attempt, ?delay, status, "token refresh attempt failed");
+            }
+            Event::Refreshed { generation, attempts } => {
+                tracing::info!(target: "reqwest_reauth", generation, attempts, "token refreshed");
+            }
+            Event::RefreshFailed { error } => {
+                tracing::warn!(target: "reqwest_reauth", %error, "token refresh failed");
+            }
+            Event::Replayed { generation, status } => {
+                tracing::debug!(target: "reqwest_reauth", generation, status = status.as_u16(), "request replayed");
+            }
+            Event::NotReplayed { reason } => {
+                tracing::debug!(target: "reqwest_reauth", ?reason, "refused request not replayed");
+            }
+            Event::StoreFailed { error } => {
+                let cause = std::error::Error::source(error).map(tracing::field::display);
+                tracing::warn!(target: "reqwest_reauth", %error, cause, "token store failed");
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! placeholder
+mod error;
+mod event;
+mod refresher;
+mod token;
+pub use error::{Error, ErrorKind};
+pub use event::{CaptureIgnored, Event, NotReplayed};
+pub use refresher::{Flight, Refresher, refresh_with};
+pub use token::{AccessToken, RefreshToken, Tokens};

@@ -1,0 +1,152 @@
+//! How anything can bring new tokens.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use http::StatusCode;
+
+use crate::{
+    error::Error,
+    token::{RefreshToken, Tokens},
+};
+
+/// Anything that can bring new tokens: [`OAuthRefresh`](crate::OAuthRefresh), [`refresh_with`], or your own.
+///
+/// A session runs one refresh at a time. The refresh belongs to the session: it goes on when the requests that wait for it are
+/// dropped, and is bounded by [`SessionBuilder::flight_timeout`](crate::SessionBuilder::flight_timeout). A panic in it becomes an
+/// [`Internal`](crate::ErrorKind::Internal) error for those who wait.
+#[async_trait]
+pub trait Refresher: Send + Sync + 'static {
+    /// Brings new tokens. An answer without a refresh token keeps the old one.
+    ///
+    /// # Errors
+    /// The [kind](crate::ErrorKind) decides what follows: `LoginRequired` is kept until
+    /// [`Session::replace_tokens`](crate::Session::replace_tokens), after `Internal` the next request tries afresh, after all
+    /// others the session cools down.
+    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error>;
+
+    /// Asked by [`SessionBuilder::build`](crate::SessionBuilder::build): whether the settings can work.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), which `build` returns.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Whether these tokens are enough to ask with. Where they are not, a refused answer is handed to the caller. Default: yes.
+    fn can_refresh(&self, tokens: &Tokens) -> bool {
+        let _ = tokens;
+        true
+    }
+}
+
+#[async_trait]
+impl<R: Refresher + ?Sized> Refresher for Arc<R> {
+    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+        (**self).refresh(flight).await
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        (**self).check()
+    }
+
+    fn can_refresh(&self, tokens: &Tokens) -> bool {
+        (**self).can_refresh(tokens)
+    }
+}
+
+/// A refresher from a closure, for tokens that are minted, read from a file or asked of another service. It is given the tokens
+/// to be renewed.
+///
+/// ```
+/// use reqwest_reauth::{Error, ErrorKind, Session, Tokens, refresh_with};
+///
+/// # fn main() -> Result<(), Error> {
+/// let session = Session::builder(Tokens::empty())
+///     .origin("https://api.example.com")
+///     .refresher(refresh_with(|_old| async {
+///         // Kubernetes renews the file before the token in it ends.
+///         let text = std::fs::read_to_string("/var/run/secrets/tokens/api")
+///             .map_err(|error| Error::new(ErrorKind::Unavailable, error))?;
+///         Tokens::new(text.trim())
+///     }))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn refresh_with<F, R>(mint: F) -> impl Refresher
+where
+    F: Fn(Tokens) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Tokens, Error>> + Send + 'static,
+{
+    Mint(mint)
+}
+
+struct Mint<F>(F);
+
+#[async_trait]
+impl<F, R> Refresher for Mint<F>
+where
+    F: Fn(Tokens) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Tokens, Error>> + Send + 'static,
+{
+    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+        (self.0)(flight.tokens()).await
+    }
+}
+
+/// One refresh, as its [`Refresher`] sees it.
+pub struct Flight {
+    log: Arc<dyn FlightLog>,
+    failed_attempts: AtomicU32,
+}
+
+/// What a session hears from a running refresh.
+#[async_trait]
+pub(crate) trait FlightLog: Send + Sync {
+    fn tokens(&self) -> Tokens;
+    fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>);
+    async fn keep(&self, refresh_token: RefreshToken);
+}
+
+impl Flight {
+    pub(crate) fn new(log: Arc<dyn FlightLog>) -> Self {
+        Self { log, failed_attempts: AtomicU32::new(0) }
+    }
+
+    /// What to renew: with the refresh token that was [kept](Self::keep) last.
+    pub fn tokens(&self) -> Tokens {
+        self.log.tokens()
+    }
+
+    /// An attempt failed and another follows after `delay`: becomes an event and counts. Attempts are numbered from 1.
+    pub fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
+        self.failed_attempts.fetch_add(1, Ordering::Relaxed);
+        self.log.retrying(failed_attempt, delay, status);
+    }
+
+    /// A new refresh token, as soon as it is known: kept, and saved, whatever becomes of the flight. A server that rotates
+    /// refresh tokens has already spent the old one when an unusable access token comes beside the new one.
+    pub async fn keep(&self, refresh_token: RefreshToken) {
+        self.log.keep(refresh_token).await;
+    }
+
+    /// How many attempts were made, given that the last one has ended.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.failed_attempts.load(Ordering::Relaxed).saturating_add(1)
+    }
+}
+
+impl fmt::Debug for Flight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flight").field("attempts", &self.attempts()).finish_non_exhaustive()
+    }
+}

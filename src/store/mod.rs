@@ -1,0 +1,112 @@
+//! Where tokens outlive the process: the [`TokenStore`] trait, and a file each for memory, file and Redis.
+
+mod file;
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+
+use std::{any::Any, fmt, sync::Arc};
+
+use async_trait::async_trait;
+
+pub use self::{file::FileStore, memory::MemoryStore};
+#[cfg(feature = "redis")]
+pub use self::redis::RedisStore;
+use crate::{error::Error, token::Tokens};
+
+/// Where a session keeps its tokens beyond the process, and shares them with others that have the same login.
+///
+/// A session makes every save under the store's lock and after a load. Each call is bounded by
+/// [`SessionBuilder::store_timeout`](crate::SessionBuilder::store_timeout), a wait for the lock by
+/// [`flight_timeout`](crate::SessionBuilder::flight_timeout). A store that fails never fails a request: it becomes an
+/// [`Event::StoreFailed`](crate::Event::StoreFailed), and the save is tried again before the next rotation.
+#[async_trait]
+pub trait TokenStore: Send + Sync + 'static {
+    /// What is stored; `None` if nothing is.
+    ///
+    /// # Errors
+    /// [`Store`](crate::ErrorKind::Store), if the store is down or what it holds cannot be read.
+    async fn load(&self) -> Result<Option<Tokens>, Error>;
+
+    /// Stores these tokens in place of what is there, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Store`](crate::ErrorKind::Store), if it could not, or if `lock` is no longer held.
+    async fn save(&self, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error>;
+
+    /// Forgets what is stored.
+    ///
+    /// # Errors
+    /// [`Store`](crate::ErrorKind::Store), if it could not, or if `lock` is no longer held.
+    async fn clear(&self, lock: &StoreLock) -> Result<(), Error>;
+
+    /// Waits until nobody else holds the lock, and takes it. A store that nobody shares returns [`StoreLock::none`].
+    ///
+    /// # Errors
+    /// [`Store`](crate::ErrorKind::Store), if the store is down: the session goes on without it.
+    async fn lock(&self) -> Result<StoreLock, Error>;
+}
+
+#[async_trait]
+impl<S: TokenStore + ?Sized> TokenStore for Arc<S> {
+    async fn load(&self) -> Result<Option<Tokens>, Error> {
+        (**self).load().await
+    }
+
+    async fn save(&self, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+        (**self).save(lock, tokens).await
+    }
+
+    async fn clear(&self, lock: &StoreLock) -> Result<(), Error> {
+        (**self).clear(lock).await
+    }
+
+    async fn lock(&self) -> Result<StoreLock, Error> {
+        (**self).lock().await
+    }
+}
+
+/// A store's lock, held while a flight or a save runs. It is free again when the last share of it is dropped.
+pub struct StoreLock {
+    guard: Option<Arc<dyn Any + Send + Sync>>,
+    fence: Option<u64>,
+}
+
+impl StoreLock {
+    /// For a store without a lock.
+    pub fn none() -> Self {
+        Self { guard: None, fence: None }
+    }
+
+    /// Held as long as `guard` lives.
+    pub fn holding<T: Send + Sync + 'static>(guard: T) -> Self {
+        Self { guard: Some(Arc::new(guard)), fence: None }
+    }
+
+    /// Adds a number that rises with each holder, by which the store tells a holder that stalled from the present one.
+    pub fn with_fence(mut self, fence: u64) -> Self {
+        self.fence = Some(fence);
+        self
+    }
+
+    /// The number of this holder, where the store has one.
+    pub fn fence(&self) -> Option<u64> {
+        self.fence
+    }
+
+    /// The same lock once more: for work that goes on when the caller has given up on it.
+    pub(crate) fn share(&self) -> Self {
+        Self { guard: self.guard.clone(), fence: self.fence }
+    }
+
+    /// What it holds, if it is of this type.
+    pub(crate) fn guard<T: 'static>(&self) -> Option<&T> {
+        self.guard.as_deref()?.downcast_ref()
+    }
+}
+
+impl fmt::Debug for StoreLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreLock").field("fence", &self.fence).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,162 @@
+//! Tokens: validated at the door, redacted in every text, wiped when the last copy goes.
+
+mod claims;
+mod secret;
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+pub use secret::{AccessToken, RefreshToken};
+pub(crate) use secret::{MAX_TOKEN_BYTES, Trimmed, trim_header};
+
+use crate::error::Error;
+
+/// An access token, a refresh token, or both, and when the access token ends.
+///
+/// The expiry is what was given with [`with_expires_in`](Self::with_expires_in) or [`with_expires_at`](Self::with_expires_at),
+/// else the `exp` of an access token that is a JWT, else unknown. Cloning shares the secrets.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens {
+    access: Option<AccessToken>,
+    refresh: Option<RefreshToken>,
+    expiry: Option<Expiry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Expiry {
+    /// On the local clock: to be shown and stored.
+    at: SystemTime,
+    /// On the monotonic clock: `(received, end)`, when the lifetime was told from receipt on.
+    monotonic: Option<(Instant, Instant)>,
+}
+
+/// When an access token was received and when it ends, on the monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetime {
+    pub(crate) from: Instant,
+    pub(crate) until: Instant,
+}
+
+/// How a token came in, which decides how a JWT's `exp` is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// Just issued by a server: its lifetime is `exp − iat`, whatever the local clock says.
+    Issued,
+    /// Handed over by the caller or a store, of unknown age: `exp` against the local clock.
+    Handed,
+}
+
+impl Tokens {
+    /// An access token alone.
+    ///
+    /// # Errors
+    /// [`InvalidToken`](crate::ErrorKind::InvalidToken), see [`AccessToken::new`].
+    pub fn new(access: impl Into<String>) -> Result<Self, Error> {
+        Ok(Self { access: Some(AccessToken::new(access)?), ..Self::default() })
+    }
+
+    /// No token at all: for a session whose [store](crate::SessionBuilder::store) or [`Refresher`](crate::Refresher) has them.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// A refresh token alone: the first request gets an access token with it.
+    ///
+    /// # Errors
+    /// [`InvalidToken`](crate::ErrorKind::InvalidToken), see [`RefreshToken::new`].
+    pub fn from_refresh_token(refresh: impl Into<String>) -> Result<Self, Error> {
+        Self::empty().with_refresh_token(refresh)
+    }
+
+    /// Adds a refresh token, or replaces it.
+    ///
+    /// # Errors
+    /// [`InvalidToken`](crate::ErrorKind::InvalidToken), see [`RefreshToken::new`].
+    pub fn with_refresh_token(mut self, refresh: impl Into<String>) -> Result<Self, Error> {
+        self.refresh = Some(RefreshToken::new(refresh)?);
+        Ok(self)
+    }
+
+    /// The access token ends this long from now, on the monotonic clock. Zero is expired. A time beyond what the clock can hold
+    /// counts as unknown.
+    pub fn with_expires_in(mut self, remaining: Duration) -> Self {
+        let now = Instant::now();
+        self.expiry = now
+            .checked_add(remaining)
+            .zip(SystemTime::now().checked_add(remaining))
+            .map(|(until, at)| Expiry { at, monotonic: Some((now, until)) });
+        self
+    }
+
+    /// The access token ends at this time of the local clock.
+    pub fn with_expires_at(mut self, at: SystemTime) -> Self {
+        self.expiry = Some(Expiry { at, monotonic: None });
+        self
+    }
+
+    /// The access token, if there is one.
+    pub fn access_token(&self) -> Option<&AccessToken> {
+        self.access.as_ref()
+    }
+
+    /// The refresh token, if there is one.
+    pub fn refresh_token(&self) -> Option<&RefreshToken> {
+        self.refresh.as_ref()
+    }
+
+    /// When the access token ends, on the local clock; `None` if it is not known.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        match self.expiry {
+            Some(expiry) => Some(expiry.at),
+            None => self.access.as_ref().and_then(claims::expires_at),
+        }
+    }
+
+    pub(crate) fn of(access: Option<AccessToken>, refresh: Option<RefreshToken>) -> Self {
+        Self { access, refresh, expiry: None }
+    }
+
+    pub(crate) fn set_refresh(&mut self, refresh: Option<RefreshToken>) {
+        self.refresh = refresh;
+    }
+
+    /// The same tokens with an expiry that no longer depends on how they came: `None` where it is unknown.
+    pub(crate) fn lifetime(&self, arrival: Arrival) -> Option<Lifetime> {
+        let now = Instant::now();
+        match (self.expiry, arrival) {
+            (Some(Expiry { monotonic: Some((from, until)), .. }), _) => Some(Lifetime { from, until }),
+            (Some(Expiry { at, .. }), _) => local(now, at),
+            (None, Arrival::Handed) => self.access.as_ref().and_then(claims::expires_at).and_then(|at| local(now, at)),
+            (None, Arrival::Issued) => {
+                let span = self.access.as_ref().and_then(claims::lifetime)?;
+                Some(Lifetime { from: now, until: now.checked_add(span)? })
+            }
+        }
+    }
+
+    /// Fixes the expiry to the one that was worked out on arrival.
+    pub(crate) fn with_lifetime(mut self, lifetime: Option<Lifetime>) -> Self {
+        let now = Instant::now();
+        self.expiry = lifetime.and_then(|Lifetime { from, until }| {
+            let wall = SystemTime::now();
+            let at = match until.checked_duration_since(now) {
+                Some(left) => wall.checked_add(left),
+                None => wall.checked_sub(now.saturating_duration_since(until)),
+            };
+            at.map(|at| Expiry { at, monotonic: Some((from, until)) })
+        });
+        self
+    }
+
+    /// The same access and refresh token, whatever is known of their expiry.
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
+        self.access == other.access && self.refresh == other.refresh
+    }
+}
+
+/// A time of the local clock on the monotonic one. What is past ends now.
+fn local(now: Instant, at: SystemTime) -> Option<Lifetime> {
+    let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+    Some(Lifetime { from: now, until: now.checked_add(left)? })
+}
