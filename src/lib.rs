@@ -1,9 +1,19 @@
-//! placeholder
+//! Keeps a [`reqwest`] client signed in.
+
+mod chain;
 mod error;
 mod event;
+mod policy;
 mod refresher;
+mod session;
+mod store;
 mod token;
+
+pub use chain::{Anonymous, Authorize, Capture, ClientBuilderExt, Outcome, Refresh, Replay, ReplayBody, SessionSource};
 pub use error::{Error, ErrorKind};
 pub use event::{CaptureIgnored, Event, NotReplayed};
+pub use policy::Verdict;
 pub use refresher::{Flight, Refresher, refresh_with};
+pub use session::{OnRefreshFailure, Session, SessionBuilder, SessionState};
+pub use store::{MemoryStore, StoreLock, TokenStore};
 pub use token::{AccessToken, RefreshToken, Tokens};

@@ -1,0 +1,110 @@
+use http::{Extensions, HeaderName};
+use reqwest::{Request, Response};
+use reqwest_middleware::Next;
+
+use super::{Future, Sent, SessionSource, middleware, note_outcome};
+use crate::{
+    event::{CaptureIgnored, Event},
+    session::{Captured, Session},
+    token::{AccessToken, Trimmed, trim_header},
+};
+
+/// Takes a new token off the `Refreshed-API-Token` header of every answer, whatever its status.
+///
+/// It stands inside everything that turns a status into an error, so that a 404 or 409 renews the token too (apache/airflow#67939).
+/// A token is taken only from the session's origins, only for the session that signed the request, and only if the session has had
+/// no other token since: a late answer never undoes a newer one. The header's value is marked sensitive, so that nothing outside
+/// prints it.
+///
+/// Unlike [`Refresh`](super::Refresh) it never asks for a token. It needs [`Authorize`](super::Authorize) below it, which notes
+/// what was sent.
+#[derive(Debug)]
+pub struct Capture {
+    source: SessionSource,
+}
+
+middleware!(Capture, down);
+
+impl Capture {
+    /// Captures for this session.
+    pub fn new(source: impl Into<SessionSource>) -> Self {
+        Self { source: source.into() }
+    }
+
+    fn down<'a>(&'a self, request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
+        let answer = next.run(request, extensions);
+        Box::pin(async move {
+            let mut response = answer.await?;
+            self.up(&mut response);
+            Ok(response)
+        })
+    }
+
+    fn up(&self, response: &mut Response) {
+        match response.extensions_mut().get_mut::<Sent>() {
+            Some(sent) if sent.captured => {}
+            Some(sent) => {
+                sent.captured = true;
+                if let name = sent.session.capture_header().clone()
+                    && response.headers().contains_key(&name)
+                {
+                    take(&name, response);
+                }
+            }
+            // Nobody's request, e.g. an anonymous one: nothing is taken, but nothing is to be printed either.
+            None => {
+                if let SessionSource::Fixed(session) = &self.source
+                    && response.headers().contains_key(session.capture_header())
+                {
+                    conceal(session.capture_header(), response);
+                }
+            }
+        }
+    }
+}
+
+#[cold]
+fn take(name: &HeaderName, response: &mut Response) {
+    conceal(name, response);
+    let Some(Sent { session, state, .. }) = response.extensions().get::<Sent>().cloned() else { return };
+    let sent = state.generation();
+    let captured = match read(&session, response) {
+        Ok(token) => session.capture(sent, &token),
+        Err(reason) => return session.emit(&Event::CaptureIgnored { reason }),
+    };
+    // A refusal that brings a token is overtaken by that token, or by a newer one that another answer brought.
+    let brought_token = session.generation() != sent;
+    if let Some(sent) = response.extensions_mut().get_mut::<Sent>() {
+        sent.brought_token = brought_token;
+    }
+    match captured {
+        Captured::Adopted { generation } => {
+            note_outcome(response, |outcome| outcome.captured = true);
+            session.emit(&Event::Captured { generation });
+        }
+        Captured::Unchanged => session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Unchanged }),
+        Captured::Superseded => session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Superseded }),
+    }
+}
+
+/// The token in the header, if it is one and comes from where it may.
+fn read(session: &Session, response: &Response) -> std::result::Result<AccessToken, CaptureIgnored> {
+    if session.origin_of(response.url()).is_none() {
+        return Err(CaptureIgnored::UntrustedOrigin);
+    }
+    let mut values = response.headers().get_all(session.capture_header()).iter();
+    let first = values.next().and_then(trim_header).ok_or(CaptureIgnored::Malformed)?;
+    if values.any(|other| trim_header(other).as_ref() != Some(&first)) {
+        return Err(CaptureIgnored::Malformed);
+    }
+    match first {
+        Trimmed::Token(text) => AccessToken::new(text).map_err(|_| CaptureIgnored::Malformed),
+        Trimmed::Nothing => Err(CaptureIgnored::Malformed),
+    }
+}
+
+fn conceal(name: &HeaderName, response: &mut Response) {
+    if let http::header::Entry::Occupied(mut values) = response.headers_mut().entry(name) {
+        values.iter_mut().for_each(|value| value.set_sensitive(true));
+    }
+}

@@ -1,0 +1,275 @@
+//! The four middleware, and the order they stand in.
+//!
+//! ```text
+//! Replay → Refresh → Capture → Authorize → the connection
+//! ```
+//!
+//! On the way down they do as little as they can: nothing that a request which is not refused has to pay for. On the way up they
+//! learn what was sent from the [`Sent`] note, which [`Authorize`] leaves in the answer's extensions only when somebody needs it.
+
+mod authorize;
+mod capture;
+mod refresh;
+mod replay;
+
+use std::{fmt, ops::Deref, sync::Arc};
+
+use http::{Extensions, StatusCode, header::AUTHORIZATION};
+use reqwest::{Request, Response};
+use reqwest_middleware::ClientBuilder;
+
+pub use self::{
+    authorize::Authorize,
+    capture::Capture,
+    refresh::Refresh,
+    replay::{Replay, ReplayBody},
+};
+use crate::{
+    error::{Error, ErrorKind},
+    event::NotReplayed,
+    policy,
+    session::{Session, State},
+};
+
+/// Adds the whole chain to a client.
+pub trait ClientBuilderExt: Sized {
+    /// Adds [`Replay`], [`Refresh`], [`Capture`] and [`Authorize`], in this order, for one session.
+    fn with_session(self, session: Session) -> Self;
+
+    /// Adds the same four for the session of the task that sends: see [`Session::scope`].
+    fn with_scoped_sessions(self) -> Self;
+}
+
+impl ClientBuilderExt for ClientBuilder {
+    fn with_session(self, session: Session) -> Self {
+        with_chain(self, SessionSource::Fixed(session))
+    }
+
+    fn with_scoped_sessions(self) -> Self {
+        with_chain(self, SessionSource::Scoped)
+    }
+}
+
+fn with_chain(client: ClientBuilder, source: SessionSource) -> ClientBuilder {
+    client
+        .with(Replay::new(source.clone()))
+        .with(Refresh::new(source.clone()))
+        .with(Capture::new(source.clone()))
+        .with(Authorize::new(source))
+}
+
+/// Where a middleware finds its session. A [`Session`] among the request's extensions goes before either.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SessionSource {
+    /// This one, whatever the task's.
+    Fixed(Session),
+    /// The task's, see [`Session::scope`].
+    Scoped,
+}
+
+impl From<Session> for SessionSource {
+    fn from(session: Session) -> Self {
+        Self::Fixed(session)
+    }
+}
+
+/// Put among a request's extensions, sends it without a token: nothing is captured from it, refreshed or replayed for it.
+///
+/// ```no_run
+/// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
+/// use reqwest_reauth::Anonymous;
+///
+/// let health = client.get("https://api.example.com/health").with_extension(Anonymous).send().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Anonymous;
+
+/// What the chain did for a request: among the answer's extensions, if it did anything.
+///
+/// ```no_run
+/// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
+/// use reqwest_reauth::Outcome;
+///
+/// let answer = client.get("https://api.example.com/jobs").send().await?;
+/// if answer.extensions().get::<Outcome>().is_some_and(|outcome| outcome.replayed) {
+///     println!("the first token was refused");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// A token was taken from the response header.
+    pub captured: bool,
+    /// The request waited for a refresh that brought a token.
+    pub refreshed: bool,
+    /// The request was refused and sent again: this is the second answer.
+    pub replayed: bool,
+    /// The request was refused and not sent again, and why.
+    pub not_replayed: Option<NotReplayed>,
+    /// The refresh failed: this is the API's own answer
+    /// ([`OnRefreshFailure::ReturnResponse`](crate::OnRefreshFailure::ReturnResponse)).
+    pub refresh_error: Option<Error>,
+}
+
+/// Changes the outcome that an answer carries.
+fn note_outcome(response: &mut Response, change: impl FnOnce(&mut Outcome)) {
+    change(response.extensions_mut().get_or_insert_default());
+}
+
+/// What a logical request has spent. It lives in the request's extensions, which an outer retry keeps.
+#[derive(Clone, Copy, Default)]
+struct Budget {
+    refreshed: bool,
+    replayed: bool,
+}
+
+/// How a request was sent: left by [`Authorize`] in answers that one of the others has to look at.
+#[derive(Clone)]
+struct Sent {
+    session: Session,
+    /// The session's state at that time.
+    state: Arc<State>,
+    /// Which of the session's origins it was sent to.
+    origin: usize,
+    /// The answer brought a token that the session now has, or one newer still.
+    brought_token: bool,
+    /// Whether the answer is a refusal, once it is known.
+    refused: Option<bool>,
+    /// A [`Capture`] has looked at the answer. An outer one, of another chain, has nothing to add.
+    captured: bool,
+    /// Likewise for [`Refresh`].
+    refreshed: bool,
+}
+
+impl Sent {
+    /// Whether the API refuses the token with this answer. Asked once for each answer, and remembered.
+    fn is_refused(&mut self, response: &mut Response) -> bool {
+        if let Some(refused) = self.refused {
+            return refused;
+        }
+        let refused = self.judge(response);
+        self.refused = Some(refused);
+        if let Some(note) = response.extensions_mut().get_mut::<Sent>() {
+            note.refused = Some(refused);
+        }
+        refused
+    }
+
+    fn judge(&self, response: &Response) -> bool {
+        // A redirect across origins has lost the token: what answers there has not refused it.
+        if !self.session.is_of_origin(self.origin, response.url()) {
+            return false;
+        }
+        let expired = self.state.is_expired(tokio::time::Instant::now());
+        let verdict = policy::refuses(response.status(), response.headers(), self.brought_token, expired);
+        match self.session.rejected_if() {
+            Some(rule) => rule(response, verdict),
+            None => verdict.refused,
+        }
+    }
+}
+
+/// Whether an answer with this status can be a refusal by the built-in rule.
+fn may_be_refusal(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+/// A middleware's own session, or one that the request or the task brought.
+enum Found<'a> {
+    Own(&'a Session),
+    Brought(Session),
+}
+
+impl Found<'_> {
+    fn into_session(self) -> Session {
+        match self {
+            Self::Own(session) => session.clone(),
+            Self::Brought(session) => session,
+        }
+    }
+}
+
+impl Deref for Found<'_> {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        match self {
+            Self::Own(session) => session,
+            Self::Brought(session) => session,
+        }
+    }
+}
+
+impl SessionSource {
+    /// The session for a request.
+    fn find(&self, extensions: &Extensions) -> Result<Found<'_>, Error> {
+        if let Some(session) = extensions.get::<Session>() {
+            return Ok(Found::Brought(session.clone()));
+        }
+        match self {
+            Self::Fixed(session) => Ok(Found::Own(session)),
+            Self::Scoped => Session::current().map(Found::Brought).ok_or_else(|| Error::of(ErrorKind::NoSession)),
+        }
+    }
+
+    /// The session that is to sign this request, and which of its origins the request goes to. `None` for a request that is none
+    /// of ours: it has an `Authorization` of its own, is anonymous, or goes elsewhere.
+    fn signing(&self, request: &Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize)>, Error> {
+        if is_left_alone(request, extensions) {
+            return Ok(None);
+        }
+        let session = self.find(extensions)?;
+        let origin = session.origin_of(request.url());
+        Ok(origin.map(|origin| (session, origin)))
+    }
+}
+
+/// The caller's own `Authorization` wins, and so does [`Anonymous`].
+fn is_left_alone(request: &Request, extensions: &Extensions) -> bool {
+    request.headers().contains_key(AUTHORIZATION) || extensions.get::<Anonymous>().is_some()
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sent").field("generation", &self.state.generation()).finish_non_exhaustive()
+    }
+}
+
+type Future<'a> = std::pin::Pin<Box<dyn std::future::Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>>;
+
+/// Fails a request before it is sent.
+#[cold]
+fn unsent<'a>(error: Error) -> Future<'a> {
+    Box::pin(std::future::ready(Err(error.into())))
+}
+
+/// `handle` of a middleware, written without `async_trait`: what can be done before the first await is done before the future is
+/// boxed, and a layer that has nothing to do adds no box of its own.
+macro_rules! middleware {
+    ($layer:ident, $down:ident) => {
+        impl reqwest_middleware::Middleware for $layer {
+            fn handle<'this, 'extensions, 'next, 'future>(
+                &'this self,
+                request: reqwest::Request,
+                extensions: &'extensions mut http::Extensions,
+                next: reqwest_middleware::Next<'next>,
+            ) -> std::pin::Pin<
+                Box<dyn std::future::Future<Output = reqwest_middleware::Result<reqwest::Response>> + Send + 'future>,
+            >
+            where
+                'this: 'future,
+                'extensions: 'future,
+                'next: 'future,
+                Self: 'future,
+            {
+                self.$down(request, extensions, next)
+            }
+        }
+    };
+}
+use middleware;

@@ -1,0 +1,141 @@
+use std::time::Duration;
+
+use http::Extensions;
+use reqwest::{Request, Response};
+use reqwest_middleware::{Next, Result};
+use tokio::time::{Instant, timeout};
+
+use super::{Budget, Future, Sent, SessionSource, middleware, note_outcome, unsent};
+use crate::{
+    error::{Error, ErrorKind},
+    session::{Boarding, OnRefreshFailure, Session, Ticket},
+};
+
+/// Makes sure that a usable token is there before a request is sent, and renews it when the API refuses it.
+///
+/// A token near its end is renewed in the background; one that has ended is waited for. All requests of a session wait for the same
+/// refresh, which goes on when they are dropped. A refused answer is returned as it is, with a new token in the session: sending
+/// again is [`Replay`](super::Replay)'s part, above it. It needs [`Authorize`](super::Authorize) below it, which notes what was
+/// sent.
+///
+/// When the refresh fails, the caller gets an [`Error`] that names both what the API and what the token endpoint answered, or
+/// with [`OnRefreshFailure::ReturnResponse`] the API's own answer.
+#[derive(Debug)]
+pub struct Refresh {
+    source: SessionSource,
+}
+
+middleware!(Refresh, down);
+
+impl Refresh {
+    /// Refreshes for this session.
+    pub fn new(source: impl Into<SessionSource>) -> Self {
+        Self { source: source.into() }
+    }
+
+    fn down<'a>(&'a self, request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
+        let session = match self.source.signing(&request, extensions) {
+            Ok(Some((session, _))) => session,
+            Ok(None) => return next.run(request, extensions),
+            Err(error) => return unsent(error),
+        };
+        if !session.load().is_quiet(Instant::now) {
+            return Box::pin(send_after_asking(session.into_session(), request, extensions, next));
+        }
+        let limit = request.timeout().copied();
+        Box::pin(async move {
+            let response = next.run(request, extensions).await?;
+            if response.extensions().get::<Sent>().is_none() {
+                return Ok(response);
+            }
+            Box::pin(up(response, extensions, limit)).await
+        })
+    }
+}
+
+/// The way of a request that may have to wait before it is sent.
+#[cold]
+async fn send_after_asking(session: Session, request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+    let limit = request.timeout().copied();
+    let mut budget: Budget = extensions.get().copied().unwrap_or_default();
+    let mut refreshed = false;
+    match session.before_sending(!budget.refreshed && !budget.replayed) {
+        Boarding::Go => {}
+        Boarding::Fail(error) => return Err(error.into()),
+        Boarding::Wait(ticket) => {
+            if ticket.started {
+                budget.refreshed = true;
+                extensions.insert(budget);
+            }
+            wait(&session, &ticket, limit).await?;
+            refreshed = true;
+        }
+    }
+    drop(session);
+    let mut response = next.run(request, extensions).await?;
+    if refreshed {
+        note_outcome(&mut response, |outcome| outcome.refreshed = true);
+    }
+    up(response, extensions, limit).await
+}
+
+/// Renews the token if the answer refuses it.
+#[cold]
+async fn up(mut response: Response, extensions: &mut Extensions, limit: Option<Duration>) -> Result<Response> {
+    let mut sent = match response.extensions_mut().get_mut::<Sent>() {
+        Some(sent) if !sent.refreshed => {
+            sent.refreshed = true;
+            sent.clone()
+        }
+        _ => return Ok(response),
+    };
+    let generation = sent.state.generation();
+    if !sent.is_refused(&mut response) {
+        if sent.state.is_on_probation() {
+            sent.session.accepted(generation);
+        }
+        return Ok(response);
+    }
+    let mut budget: Budget = extensions.get().copied().unwrap_or_default();
+    if budget.refreshed || budget.replayed {
+        return Ok(response);
+    }
+    let session = &sent.session;
+    match session.after_refusal(generation) {
+        Boarding::Go => Ok(response),
+        Boarding::Fail(error) => failed(session, error, response),
+        Boarding::Wait(ticket) => {
+            budget.refreshed = true;
+            extensions.insert(budget);
+            match wait(session, &ticket, limit).await {
+                Ok(()) => {
+                    note_outcome(&mut response, |outcome| outcome.refreshed = true);
+                    Ok(response)
+                }
+                // Not even the store had something to ask with: the answer stands.
+                Err(error) if error.nothing_to_ask_with() => Ok(response),
+                Err(error) => failed(session, error, response),
+            }
+        }
+    }
+}
+
+/// A request's own timeout bounds its wait too. The flight goes on.
+async fn wait(session: &Session, ticket: &Ticket, limit: Option<Duration>) -> std::result::Result<(), Error> {
+    match limit {
+        Some(limit) => timeout(limit, session.wait(ticket)).await.unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
+        None => session.wait(ticket).await,
+    }
+}
+
+/// The API refused the token, and there is no other.
+fn failed(session: &Session, error: Error, mut response: Response) -> Result<Response> {
+    let error = error.with_api_status(response.status());
+    match session.on_refresh_failure() {
+        OnRefreshFailure::ReturnError => Err(error.into()),
+        OnRefreshFailure::ReturnResponse => {
+            note_outcome(&mut response, |outcome| outcome.refresh_error = Some(error));
+            Ok(response)
+        }
+    }
+}

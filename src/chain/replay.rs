@@ -1,0 +1,205 @@
+use std::{fmt, io, sync::Arc, time::Duration};
+
+use http::Extensions;
+use reqwest::{Body, Request, Response};
+use reqwest_middleware::{Error, Next, Result};
+use tokio::time::timeout;
+
+use super::{Budget, Future, Outcome, Sent, SessionSource, is_left_alone, middleware, note_outcome};
+use crate::{
+    event::{Event, NotReplayed},
+    session::Session,
+};
+
+/// How much of a refused answer's body is read on, so that its connection can be used again, and for how long.
+const DRAIN_BYTES: usize = 64 * 1024;
+const DRAIN_TIME: Duration = Duration::from_millis(100);
+
+/// Sends a request once more when the token that was refused is no longer the session's.
+///
+/// The outermost of the four. Its question is only: was this answer a refusal, and has the session another token now? Who brought
+/// it, [`Refresh`](super::Refresh), [`Capture`](super::Capture) or another request, is all the same to it. It never asks for a
+/// token itself, and unlike a retry it does nothing about transport errors or a server's failures.
+///
+/// Every method is sent again: a refusal means that the request was not executed.
+/// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) can say no. A buffered body is shared with the copy. A streamed
+/// one is sent once, and never again without a [`ReplayBody`].
+#[derive(Debug)]
+pub struct Replay {
+    source: SessionSource,
+}
+
+middleware!(Replay, down);
+
+impl Replay {
+    /// Replays for this session.
+    pub fn new(source: impl Into<SessionSource>) -> Self {
+        Self { source: source.into() }
+    }
+
+    fn down<'a>(&'a self, mut request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
+        if is_left_alone(&request, extensions) || self.goes_elsewhere(&request, extensions) {
+            return next.run(request, extensions);
+        }
+        let again = match Again::of(&mut request, extensions) {
+            Ok(again) => again,
+            Err(error) => return Box::pin(std::future::ready(Err(Error::middleware(error)))),
+        };
+        Box::pin(async move {
+            let response = next.clone().run(request, &mut *extensions).await?;
+            if response.extensions().get::<Sent>().is_none() {
+                return Ok(response);
+            }
+            Box::pin(up(response, again, extensions, next)).await
+        })
+    }
+
+    fn goes_elsewhere(&self, request: &Request, extensions: &Extensions) -> bool {
+        match &self.source {
+            SessionSource::Fixed(session) => extensions.get::<Session>().is_none() && session.origin_of(request.url()).is_none(),
+            SessionSource::Scoped => false,
+        }
+    }
+}
+
+#[cold]
+async fn up(mut response: Response, again: Again, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+    let Some(mut sent) = response.extensions_mut().remove::<Sent>() else { return Ok(response) };
+    if !sent.is_refused(&mut response) {
+        return Ok(response);
+    }
+    let session = &sent.session;
+    let mut budget: Budget = extensions.get().copied().unwrap_or_default();
+    let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
+    if budget.replayed {
+        return Ok(not_replayed(session, NotReplayed::AlreadyReplayed, response));
+    }
+    let state = session.load_full();
+    if before.refresh_error.is_some() || !state.has_newer_token_than(&sent.state) {
+        return Ok(response);
+    }
+    let request = match again.request(session) {
+        Ok(request) => request,
+        Err(reason) => return Ok(not_replayed(session, reason, response)),
+    };
+    budget.replayed = true;
+    extensions.insert(budget);
+    drain(response).await;
+
+    let mut response = next.run(request, extensions).await?;
+    session.emit(&Event::Replayed { generation: state.generation(), status: response.status() });
+    note_outcome(&mut response, |outcome| {
+        outcome.replayed = true;
+        outcome.captured |= before.captured;
+        outcome.refreshed |= before.refreshed;
+    });
+    let refused = match response.extensions_mut().remove::<Sent>() {
+        Some(mut sent) => sent.is_refused(&mut response),
+        None => false,
+    };
+    Ok(if refused { not_replayed(session, NotReplayed::AlreadyReplayed, response) } else { response })
+}
+
+fn not_replayed(session: &Session, reason: NotReplayed, mut response: Response) -> Response {
+    note_outcome(&mut response, |outcome| outcome.not_replayed = Some(reason));
+    session.emit(&Event::NotReplayed { reason });
+    response
+}
+
+/// Keeps the connection, where a little reading is all that it takes.
+async fn drain(mut response: Response) {
+    let read = async {
+        let mut left = DRAIN_BYTES;
+        while let Ok(Some(chunk)) = response.chunk().await
+            && let Some(rest) = left.checked_sub(chunk.len())
+        {
+            left = rest;
+        }
+    };
+    let _ = timeout(DRAIN_TIME, read).await;
+}
+
+/// What a request is sent again from.
+struct Again {
+    /// `None`: its body is a stream that nobody can make anew.
+    copy: Option<Request>,
+    body: Option<ReplayBody>,
+}
+
+impl Again {
+    /// `reqwest` takes the request by value, so that the copy has to be made beforehand.
+    fn of(request: &mut Request, extensions: &Extensions) -> io::Result<Self> {
+        let Some(body) = extensions.get::<ReplayBody>() else {
+            return Ok(Self { copy: copy(request), body: None });
+        };
+        let first = request.body_mut().take();
+        let copy = copy(request);
+        *request.body_mut() = Some(match first {
+            Some(first) => first,
+            None => (body.0)()?,
+        });
+        Ok(Self { copy, body: Some(body.clone()) })
+    }
+
+    fn request(self, session: &Session) -> std::result::Result<Request, NotReplayed> {
+        let mut request = self.copy.ok_or(NotReplayed::BodyNotReplayable)?;
+        if session.replay_if().is_some_and(|rule| !rule(&request)) {
+            return Err(NotReplayed::RuledOut);
+        }
+        if let Some(body) = self.body {
+            let body = (body.0)().map_err(|error| {
+                tracing::warn!(target: "reqwest_reauth", %error, "no fresh body for the replay");
+                NotReplayed::BodyNotReplayable
+            })?;
+            *request.body_mut() = Some(body);
+        }
+        Ok(request)
+    }
+}
+
+/// `Request::try_clone` costs three allocations for extensions that only a timeout puts there.
+fn copy(request: &Request) -> Option<Request> {
+    if request.body().is_some() || request.timeout().is_some() {
+        return request.try_clone();
+    }
+    let mut copy = Request::new(request.method().clone(), request.url().clone());
+    copy.headers_mut().clone_from(request.headers());
+    *copy.version_mut() = request.version();
+    Some(copy)
+}
+
+/// Put among a request's extensions, makes its body anew when it is sent again: for streams, files and multipart forms.
+///
+/// The request's own body, if it has one, is the first that is sent. Without one, the first is made here too, so that a request
+/// passes through an outer retry that refuses streams.
+///
+/// ```no_run
+/// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
+/// use reqwest_reauth::ReplayBody;
+///
+/// let upload = ReplayBody::try_new(|| Ok(std::fs::read("report.pdf")?.into()));
+/// client.put("https://api.example.com/report").with_extension(upload).send().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct ReplayBody(Arc<dyn Fn() -> io::Result<Body> + Send + Sync>);
+
+impl ReplayBody {
+    /// Bodies from a closure that cannot fail.
+    pub fn new(make: impl Fn() -> Body + Send + Sync + 'static) -> Self {
+        Self::try_new(move || Ok(make()))
+    }
+
+    /// Bodies from a closure that can fail. If it fails when the request is to be sent again, the caller gets the refusal, with
+    /// [`NotReplayed::BodyNotReplayable`] in its [`Outcome`].
+    pub fn try_new(make: impl Fn() -> io::Result<Body> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(make))
+    }
+}
+
+impl fmt::Debug for ReplayBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReplayBody(..)")
+    }
+}

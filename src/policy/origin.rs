@@ -1,0 +1,108 @@
+//! Where a token may go: an origin in the sense of RFC 6454 §4, compared after URL normalisation.
+
+use url::{Host, Url};
+
+use crate::error::{Error, ErrorKind};
+
+/// Scheme, host and port, normalised by the URL parser: lower case, IDN as Punycode, percent-encoding and default ports resolved.
+/// A trailing dot, another spelling of the same machine, or an IPv4 address mapped into IPv6 is another origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    https: bool,
+    host: Box<str>,
+    port: u16,
+}
+
+impl Origin {
+    /// Reads an origin from a URL. Its path counts for nothing.
+    pub(crate) fn parse(text: &str, allow_plain_http: bool) -> Result<Self, Error> {
+        let invalid = |why: &'static str| Error::new(ErrorKind::InvalidConfig, why);
+        let url = Url::parse(text).map_err(|error| Error::new(ErrorKind::InvalidConfig, error))?;
+        if !matches!(url.scheme(), "https" | "http") {
+            return Err(invalid("an origin starts with https:// or http://"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(invalid("an origin has no user name or password"));
+        }
+        if url.scheme() == "http" && !allow_plain_http && !is_loopback(&url) {
+            return Err(invalid("an origin with plain http would show the token to the network"));
+        }
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err(invalid("an origin has a host"));
+        };
+        Ok(Self { https: url.scheme() == "https", host: host.into(), port })
+    }
+
+    /// Whether this URL is of this origin.
+    pub(crate) fn covers(&self, url: &Url) -> bool {
+        let scheme = if self.https { "https" } else { "http" };
+        url.scheme() == scheme && url.port_or_known_default() == Some(self.port) && url.host_str() == Some(&*self.host)
+    }
+}
+
+/// Whether what is sent to this URL stays on the machine: 127.0.0.0/8, `::1`, `localhost` and names below it (RFC 6761 §6.3).
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_compared_after_normalisation() {
+        let table = [
+            ("https://api.example.com", "https://api.example.com/v1?q", true),
+            ("https://api.example.com/base/path", "https://api.example.com/", true),
+            ("https://API.Example.COM", "https://api.example.com:443/", true),
+            ("https://api.example.com:443", "https://API.EXAMPLE.COM", true),
+            ("https://api.example.com", "https://api.example.com:8443/", false),
+            ("https://api.example.com", "http://api.example.com/", false),
+            ("https://api.example.com", "https://api.example.com./", false),
+            ("https://api.example.com", "https://a%70i.example.com/", true),
+            ("https://bücher.example", "https://xn--bcher-kva.example/", true),
+            ("https://api.example.com", "https://api.example.com@evil.example/", false),
+            ("https://api.example.com", "https://evil.example/api.example.com", false),
+            ("https://api.example.com", "https://api.example.com.evil.example/", false),
+            ("http://127.0.0.1:80", "http://127.0.0.1/", true),
+            ("http://127.0.0.1", "http://2130706433/", true),
+            ("http://127.0.0.1", "http://localhost/", false),
+            ("http://127.0.0.1", "http://[::ffff:127.0.0.1]/", false),
+            ("http://[::1]:8080", "http://[0:0::1]:8080/", true),
+            ("https://api.example.com", "ftp://api.example.com:443/", false),
+            ("https://api.example.com", "data:text/plain,x", false),
+        ];
+        for (origin, url, expected) in table {
+            let origin_ = Origin::parse(origin, false).unwrap();
+            assert_eq!(origin_.covers(&Url::parse(url).unwrap()), expected, "{origin} {url}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_safe_origin_is_refused() {
+        for bad in [
+            "",
+            "api.example.com",
+            "ftp://api.example.com",
+            "https://user@api.example.com",
+            "https://:pw@api.example.com",
+            "https://",
+            "http://api.example.com",
+            "http://10.0.0.1",
+            "http://localhost.example.com",
+            "http://notlocalhost",
+            "http://[::ffff:127.0.0.1]",
+        ] {
+            assert_eq!(Origin::parse(bad, false).unwrap_err().kind(), ErrorKind::InvalidConfig, "{bad}");
+        }
+        for good in ["http://localhost:1", "http://api.localhost", "http://127.9.9.9", "http://[::1]"] {
+            assert!(Origin::parse(good, false).is_ok(), "{good}");
+        }
+        assert!(Origin::parse("http://10.0.0.1", true).is_ok());
+    }
+}

@@ -1,0 +1,168 @@
+//! Which answers of the API refuse the token, by status and challenge (RFC 9110 §11.6.1, RFC 6750 §3).
+
+use http::{HeaderMap, StatusCode, header::WWW_AUTHENTICATE};
+use http_auth::ChallengeParser;
+
+/// What the built-in rule says of an answer, and whether the token that was sent has run out by its own expiry. Given to the rule
+/// of [`SessionBuilder::rejected_if`](crate::SessionBuilder::rejected_if).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verdict {
+    /// The built-in rule takes this answer for a refusal of the token.
+    pub refused: bool,
+    /// The token that was sent has run out by its own expiry.
+    pub token_expired: bool,
+}
+
+/// Whether the API refuses the token with this answer.
+///
+/// `brought_token`: the answer carried a new token in the capture header that the session now has, or one newer still.
+pub(crate) fn refuses(status: StatusCode, headers: &HeaderMap, brought_token: bool, token_expired: bool) -> Verdict {
+    let refused = match status {
+        StatusCode::UNAUTHORIZED => {
+            brought_token || {
+                let said = Challenges::read(headers);
+                said.bearer && !said.needs_more
+            }
+        }
+        // Airflow answers a plain 403 to expired tokens, without a challenge.
+        StatusCode::FORBIDDEN => brought_token || token_expired || Challenges::read(headers).invalid_token,
+        _ => false,
+    };
+    Verdict { refused, token_expired }
+}
+
+/// What all challenges of an answer say together.
+#[derive(Debug, Default, PartialEq)]
+struct Challenges {
+    /// A bearer token is asked for. No challenge at all counts as that.
+    bearer: bool,
+    /// A bearer challenge says `invalid_token`.
+    invalid_token: bool,
+    /// A bearer challenge says that the token is good but not enough (RFC 6750 §3.1, RFC 9470 §3).
+    needs_more: bool,
+}
+
+const NEEDS_MORE: [&str; 3] = ["insufficient_scope", "insufficient_user_authentication", "insufficient_claims"];
+
+impl Challenges {
+    fn read(headers: &HeaderMap) -> Self {
+        let unasked = headers.get_all(WWW_AUTHENTICATE).iter().all(|value| value.as_bytes().trim_ascii().is_empty());
+        let mut said = Self { bearer: unasked, ..Self::default() };
+        for value in headers.get_all(WWW_AUTHENTICATE) {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            for challenge in ChallengeParser::new(&text) {
+                match challenge {
+                    Ok(challenge) if challenge.scheme.eq_ignore_ascii_case("Bearer") => {
+                        said.bearer = true;
+                        for (name, value) in &challenge.params {
+                            if name.eq_ignore_ascii_case("error") {
+                                said.hears(&value.to_unescaped());
+                            }
+                        }
+                    }
+                    Ok(_) => {}
+                    // The field is full of challenges that the grammar does not allow.
+                    Err(_) => said.reads_loosely(&text),
+                }
+            }
+        }
+        said
+    }
+
+    fn hears(&mut self, error: &str) {
+        let error = error.trim();
+        self.invalid_token |= error.eq_ignore_ascii_case("invalid_token");
+        self.needs_more |= NEEDS_MORE.iter().any(|code| error.eq_ignore_ascii_case(code));
+    }
+
+    /// `Bearer` as a word outside quotes is a bearer challenge; its error code is any word of the text.
+    fn reads_loosely(&mut self, text: &str) {
+        let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        let outside_quotes = text.split('"').step_by(2);
+        if outside_quotes.flat_map(|part| part.split(|c| !is_word(c))).any(|word| word.eq_ignore_ascii_case("Bearer")) {
+            self.bearer = true;
+            for word in text.split(|c| !is_word(c)) {
+                self.hears(word);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(challenges: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for challenge in challenges {
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(challenge.as_bytes()).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn a_401_is_a_refusal_unless_its_challenges_say_otherwise() {
+        let table: &[(&[&str], bool)] = &[
+            (&[], true),
+            (&["Bearer"], true),
+            (&["bEaReR realm=\"x\""], true),
+            (&["Bearer error=\"invalid_token\""], true),
+            (&["Bearer realm=\"a, b=c\", error=\"invalid_token\", error_description=\"x \\\"y\\\", z\""], true),
+            (&["Basic realm=\"x\""], false),
+            (&["Basic realm=\"Bearer\""], false),
+            (&["Basic realm=\"x, Bearer y\""], false),
+            (&["Basic realm=\"x\", Bearer"], true),
+            (&["Basic realm=\"x\"", "Bearer realm=\"y\""], true),
+            (&["Negotiate", "NTLM"], false),
+            (&["Bearer error=\"insufficient_scope\""], false),
+            (&["Bearer error=insufficient_scope, scope=\"a b\""], false),
+            (&["Bearer ERROR=\"Insufficient_Scope\""], false),
+            (&["Bearer error=\"insufficient_user_authentication\", max_age=\"5\""], false),
+            (&["Bearer error=\"insufficient_claims\""], false),
+            (&["Basic realm=\"x\", Bearer error=\"insufficient_scope\""], false),
+            (&["Bearer error_description=\"insufficient_scope\""], true),
+            (&["Basic error=\"insufficient_scope\", Bearer"], true),
+            (&["Bearer realm=\"unclosed"], true),
+            (&["Bearer error=\"insufficient_scope\", realm=\"unclosed"], false),
+            (&["Bearer eyJ=token68=, error=invalid"], true),
+            (&["Basic realm=\"Bearer, unclosed"], false),
+            (&["b\u{e4}rer, Bearer"], true),
+            (&[""], true),
+        ];
+        for (challenges, expected) in table {
+            let verdict = refuses(StatusCode::UNAUTHORIZED, &headers(challenges), false, false);
+            assert_eq!(verdict.refused, *expected, "{challenges:?}");
+        }
+    }
+
+    #[test]
+    fn a_403_is_a_refusal_only_for_a_reason() {
+        let refused = |challenges: &[&str], brought, expired| {
+            refuses(StatusCode::FORBIDDEN, &headers(challenges), brought, expired).refused
+        };
+        assert!(!refused(&[], false, false));
+        assert!(!refused(&["Bearer"], false, false));
+        assert!(!refused(&["Bearer error=\"insufficient_scope\""], false, false));
+        assert!(!refused(&["Basic error=\"invalid_token\""], false, false));
+        assert!(refused(&["Bearer error=\"invalid_token\""], false, false));
+        assert!(refused(&[], true, false));
+        assert!(refused(&[], false, true));
+        assert!(refused(&["Bearer error=\"insufficient_scope\""], true, false));
+    }
+
+    #[test]
+    fn a_token_beside_a_401_outweighs_its_challenge() {
+        assert!(refuses(StatusCode::UNAUTHORIZED, &headers(&["Basic realm=\"x\""]), true, false).refused);
+    }
+
+    #[test]
+    fn no_other_status_refuses_a_token() {
+        for status in (100..600).filter(|status| !matches!(status, 401 | 403)) {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert!(!refuses(status, &headers(&["Bearer error=\"invalid_token\""]), true, true).refused, "{status}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+use std::{sync::OnceLock, time::Duration};
+
+use arc_swap::ArcSwap;
+use http::HeaderName;
+use reqwest::{Request, Response};
+
+use super::{Inner, RejectedIf, ReplayIf, Session, expiry, state::State, vault::Vault};
+use crate::{
+    error::{Error, ErrorKind},
+    event::{Event, Listeners},
+    policy::{Origin, Verdict},
+    refresher::Refresher,
+    store::TokenStore,
+    token::{Arrival, Tokens},
+};
+
+/// What a request's caller gets when its token was refused and could not be renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnRefreshFailure {
+    /// The typed [`Error`](crate::Error).
+    ReturnError,
+    /// The API's own answer, with the error in its [`Outcome`](crate::Outcome).
+    ReturnResponse,
+}
+
+/// All settings of a [`Session`].
+///
+/// | setting | default |
+/// | --- | --- |
+/// | [`origin`](Self::origin) | none: at least one is required |
+/// | [`refresher`](Self::refresher) | none: tokens come only from the response header and from [`Session::replace_tokens`] |
+/// | [`store`](Self::store) | none: tokens live as long as the process |
+/// | [`capture_header`](Self::capture_header) | `Refreshed-API-Token` |
+/// | [`refresh_ahead`](Self::refresh_ahead) | the last fifth of a token's lifetime, at most 60 s |
+/// | [`cooldown`](Self::cooldown) | 10 s |
+/// | [`flight_timeout`](Self::flight_timeout) | 90 s |
+/// | [`store_timeout`](Self::store_timeout) | 5 s |
+/// | [`on_refresh_failure`](Self::on_refresh_failure) | [`OnRefreshFailure::ReturnError`] |
+/// | [`rejected_if`](Self::rejected_if) | the built-in rule |
+/// | [`replay_if`](Self::replay_if) | every request |
+/// | plain http | only to loopback |
+#[must_use]
+pub struct SessionBuilder {
+    tokens: Tokens,
+    origins: Vec<String>,
+    refresher: Option<Box<dyn Refresher>>,
+    store: Option<Box<dyn TokenStore>>,
+    listeners: Listeners,
+    capture_header: HeaderName,
+    refresh_ahead: Option<Duration>,
+    cooldown: Duration,
+    store_timeout: Duration,
+    flight_timeout: Duration,
+    on_refresh_failure: OnRefreshFailure,
+    rejected_if: Option<RejectedIf>,
+    replay_if: Option<ReplayIf>,
+    allow_plain_http: bool,
+}
+
+impl SessionBuilder {
+    pub(super) fn new(tokens: Tokens) -> Self {
+        Self {
+            tokens,
+            origins: Vec::new(),
+            refresher: None,
+            store: None,
+            listeners: Listeners::default(),
+            capture_header: HeaderName::from_static("refreshed-api-token"),
+            refresh_ahead: None,
+            cooldown: Duration::from_secs(10),
+            store_timeout: Duration::from_secs(5),
+            flight_timeout: Duration::from_secs(90),
+            on_refresh_failure: OnRefreshFailure::ReturnError,
+            rejected_if: None,
+            replay_if: None,
+            allow_plain_http: false,
+        }
+    }
+
+    /// Adds an origin that the token may be sent to: scheme, host and port of this URL, compared after URL normalisation. A path
+    /// counts for nothing. Requests elsewhere carry no token, and nothing is taken from their answers.
+    pub fn origin(mut self, origin: impl AsRef<str>) -> Self {
+        self.origins.push(origin.as_ref().to_owned());
+        self
+    }
+
+    /// How new tokens are brought: [`OAuthRefresh`](crate::OAuthRefresh), [`refresh_with`](crate::refresh_with), or your own.
+    pub fn refresher(mut self, refresher: impl Refresher) -> Self {
+        self.refresher = Some(Box::new(refresher));
+        self
+    }
+
+    /// Where the tokens outlive the process. What the store holds is tried before the tokens that the session was given: it is
+    /// looked into at the first refresh, or at once by [`restore`](Self::restore).
+    pub fn store(mut self, store: impl TokenStore) -> Self {
+        self.store = Some(Box::new(store));
+        self
+    }
+
+    /// Adds a listener for events. It is called on the task that does the work: keep it short. Its panics are caught.
+    pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.listeners.add(listener);
+        self
+    }
+
+    /// The response header that replaces the token. Default: `Refreshed-API-Token` (Airflow's).
+    pub fn capture_header(mut self, name: HeaderName) -> Self {
+        self.capture_header = name;
+        self
+    }
+
+    /// How long before its expiry a token is renewed in the background. Default: the last fifth of its lifetime, at most 60 s. It
+    /// is cut to half the lifetime; zero renews only when the token has ended.
+    pub fn refresh_ahead(mut self, window: Duration) -> Self {
+        self.refresh_ahead = Some(window);
+        self
+    }
+
+    /// How long the token endpoint is let be after a refresh failed. Default: 10 s. A `Retry-After` can make it longer, up to five
+    /// minutes.
+    pub fn cooldown(mut self, pause: Duration) -> Self {
+        self.cooldown = pause;
+        self
+    }
+
+    /// The limit for each load and save. Default: 5 s.
+    pub fn store_timeout(mut self, limit: Duration) -> Self {
+        self.store_timeout = limit;
+        self
+    }
+
+    /// The limit for a whole refresh, whatever the refresher does, the wait for the store's lock included. Default: 90 s.
+    pub fn flight_timeout(mut self, limit: Duration) -> Self {
+        self.flight_timeout = limit;
+        self
+    }
+
+    /// What a caller gets when the token was refused and could not be renewed. Default: the error.
+    pub fn on_refresh_failure(mut self, choice: OnRefreshFailure) -> Self {
+        self.on_refresh_failure = choice;
+        self
+    }
+
+    /// Replaces the rule by which an answer refuses the token. It is given the built-in rule's [`Verdict`], and is asked of every
+    /// answer from the origin that the request was sent to.
+    ///
+    /// ```
+    /// # use reqwest_reauth::{Error, Session, Tokens};
+    /// # fn main() -> Result<(), Error> {
+    /// let session = Session::builder(Tokens::new("t")?)
+    ///     .origin("https://api.example.com")
+    ///     // This API says 419 when the token has ended.
+    ///     .rejected_if(|answer, verdict| verdict.refused || answer.status().as_u16() == 419)
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn rejected_if(mut self, rule: impl Fn(&Response, Verdict) -> bool + Send + Sync + 'static) -> Self {
+        self.rejected_if = Some(Box::new(rule));
+        self
+    }
+
+    /// Which requests may be sent again after a refusal. Default: all, since a refused request was not executed.
+    pub fn replay_if(mut self, rule: impl Fn(&Request) -> bool + Send + Sync + 'static) -> Self {
+        self.replay_if = Some(Box::new(rule));
+        self
+    }
+
+    /// Allows origins with plain http beyond loopback: everybody on the way can read the token.
+    pub fn allow_plain_http(mut self) -> Self {
+        self.allow_plain_http = true;
+        self
+    }
+
+    /// Builds the session. A store is not looked into before the first refresh.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig): no origin, one that is no http(s) URL, has a user name, or is plain http; or
+    /// the refresher's settings cannot work.
+    pub fn build(self) -> Result<Session, Error> {
+        if self.origins.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidConfig, "a session needs at least one origin"));
+        }
+        let origins: Result<_, _> = self.origins.iter().map(|text| Origin::parse(text, self.allow_plain_http)).collect();
+        if let Some(refresher) = &self.refresher {
+            refresher.check()?;
+        }
+        let lifetime = self.tokens.lifetime(Arrival::Handed);
+        let due = lifetime.map(|lifetime| expiry::due(lifetime, self.refresh_ahead, fastrand::f64()));
+        let given = self.tokens.refresh_token().cloned();
+        let session = Session(std::sync::Arc::new(Inner {
+            current: ArcSwap::from_pointee(State::new(&self.tokens, lifetime, due)),
+            writer: std::sync::Mutex::new(()),
+            subscribers: OnceLock::new(),
+            turn: tokio::sync::Mutex::new(()),
+            origins: origins?,
+            refresher: self.refresher,
+            vault: self.store.map(|store| Box::new(Vault::new(store, self.store_timeout, given))),
+            listeners: self.listeners,
+            capture_header: self.capture_header,
+            refresh_ahead: self.refresh_ahead,
+            cooldown: self.cooldown,
+            flight_timeout: self.flight_timeout,
+            on_refresh_failure: self.on_refresh_failure,
+            rejected_if: self.rejected_if,
+            replay_if: self.replay_if,
+        }));
+        // Works out whether it can be renewed.
+        session.update(|_| ());
+        Ok(session)
+    }
+
+    /// Builds the session with what the store holds, so that the first request has the stored access token.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build); [`Store`](ErrorKind::Store) when the store fails and the session was given no token to go on
+    /// with. Otherwise a failing store is an [`Event::StoreFailed`].
+    pub async fn restore(self) -> Result<Session, Error> {
+        let session = self.build()?;
+        if let Some(vault) = &session.0.vault {
+            match vault.open().await {
+                Ok(Some(stored)) => session.adopt(&stored),
+                Ok(None) => {}
+                Err(error) if session.load().has_tokens() => session.emit(&Event::StoreFailed { error }),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(session)
+    }
+}
+
+impl Session {
+    /// Goes on with what the store holds.
+    fn adopt(&self, stored: &Tokens) {
+        let lifetime = stored.lifetime(Arrival::Handed);
+        let state = self.load();
+        if self.land(state.epoch, stored, lifetime, Arrival::Handed).is_some()
+            && let Some(vault) = &self.0.vault
+        {
+            vault.adopted(stored);
+        }
+    }
+}
+
+impl std::fmt::Debug for SessionBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionBuilder").field("tokens", &self.tokens).finish_non_exhaustive()
+    }
+}

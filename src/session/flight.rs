@@ -1,0 +1,320 @@
+//! One refresh at a time, for everyone who waits.
+//!
+//! A flight is a task of its own. It belongs to the session and not to the request that started it: when every caller is dropped
+//! it goes on, since the token endpoint may have spent the refresh token already.
+
+use std::{
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use http::StatusCode;
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+    time::timeout,
+};
+
+use super::{Session, vault::Look};
+use crate::{
+    error::{Error, ErrorKind},
+    event::Event,
+    refresher::{Flight, FlightLog, Refresher},
+    store::StoreLock,
+    token::{Arrival, RefreshToken, Tokens},
+};
+
+/// Where a flight and those who wait for it meet.
+pub(crate) struct Cell {
+    outcome: watch::Sender<Option<Result<(), Error>>>,
+    /// Of the session's state when it began.
+    epoch: u64,
+    /// The generation to be renewed.
+    generation: u64,
+    /// The user has spoken: what the flight brings is not wanted any more.
+    overtaken: Notify,
+    /// The store's lock, while the flight has it: the session's own saves use it.
+    lock: Mutex<Option<StoreLock>>,
+}
+
+impl Cell {
+    pub(super) fn new(epoch: u64, generation: u64) -> Self {
+        Self { outcome: watch::Sender::new(None), epoch, generation, overtaken: Notify::new(), lock: Mutex::default() }
+    }
+
+    /// Frees those who wait, unless they are free already.
+    pub(super) fn resolve(&self, outcome: Result<(), Error>) {
+        self.outcome.send_if_modified(|slot| {
+            let first = slot.is_none();
+            if first {
+                *slot = Some(outcome);
+            }
+            first
+        });
+    }
+
+    /// The user's word overtakes the flight: whoever waits goes on with it, and the call is given up.
+    pub(super) fn overtake(&self, outcome: Result<(), Error>) {
+        self.resolve(outcome);
+        self.overtaken.notify_one();
+    }
+
+    /// The flight's outcome. Whoever leads it, on whichever runtime: a flight that dies resolves too.
+    pub(super) async fn wait(&self) -> Result<(), Error> {
+        let mut outcome = self.outcome.subscribe();
+        let outcome = outcome.wait_for(Option::is_some).await;
+        outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(broken_off()))
+    }
+
+    /// A share of the store's lock, if the flight has it.
+    pub(super) fn lock(&self) -> Option<StoreLock> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(StoreLock::share)
+    }
+
+    fn set_lock(&self, lock: Option<StoreLock>) {
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = lock;
+    }
+}
+
+/// Takes a flight off. Without a runtime to run it, it ends at once.
+pub(super) fn launch(session: &Session, cell: Arc<Cell>) {
+    let guard = Guard { session: session.clone(), cell };
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(fly(guard));
+    }
+}
+
+/// Clears the session's slot and frees the waiters when a flight ends, also when its runtime is shut down under it.
+struct Guard {
+    session: Session,
+    cell: Arc<Cell>,
+}
+
+impl Guard {
+    fn finish(&self, outcome: Result<(), Error>) {
+        let Self { session, cell } = self;
+        session.end_flight(cell, outcome.as_ref().err());
+        cell.set_lock(None);
+        if let Err(error) = &outcome
+            && session.is_current(cell.epoch)
+        {
+            session.emit(&Event::RefreshFailed { error: error.clone() });
+        }
+        cell.resolve(outcome);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.cell.outcome.borrow().is_none() {
+            self.finish(Err(broken_off()));
+        }
+        self.session.end_flight(&self.cell, None);
+        self.cell.set_lock(None);
+    }
+}
+
+async fn fly(guard: Guard) {
+    let Guard { session, cell } = &guard;
+    let inner = &*session.0;
+    let mut turn = None;
+    let log = Arc::new(Log { session: session.clone(), cell: Arc::clone(cell), asked: Mutex::new(session.load().tokens()) });
+    let waits_for_lock = std::sync::atomic::AtomicBool::new(false);
+    let obtained = timeout(inner.flight_timeout, async {
+        // A flight that was overtaken may still be winding up. Never two calls at once.
+        turn = Some(inner.turn.lock().await);
+        session.emit(&Event::RefreshStarted { generation: cell.generation });
+        tokio::select! {
+            biased;
+            () = cell.overtaken.notified() => Err(overtaken()),
+            obtained = unwound(obtain(session, cell, &log, &waits_for_lock)) => {
+                obtained.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "the refresher panicked")))
+            }
+        }
+    })
+    .await;
+    let outcome = match obtained {
+        Ok(Ok(brought)) => brought.bring(session, cell, &log).await,
+        Ok(Err(error)) => Err(error),
+        Err(_) if waits_for_lock.into_inner() => Err(Error::new(ErrorKind::Store, "the store's lock was not free in time")),
+        Err(_) => Err(Error::new(ErrorKind::Unavailable, "the refresh took longer than the flight timeout")),
+    };
+    guard.finish(outcome);
+    drop(turn);
+    session.save_what_is_left();
+}
+
+/// New tokens, and where they come from.
+enum Brought {
+    /// Another process stored them since this session last looked.
+    Stored(Tokens),
+    /// The token endpoint issued them.
+    Issued { tokens: Tokens, attempts: u32 },
+}
+
+/// Lock, load, adopt if somebody else has been there, else ask the token endpoint.
+async fn obtain(
+    session: &Session,
+    cell: &Cell,
+    log: &Arc<Log>,
+    waits_for_lock: &std::sync::atomic::AtomicBool,
+) -> Result<Brought, Error> {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    let Some(refresher) = &session.0.refresher else {
+        return Err(super::state::no_token());
+    };
+    let Some(vault) = &session.0.vault else {
+        return ask(&**refresher, log).await;
+    };
+    waits_for_lock.store(true, Relaxed);
+    match vault.lock().await {
+        Ok(lock) => cell.set_lock(Some(lock)),
+        Err(error) => session.emit(&Event::StoreFailed { error }),
+    }
+    waits_for_lock.store(false, Relaxed);
+
+    let mut tried: Vec<RefreshToken> = Vec::new();
+    let mut look = vault.look(session).await;
+    if matches!(look, Look::Same) && vault.has_unsaved() {
+        // The last save failed: what it should have kept must be safe before it is spent.
+        session.save_under(cell.lock(), &log.tokens()).await;
+    }
+    loop {
+        if let Look::Changed(theirs) = look {
+            if session.can_use(&theirs) {
+                return Ok(Brought::Stored(theirs));
+            }
+            if let Some(refresh) = theirs.refresh_token().filter(|refresh| !tried.contains(refresh)) {
+                // Kept at once: whatever becomes of this flight, the session's own is the older one.
+                vault.borrow(refresh);
+                log.ask_with(refresh.clone());
+                drop(session.keep_refresh(cell.epoch, refresh.clone()));
+            }
+        }
+        let asked = log.tokens().refresh_token().cloned();
+        let error = match ask(&**refresher, log).await {
+            Err(error) if error.kind() == ErrorKind::LoginRequired => error,
+            other => return other,
+        };
+        let borrowed = asked.as_ref().is_some_and(|asked| vault.is_borrowed(asked));
+        tried.extend(asked);
+        // Before a grant is believed dead: somebody else may have renewed it, or the session has another one.
+        look = vault.look(session).await;
+        let theirs = matches!(&look, Look::Changed(theirs) if session.can_use(theirs)
+            || theirs.refresh_token().is_some_and(|refresh| !tried.contains(refresh)));
+        if !theirs {
+            match vault.given().filter(|own| !tried.contains(own)) {
+                Some(own) => log.ask_with(own),
+                // A process that died may have spent it without leaving a trace.
+                None if borrowed && !error.nothing_to_ask_with() => return Err(error.with_possibly_consumed()),
+                None => return Err(error),
+            }
+            look = Look::Same;
+        }
+    }
+}
+
+async fn ask(refresher: &dyn Refresher, log: &Arc<Log>) -> Result<Brought, Error> {
+    if !super::can_refresh(refresher, &log.tokens()) {
+        return Err(super::state::no_token());
+    }
+    let flight = Flight::new(Arc::clone(log) as Arc<dyn FlightLog>);
+    match refresher.refresh(&flight).await {
+        Ok(tokens) => Ok(Brought::Issued { tokens, attempts: flight.attempts() }),
+        Err(error) if error.attempts() == 0 && !error.nothing_to_ask_with() => Err(error.with_attempts(flight.attempts())),
+        Err(error) => Err(error),
+    }
+}
+
+impl Brought {
+    /// Saves, then makes visible. Not bounded by the flight's time limit: what is here must not be lost.
+    async fn bring(self, session: &Session, cell: &Cell, log: &Log) -> Result<(), Error> {
+        let (mut tokens, attempts, arrival) = match self {
+            Brought::Stored(tokens) => (tokens, 0, Arrival::Handed),
+            Brought::Issued { tokens, attempts } => (tokens, attempts, Arrival::Issued),
+        };
+        if tokens.access_token().is_none() {
+            if let Some(refresh) = tokens.refresh_token() {
+                log.keep(refresh.clone()).await;
+            }
+            return Err(Error::new(ErrorKind::BadResponse, "the refresher brought no access token").with_attempts(attempts));
+        }
+        if tokens.refresh_token().is_none() {
+            tokens.set_refresh(log.tokens().refresh_token().cloned());
+        }
+        let lifetime = tokens.lifetime(arrival);
+        let tokens = tokens.with_lifetime(lifetime);
+        if attempts > 0 && session.is_current(cell.epoch) {
+            if let Some(vault) = &session.0.vault {
+                vault.forget_given();
+            }
+            session.save_under(cell.lock(), &tokens).await;
+        }
+        let Some(generation) = session.land(cell.epoch, &tokens, lifetime, arrival) else {
+            return Err(overtaken());
+        };
+        if attempts == 0
+            && let Some(vault) = &session.0.vault
+        {
+            vault.adopted(&tokens);
+        }
+        session.emit(&Event::Refreshed { generation, attempts });
+        Ok(())
+    }
+}
+
+/// The session's end of a [`Flight`].
+struct Log {
+    session: Session,
+    cell: Arc<Cell>,
+    asked: Mutex<Tokens>,
+}
+
+impl Log {
+    /// Goes on with this refresh token.
+    fn ask_with(&self, refresh: RefreshToken) {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).set_refresh(Some(refresh));
+    }
+}
+
+#[async_trait]
+impl FlightLog for Log {
+    fn tokens(&self) -> Tokens {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
+        self.session.emit(&Event::RefreshRetrying { attempt: failed_attempt, delay, status });
+    }
+
+    async fn keep(&self, refresh_token: RefreshToken) {
+        self.ask_with(refresh_token.clone());
+        if let Some(tokens) = self.session.keep_refresh(self.cell.epoch, refresh_token) {
+            self.session.save_under(self.cell.lock(), &tokens).await;
+        }
+    }
+}
+
+fn broken_off() -> Error {
+    Error::new(ErrorKind::Internal, "the runtime that ran the refresh is gone")
+}
+
+fn overtaken() -> Error {
+    Error::new(ErrorKind::Internal, "the tokens were replaced during the refresh")
+}
+
+/// `None` if the future panicked.
+async fn unwound<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Some),
+        Err(_) => Poll::Ready(None),
+    })
+    .await
+}

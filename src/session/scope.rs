@@ -1,0 +1,83 @@
+//! The task's session: a value in `task-local-extensions`, put there for the length of each poll and no longer.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use task_local_extensions::{get_local_item, set_local_item};
+
+use super::Session;
+
+/// The item in the task's extensions. They cannot forget an item, so that no session is `None`.
+#[derive(Clone)]
+struct Scoped(Option<Session>);
+
+impl Session {
+    /// Makes this the task's session while `future` runs, for clients made with
+    /// [`with_scoped_sessions`](crate::ClientBuilderExt::with_scoped_sessions).
+    ///
+    /// It holds for this future alone: not for other tasks on the same thread, and not for what the future gives to
+    /// `tokio::spawn`, which starts a task of its own. There, scope the spawned future too:
+    ///
+    /// ```
+    /// # use reqwest_reauth::{Error, Session, Tokens};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let session = Session::builder(Tokens::new("t")?).origin("https://api.example.com").build()?;
+    /// session.scope(async {
+    ///     let here = Session::current().expect("we are in a scope");
+    ///     tokio::spawn(here.scope(async { assert!(Session::current().is_some()) })).await.unwrap();
+    /// }).await;
+    /// assert!(Session::current().is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Scopes nest: the inner one holds while it runs. Items that others keep in `task-local-extensions` stay visible.
+    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        let session = self.clone();
+        async move {
+            let mut future = pin!(future);
+            poll_fn(|context| {
+                let _restore = Restore::entering(&session);
+                future.as_mut().poll(context)
+            })
+            .await
+        }
+    }
+
+    /// The session of the innermost [`scope`](Self::scope) that is running on this task.
+    pub fn current() -> Option<Session> {
+        now(get_local_item::<Scoped>()).flatten().and_then(|scoped| scoped.0)
+    }
+}
+
+/// Puts back, at the end of each poll and also when it panics, what was there before: the next task on this thread must never
+/// find this one's session.
+struct Restore {
+    outer: Option<Session>,
+}
+
+impl Restore {
+    fn entering(session: &Session) -> Self {
+        let outer = Session::current();
+        now(set_local_item(Scoped(Some(session.clone()))));
+        Self { outer }
+    }
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        now(set_local_item(Scoped(self.outer.take())));
+    }
+}
+
+/// The functions of `task-local-extensions` are `async` and never wait.
+fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}

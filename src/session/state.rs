@@ -1,0 +1,361 @@
+//! What a session knows, and how it changes: pure transitions, no I/O, no await.
+//!
+//! A [`State`] is immutable once published: requests read it with one atomic load, writers publish a changed copy.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::flight::Cell;
+use crate::{
+    error::{Error, ErrorKind},
+    token::{AccessToken, Lifetime, RefreshToken, Tokens},
+};
+
+/// The longest that a token endpoint can ask a session to cool down.
+const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
+
+/// What a session is doing. See [`Session::state`](super::Session::state).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionState {
+    /// It has a token, or can get one.
+    Active,
+    /// A refresh is under way.
+    Refreshing,
+    /// A refresh has failed, and the session lets the token endpoint be for a while.
+    CoolingDown,
+    /// There is no token and no way to get one but [`Session::replace_tokens`](super::Session::replace_tokens).
+    LoginRequired,
+    /// The session was closed.
+    Closed,
+}
+
+#[derive(Clone)]
+pub(crate) struct State {
+    /// Rises each time the access token changes.
+    pub(super) generation: u64,
+    /// Rises with each word of the user (`replace_tokens`, `clear`): what a flight of an earlier epoch brings is dropped.
+    pub(super) epoch: u64,
+    pub(super) access: Option<AccessToken>,
+    pub(super) refresh: Option<RefreshToken>,
+    pub(super) lifetime: Option<Lifetime>,
+    /// When renewal ahead of expiry begins.
+    pub(super) due: Option<Instant>,
+    /// Whether there is something to renew with.
+    pub(super) renewable: bool,
+    /// The API refused the present generation.
+    pub(super) refused: bool,
+    /// Until when a token that the token endpoint issued, and that no answer has accepted yet, is not renewed again.
+    pub(super) probation: Option<Instant>,
+    /// Until when a token that was expired on arrival is not renewed again for that reason.
+    pub(super) expiry_pause: Option<Instant>,
+    pub(super) phase: Phase,
+    pub(super) flight: Option<Arc<Cell>>,
+}
+
+#[derive(Clone)]
+pub(super) enum Phase {
+    Open,
+    LoginRequired(Error),
+    CoolingDown { until: Instant, cause: Error },
+    Closed,
+}
+
+/// What a request, or the user, is to do next.
+pub(super) enum Step {
+    /// Go on with what there is: send the request, or hand the answer through.
+    Go,
+    /// Go on, and renew in the background.
+    GoAndRenew,
+    /// Wait for the flight, which begins if none is under way.
+    Wait,
+    /// Give up.
+    Fail(Error),
+}
+
+/// What became of a captured token.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Captured {
+    Adopted { generation: u64 },
+    Unchanged,
+    Superseded,
+}
+
+impl State {
+    pub(super) fn new(tokens: &Tokens, lifetime: Option<Lifetime>, due: Option<Instant>) -> Self {
+        Self {
+            generation: 1,
+            epoch: 0,
+            access: tokens.access_token().cloned(),
+            refresh: tokens.refresh_token().cloned(),
+            lifetime,
+            due,
+            renewable: false,
+            refused: false,
+            probation: None,
+            expiry_pause: None,
+            phase: Phase::Open,
+            flight: None,
+        }
+    }
+
+    // ---- what a request asks
+
+    /// Whether a request may be sent without a further question, as almost all may. `now` is asked only where time matters.
+    pub(crate) fn is_quiet(&self, now: impl FnOnce() -> Instant) -> bool {
+        if !matches!(self.phase, Phase::Open) || self.access.is_none() || self.flight.is_some() {
+            return false;
+        }
+        match self.due {
+            Some(due) if self.renewable => now() < due,
+            _ => true,
+        }
+    }
+
+    /// Before a request is sent. A request whose token is still good does not wait, whoever asked for a flight, unless the API
+    /// has refused that token.
+    pub(super) fn before_sending(&self, now: Instant) -> Step {
+        if let Phase::Closed = self.phase {
+            return Step::Fail(Error::of(ErrorKind::Closed));
+        }
+        if self.access.is_none() {
+            return self.step_without_token(now);
+        }
+        if !self.is_expired(now) {
+            return match self.flight {
+                Some(_) if self.refused => Step::Wait,
+                None if self.is_due(now) && self.may_renew(now) => Step::GoAndRenew,
+                _ => Step::Go,
+            };
+        }
+        match &self.phase {
+            _ if self.flight.is_some() => Step::Wait,
+            _ if !self.renewable => Step::Go,
+            Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
+            Phase::CoolingDown { until, cause } if now < *until => {
+                if cause.nothing_to_ask_with() {
+                    Step::Go
+                } else {
+                    Step::Fail(cooling_down(cause))
+                }
+            }
+            _ if self.expiry_pause.is_some_and(|until| now < until) => Step::Go,
+            _ => Step::Wait,
+        }
+    }
+
+    fn step_without_token(&self, now: Instant) -> Step {
+        match &self.phase {
+            Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
+            _ if self.flight.is_some() => Step::Wait,
+            Phase::CoolingDown { until, cause } if now < *until => {
+                Step::Fail(if cause.nothing_to_ask_with() { cause.clone() } else { cooling_down(cause) })
+            }
+            _ if self.renewable => Step::Wait,
+            _ => Step::Fail(no_token()),
+        }
+    }
+
+    /// After the API refused a token of generation `sent`.
+    pub(super) fn after_refusal(&self, sent: u64, now: Instant) -> Step {
+        match &self.phase {
+            Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
+            Phase::LoginRequired(cause) if self.access.is_none() => Step::Fail(cause.clone()),
+            _ if self.generation != sent => Step::Go,
+            _ if self.flight.is_some() => Step::Wait,
+            _ if !self.renewable => Step::Go,
+            Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
+            Phase::CoolingDown { until, cause } if now < *until => {
+                if cause.nothing_to_ask_with() {
+                    Step::Go
+                } else {
+                    Step::Fail(cooling_down(cause))
+                }
+            }
+            _ if self.probation.is_some_and(|until| now < until) => Step::Go,
+            _ => Step::Wait,
+        }
+    }
+
+    /// When the user asks for a refresh, whatever the token's state and the cool-down.
+    pub(super) fn on_demand(&self) -> Step {
+        match &self.phase {
+            Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
+            Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
+            _ if self.flight.is_some() || self.renewable => Step::Wait,
+            _ => Step::Fail(no_token()),
+        }
+    }
+
+    /// What [`Authorize`](crate::Authorize) signs with.
+    pub(crate) fn token_to_send(&self) -> Result<&AccessToken, Error> {
+        match (&self.phase, &self.access) {
+            (Phase::Closed, _) => Err(Error::of(ErrorKind::Closed)),
+            (_, Some(access)) => Ok(access),
+            (Phase::LoginRequired(cause), None) => Err(cause.clone()),
+            (_, None) => Err(no_token()),
+        }
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether the token endpoint issued the token and no answer has accepted it yet.
+    pub(crate) fn is_on_probation(&self) -> bool {
+        self.probation.is_some()
+    }
+
+    /// Whether a request that was refused with `other` has a token to be sent again with.
+    pub(crate) fn has_newer_token_than(&self, other: &Self) -> bool {
+        self.generation != other.generation && self.access != other.access
+    }
+
+    pub(crate) fn is_expired(&self, now: Instant) -> bool {
+        self.lifetime.is_some_and(|lifetime| lifetime.until <= now)
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| due <= now)
+    }
+
+    /// Whether a flight that nobody waits for may begin.
+    fn may_renew(&self, now: Instant) -> bool {
+        let allowed = match &self.phase {
+            Phase::Open => true,
+            Phase::CoolingDown { until, .. } => *until <= now,
+            Phase::LoginRequired(_) | Phase::Closed => false,
+        };
+        self.renewable && allowed && self.expiry_pause.is_none_or(|until| until <= now)
+    }
+
+    /// What [`Session::state`](super::Session::state) says. Worked out when asked: a cool-down that is over is none.
+    pub(super) fn public(&self, now: Instant) -> SessionState {
+        match &self.phase {
+            Phase::Closed => SessionState::Closed,
+            _ if self.flight.is_some() => SessionState::Refreshing,
+            Phase::LoginRequired(_) => SessionState::LoginRequired,
+            Phase::CoolingDown { until, .. } if now < *until => SessionState::CoolingDown,
+            _ if self.access.is_none() && !self.renewable => SessionState::LoginRequired,
+            _ => SessionState::Active,
+        }
+    }
+
+    /// Whether any token is left.
+    pub(super) fn has_tokens(&self) -> bool {
+        self.access.is_some() || self.refresh.is_some()
+    }
+
+    pub(super) fn tokens(&self) -> Tokens {
+        Tokens::of(self.access.clone(), self.refresh.clone()).with_lifetime(self.lifetime)
+    }
+
+    // ---- what changes it
+
+    /// A token from an answer to a request that was sent with generation `sent`. Late answers never undo a newer token.
+    pub(super) fn capture(
+        &mut self,
+        sent: u64,
+        token: &AccessToken,
+        lifetime: Option<Lifetime>,
+        due: Option<Instant>,
+    ) -> Captured {
+        if self.access.as_ref() == Some(token) {
+            return Captured::Unchanged;
+        }
+        if self.generation != sent || matches!(self.phase, Phase::Closed) {
+            return Captured::Superseded;
+        }
+        self.set_access(Some(token.clone()), lifetime, due);
+        Captured::Adopted { generation: self.generation }
+    }
+
+    /// What a flight brought. `probation`: until when the token is on trial, if the token endpoint issued it.
+    pub(super) fn land(
+        &mut self,
+        tokens: &Tokens,
+        lifetime: Option<Lifetime>,
+        due: Option<Instant>,
+        probation: Option<Instant>,
+        expiry_pause: Option<Instant>,
+    ) {
+        if let Some(access) = tokens.access_token() {
+            self.set_access(Some(access.clone()), lifetime, due);
+        }
+        if let Some(refresh) = tokens.refresh_token() {
+            self.refresh = Some(refresh.clone());
+        }
+        self.refused = false;
+        self.probation = probation;
+        self.expiry_pause = expiry_pause.filter(|_| lifetime.is_some_and(|lifetime| lifetime.until <= lifetime.from));
+        if !matches!(self.phase, Phase::Closed) {
+            self.phase = Phase::Open;
+        }
+    }
+
+    /// What a flight that brought nothing leaves behind.
+    pub(super) fn fail(&mut self, error: &Error, now: Instant, cooldown: Duration) {
+        if matches!(self.phase, Phase::Closed) {
+            return;
+        }
+        self.phase = match error.kind() {
+            ErrorKind::LoginRequired if !error.nothing_to_ask_with() => Phase::LoginRequired(error.clone()),
+            // Nothing is known of the token endpoint: the next request may try.
+            ErrorKind::Internal => Phase::Open,
+            _ => {
+                let asked = error.retry_after().unwrap_or_default().min(LONGEST_COOLDOWN);
+                let until = now.checked_add(cooldown.max(asked)).unwrap_or(now + LONGEST_COOLDOWN);
+                Phase::CoolingDown { until, cause: error.clone() }
+            }
+        };
+    }
+
+    /// A new login. Gives back the flight that it overtakes.
+    pub(super) fn replace(&mut self, tokens: &Tokens, lifetime: Option<Lifetime>, due: Option<Instant>) -> Option<Arc<Cell>> {
+        self.set_access(tokens.access_token().cloned(), lifetime, due);
+        self.refresh = tokens.refresh_token().cloned();
+        self.epoch += 1;
+        self.expiry_pause = None;
+        self.phase = Phase::Open;
+        self.flight.take()
+    }
+
+    /// A logout. Gives back the flight that it overtakes.
+    pub(super) fn clear(&mut self) -> Option<Arc<Cell>> {
+        let overtaken = self.replace(&Tokens::empty(), None, None);
+        self.phase = Phase::LoginRequired(logged_out());
+        overtaken
+    }
+
+    fn set_access(&mut self, access: Option<AccessToken>, lifetime: Option<Lifetime>, due: Option<Instant>) {
+        if self.access != access {
+            self.generation += 1;
+            self.refused = false;
+            self.access = access;
+        }
+        self.lifetime = lifetime;
+        self.due = due;
+        self.probation = None;
+    }
+}
+
+pub(super) fn no_token() -> Error {
+    Error::new(ErrorKind::LoginRequired, "there is no token, and nothing to ask for one with").with_nothing_to_ask_with()
+}
+
+/// Unlike [`no_token`] it is not passed over for the sake of a refused answer.
+pub(super) fn logged_out() -> Error {
+    Error::new(ErrorKind::LoginRequired, "the session was cleared")
+}
+
+fn cooling_down(cause: &Error) -> Error {
+    let mut error = Error::new(ErrorKind::CoolingDown, cause.clone());
+    if let Some(status) = cause.status() {
+        error = error.with_status(status);
+    }
+    if let Some(wait) = cause.retry_after() {
+        error = error.with_retry_after(wait);
+    }
+    error
+}

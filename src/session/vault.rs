@@ -1,0 +1,341 @@
+//! A session's dealings with its store: what was seen there last, and what is still to be saved.
+//!
+//! Every save is made under the store's lock and after a load, so that a refresh token that another process has rotated is never
+//! put back. The store's lock is never waited for while `saving` is held.
+
+use std::{
+    future::Future,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex as AsyncMutex, watch},
+    time::timeout,
+};
+
+use super::Session;
+use crate::{
+    error::{Error, ErrorKind},
+    event::Event,
+    store::{StoreLock, TokenStore},
+    token::{RefreshToken, Tokens},
+};
+
+pub(super) struct Vault {
+    store: Box<dyn TokenStore>,
+    limit: Duration,
+    memory: Mutex<Memory>,
+    /// One save at a time.
+    saving: AsyncMutex<()>,
+    /// Savers in the background.
+    savers: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// What the store held when this session last looked or saved.
+    seen: Option<Tokens>,
+    /// A save failed: this is what it should have kept.
+    unsaved: Option<Tokens>,
+    /// The refresh token came from the store, so that another process may have spent it.
+    borrowed: Option<RefreshToken>,
+    /// The refresh token that the session was given, as long as it has been neither stored nor spent.
+    given: Option<RefreshToken>,
+    /// A capture waits to be saved.
+    dirty: bool,
+    /// A saver is at work, or will be.
+    saver: bool,
+}
+
+/// What a look into the store shows.
+pub(super) enum Look {
+    /// Nothing that this session does not know.
+    Same,
+    /// What somebody else has stored since.
+    Changed(Tokens),
+}
+
+impl Vault {
+    pub(super) fn new(store: Box<dyn TokenStore>, limit: Duration, given: Option<RefreshToken>) -> Self {
+        let memory = Mutex::new(Memory { given, ..Memory::default() });
+        Self { store, limit, memory, saving: AsyncMutex::new(()), savers: watch::Sender::new(0) }
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the store's lock. Not bounded here: the flight is.
+    pub(super) async fn lock(&self) -> Result<StoreLock, Error> {
+        self.store.lock().await
+    }
+
+    async fn load(&self) -> Result<Option<Tokens>, Error> {
+        self.bounded(self.store.load()).await
+    }
+
+    async fn bounded<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        match timeout(self.limit, work).await {
+            Ok(done) => done,
+            Err(_) => Err(Error::new(ErrorKind::Store, "the store did not answer in time")),
+        }
+    }
+
+    /// Looks into the store. One that fails is passed over with an event.
+    pub(super) async fn look(&self, session: &Session) -> Look {
+        match self.load().await {
+            Ok(Some(found)) => self.compare(found, &session.load().tokens()),
+            Ok(None) => Look::Same,
+            Err(error) => {
+                session.emit(&Event::StoreFailed { error });
+                Look::Same
+            }
+        }
+    }
+
+    fn compare(&self, found: Tokens, own: &Tokens) -> Look {
+        let mut memory = self.memory();
+        let known = memory.seen.as_ref().is_some_and(|seen| seen.same_as(&found));
+        if memory.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(&found)) {
+            // The save that seemed to fail was made all the same.
+            memory.unsaved = None;
+            memory.seen = Some(found);
+            return Look::Same;
+        }
+        memory.seen = Some(found.clone());
+        if memory.given.as_ref() == found.refresh_token() {
+            memory.given = None;
+        }
+        if known || found.same_as(own) {
+            return Look::Same;
+        }
+        memory.unsaved = None;
+        Look::Changed(found)
+    }
+
+    /// What the store holds at the start, for [`SessionBuilder::restore`](super::SessionBuilder::restore).
+    pub(super) async fn open(&self) -> Result<Option<Tokens>, Error> {
+        let found = self.load().await?;
+        let mut memory = self.memory();
+        memory.seen.clone_from(&found);
+        if memory.given.as_ref() == found.as_ref().and_then(Tokens::refresh_token) {
+            memory.given = None;
+        }
+        drop(memory);
+        Ok(found)
+    }
+
+    /// Takes down that the session goes on with a refresh token from the store.
+    pub(super) fn borrow(&self, refresh: &RefreshToken) {
+        self.memory().borrowed = Some(refresh.clone());
+    }
+
+    /// The refresh token to fall back on when the one from the store is dead.
+    pub(super) fn given(&self) -> Option<RefreshToken> {
+        self.memory().given.clone()
+    }
+
+    /// The login is alive: what the session was given is spent, or not needed.
+    pub(super) fn forget_given(&self) {
+        self.memory().given = None;
+    }
+
+    pub(super) fn is_borrowed(&self, refresh: &RefreshToken) -> bool {
+        self.memory().borrowed.as_ref() == Some(refresh)
+    }
+
+    pub(super) fn has_unsaved(&self) -> bool {
+        self.memory().unsaved.is_some()
+    }
+
+    /// The session now has these tokens from the store.
+    pub(super) fn adopted(&self, tokens: &Tokens) {
+        let mut memory = self.memory();
+        memory.unsaved = None;
+        memory.dirty = false;
+        memory.borrowed = tokens.refresh_token().cloned();
+    }
+
+    /// Saves and takes down the result.
+    async fn save(&self, session: &Session, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+        let saved = self.bounded(self.store.save(lock, tokens)).await;
+        let mut memory = self.memory();
+        match &saved {
+            Ok(()) => {
+                if memory.borrowed.as_ref() != tokens.refresh_token() {
+                    memory.borrowed = None;
+                }
+                memory.given = None;
+                memory.seen = Some(tokens.clone());
+                memory.unsaved = None;
+            }
+            Err(error) => {
+                memory.unsaved = Some(tokens.clone());
+                drop(memory);
+                session.emit(&Event::StoreFailed { error: error.clone() });
+            }
+        }
+        saved
+    }
+
+    /// Waits until no saver is at work.
+    pub(super) async fn settled(&self) {
+        let _ = self.savers.subscribe().wait_for(|savers| *savers == 0).await;
+    }
+}
+
+impl Session {
+    /// Saves what a flight brought, under its lock. It has looked already.
+    pub(super) async fn save_under(&self, lock: Option<StoreLock>, tokens: &Tokens) {
+        let Some(vault) = &self.0.vault else { return };
+        let lock = match lock {
+            Some(lock) => lock,
+            None => match vault.bounded(vault.store.lock()).await {
+                Ok(lock) => lock,
+                Err(error) => {
+                    vault.memory().unsaved = Some(tokens.clone());
+                    return self.emit(&Event::StoreFailed { error });
+                }
+            },
+        };
+        let _one = vault.saving.lock().await;
+        let _ = vault.save(self, &lock, tokens).await;
+    }
+
+    /// Saves a captured token behind the request.
+    pub(super) fn save_soon(&self) {
+        let Some(vault) = &self.0.vault else { return };
+        let mut memory = vault.memory();
+        memory.dirty = true;
+        if memory.saver {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        memory.saver = true;
+        drop(memory);
+        let saver = Saver::new(self.clone());
+        runtime.spawn(async move { saver.work().await });
+    }
+
+    /// A capture that came during a flight that brought nothing newer.
+    pub(super) fn save_what_is_left(&self) {
+        let dirty = self.0.vault.as_ref().is_some_and(|vault| vault.memory().dirty);
+        if dirty {
+            self.save_soon();
+        }
+    }
+
+    /// The lock of the running flight, or the store's own.
+    async fn lock_store(&self, vault: &Vault) -> Result<StoreLock, Error> {
+        if let Some(lock) = self.load().flight.as_ref().and_then(|flight| flight.lock()) {
+            return Ok(lock);
+        }
+        match timeout(self.0.flight_timeout, vault.lock()).await {
+            Ok(lock) => lock,
+            Err(_) => Err(Error::new(ErrorKind::Store, "the store's lock was not free in time")),
+        }
+    }
+
+    /// Saves the tokens that the user gave, in place of whatever is there.
+    pub(super) async fn save_now(&self, epoch: u64) -> Result<(), Error> {
+        let Some(vault) = &self.0.vault else { return Ok(()) };
+        let lock = match self.lock_store(vault).await {
+            Ok(lock) => lock,
+            Err(error) => {
+                vault.memory().unsaved = Some(self.load().tokens());
+                self.emit(&Event::StoreFailed { error: error.clone() });
+                return Err(error);
+            }
+        };
+        let _one = vault.saving.lock().await;
+        if !self.is_current(epoch) {
+            return Ok(());
+        }
+        vault.look(self).await;
+        {
+            let mut memory = vault.memory();
+            memory.given = self.load().refresh.clone();
+            (memory.borrowed, memory.dirty) = (None, false);
+        }
+        vault.save(self, &lock, &self.load().tokens()).await
+    }
+
+    /// Forgets what is stored.
+    pub(super) async fn clear_store(&self, epoch: u64) -> Result<(), Error> {
+        let Some(vault) = &self.0.vault else { return Ok(()) };
+        let cleared = async {
+            let lock = self.lock_store(vault).await?;
+            let _one = vault.saving.lock().await;
+            if self.is_current(epoch) { vault.bounded(vault.store.clear(&lock)).await } else { Ok(()) }
+        }
+        .await;
+        if let Err(error) = &cleared {
+            self.emit(&Event::StoreFailed { error: error.clone() });
+        }
+        let mut memory = vault.memory();
+        *memory = Memory { saver: memory.saver, ..Memory::default() };
+        drop(memory);
+        cleared
+    }
+}
+
+/// Saves captured tokens, the newest each time, until there is nothing left to save.
+struct Saver(Session);
+
+impl Saver {
+    fn new(session: Session) -> Self {
+        if let Some(vault) = &session.0.vault {
+            vault.savers.send_modify(|savers| *savers += 1);
+        }
+        Self(session)
+    }
+
+    async fn work(&self) {
+        let Some(vault) = &self.0.0.vault else { return };
+        loop {
+            vault.memory().dirty = false;
+            self.save_once(vault).await;
+            let mut memory = vault.memory();
+            if !memory.dirty {
+                memory.saver = false;
+                return;
+            }
+        }
+    }
+
+    async fn save_once(&self, vault: &Vault) {
+        let session = &self.0;
+        let lock = match session.lock_store(vault).await {
+            Ok(lock) => lock,
+            Err(error) => {
+                vault.memory().unsaved = Some(session.load().tokens());
+                return session.emit(&Event::StoreFailed { error });
+            }
+        };
+        let _one = vault.saving.lock().await;
+        let epoch = session.load().epoch;
+        if let Look::Changed(theirs) = vault.look(session).await
+            && let Some(refresh) = theirs.refresh_token()
+        {
+            // Another process has rotated it: ours is spent.
+            vault.borrow(refresh);
+            let _ = session.keep_refresh(epoch, refresh.clone());
+        }
+        let state = session.load();
+        if state.has_tokens() && state.epoch == epoch {
+            let _ = vault.save(session, &lock, &state.tokens()).await;
+        }
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        if let Some(vault) = &self.0.0.vault {
+            // Its runtime may be gone before the work was done.
+            vault.memory().saver = false;
+            vault.savers.send_modify(|savers| *savers -= 1);
+        }
+    }
+}
