@@ -1,0 +1,211 @@
+//! An API without a socket: for tests on the paused clock, where a socket would let time run.
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part")]
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use http::{Extensions, StatusCode, header};
+use reqwest::{Request, Response, ResponseBuilderExt};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
+use reqwest_reauth::{ClientBuilderExt, Error, ErrorKind, Event, Flight, Refresher, Session, Tokens};
+
+pub const ORIGIN: &str = "https://api.example.com";
+
+/// What the API saw of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    pub method: String,
+    pub url: String,
+    pub authorization: Vec<String>,
+    pub body: Option<Vec<u8>>,
+}
+
+impl Seen {
+    pub fn token(&self) -> Option<&str> {
+        self.authorization.first()?.strip_prefix("Bearer ")
+    }
+}
+
+type Answering = dyn Fn(Seen) -> Pin<Box<dyn Future<Output = http::response::Builder> + Send>> + Send + Sync;
+
+/// The end of the chain: answers in place of the connection and keeps what it saw.
+#[derive(Clone)]
+pub struct Api {
+    seen: Arc<Mutex<Vec<Seen>>>,
+    answer: Arc<Answering>,
+}
+
+impl Api {
+    pub fn new<F, R>(answer: F) -> Self
+    where
+        F: Fn(Seen) -> R + Send + Sync + 'static,
+        R: Future<Output = http::response::Builder> + Send + 'static,
+    {
+        Self { seen: Arc::default(), answer: Arc::new(move |seen| Box::pin(answer(seen))) }
+    }
+
+    /// Accepts these tokens, answers 401 to all others.
+    pub fn accepting(good: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self::new(move |seen| {
+            let status = if seen.token().is_some_and(&good) { 200 } else { 401 };
+            async move { answer(status) }
+        })
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub fn tokens_seen(&self) -> Vec<String> {
+        self.seen().iter().map(|seen| seen.token().unwrap_or_default().to_owned()).collect()
+    }
+
+    pub fn client(&self, session: &Session) -> ClientWithMiddleware {
+        ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).with(self.clone()).build()
+    }
+}
+
+#[async_trait]
+impl Middleware for Api {
+    async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+        let values = request.headers().get_all(header::AUTHORIZATION);
+        let seen = Seen {
+            method: request.method().to_string(),
+            url: request.url().to_string(),
+            authorization: values.iter().map(|value| value.to_str().unwrap().to_owned()).collect(),
+            body: request.body().and_then(|body| body.as_bytes()).map(<[u8]>::to_vec),
+        };
+        self.seen.lock().unwrap().push(seen.clone());
+        let answer = (self.answer)(seen).await;
+        Ok(answer.url(request.url().clone()).body("").unwrap().into())
+    }
+}
+
+pub fn answer(status: u16) -> http::response::Builder {
+    http::Response::builder().status(status)
+}
+
+pub fn url(path: &str) -> String {
+    format!("{ORIGIN}{path}")
+}
+
+/// A token endpoint without a socket: counts its calls, and plays a script.
+#[derive(Clone)]
+pub struct Issuer {
+    script: Arc<Mutex<VecDeque<Turn>>>,
+    calls: Arc<AtomicUsize>,
+    now: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    asked: Arc<Mutex<Vec<Option<String>>>>,
+    pub gate: Arc<tokio::sync::Semaphore>,
+}
+
+pub enum Turn {
+    /// `t<n>` for the n-th call, with this lifetime, after this delay.
+    Issue(Duration, Option<Duration>),
+    Fail(Duration, Error),
+    Panic,
+    Hang,
+    /// Issues when the gate has a permit.
+    Gated,
+}
+
+impl Issuer {
+    pub fn new(script: impl IntoIterator<Item = Turn>) -> Self {
+        Self {
+            script: Arc::new(Mutex::new(script.into_iter().collect())),
+            calls: Arc::default(),
+            now: Arc::default(),
+            most: Arc::default(),
+            asked: Arc::default(),
+            gate: Arc::new(tokio::sync::Semaphore::new(0)),
+        }
+    }
+
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// The most calls at once.
+    pub fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
+    /// The refresh tokens it was asked with.
+    pub fn asked(&self) -> Vec<Option<String>> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Refresher for Issuer {
+    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        let at_once = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        let _busy = Busy(Arc::clone(&self.now));
+        self.most.fetch_max(at_once, Ordering::SeqCst);
+        let tokens = flight.tokens();
+        self.asked.lock().unwrap().push(tokens.refresh_token().map(|token| token.expose_secret().to_owned()));
+        let turn = self.script.lock().unwrap().pop_front();
+        let (delay, lifetime) = match turn {
+            None => (Duration::ZERO, None),
+            Some(Turn::Issue(delay, lifetime)) => (delay, lifetime),
+            Some(Turn::Fail(delay, error)) => {
+                tokio::time::sleep(delay).await;
+                return Err(error);
+            }
+            Some(Turn::Panic) => panic!("the refresher panics, as the script says"),
+            Some(Turn::Hang) => std::future::pending().await,
+            Some(Turn::Gated) => {
+                self.gate.acquire().await.unwrap().forget();
+                (Duration::ZERO, None)
+            }
+        };
+        tokio::time::sleep(delay).await;
+        let tokens = Tokens::new(format!("t{call}"))?.with_refresh_token(format!("r{call}"))?;
+        Ok(match lifetime {
+            Some(lifetime) => tokens.with_expires_in(lifetime),
+            None => tokens,
+        })
+    }
+}
+
+pub fn unavailable() -> Error {
+    Error::new(ErrorKind::Unavailable, "scripted").with_status(StatusCode::BAD_GATEWAY)
+}
+
+/// The events of a session, in their order.
+#[derive(Clone, Default)]
+pub struct Events(Arc<Mutex<Vec<Event>>>);
+
+impl Events {
+    pub fn listener(&self) -> impl Fn(&Event) + Send + Sync + 'static {
+        let events = Arc::clone(&self.0);
+        move |event| events.lock().unwrap().push(event.clone())
+    }
+
+    pub fn all(&self) -> Vec<Event> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
+        self.all().iter().filter(|event| wanted(event)).count()
+    }
+}
