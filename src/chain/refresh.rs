@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use super::{Budget, Future, Sent, SessionSource, middleware, note_outcome, unsent};
 use crate::{
     error::{Error, ErrorKind},
-    session::{Boarding, OnRefreshFailure, Session, Ticket},
+    session::{Boarding, Ending, OnRefreshFailure, Session, Ticket},
 };
 
 /// Makes sure that a usable token is there before a request is sent, and renews it when the API refuses it.
@@ -59,16 +59,25 @@ async fn send_after_asking(session: Session, request: Request, extensions: &mut 
     let limit = request.timeout().copied();
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
     let mut refreshed = false;
-    match session.before_sending(!budget.refreshed && !budget.replayed) {
-        Boarding::Go => {}
-        Boarding::Fail(error) => return Err(error.into()),
-        Boarding::Wait(ticket) => {
-            if ticket.started {
-                budget.refreshed = true;
-                extensions.insert(budget);
+    // Once more if the user's word has overtaken the flight: what it gave may have to be renewed too.
+    for _ in 0..2 {
+        match session.before_sending(!budget.refreshed && !budget.replayed) {
+            Boarding::Go => break,
+            Boarding::Fail(error) => return Err(error.into()),
+            Boarding::Wait(ticket) => {
+                if ticket.started {
+                    budget.refreshed = true;
+                    extensions.insert(budget);
+                }
+                match wait(&session, &ticket, limit).await {
+                    Ok(Ending::Landed) => refreshed = true,
+                    Ok(Ending::Overtaken) => continue,
+                    // Not even the store had something to ask with: it goes with what it has.
+                    Err(error) if error.nothing_to_ask_with() => {}
+                    Err(error) => return Err(error.into()),
+                }
+                break;
             }
-            wait(&session, &ticket, limit).await?;
-            refreshed = true;
         }
     }
     drop(session);
@@ -108,8 +117,10 @@ async fn up(mut response: Response, extensions: &mut Extensions, limit: Option<D
             budget.refreshed = true;
             extensions.insert(budget);
             match wait(session, &ticket, limit).await {
-                Ok(()) => {
-                    note_outcome(&mut response, |outcome| outcome.refreshed = true);
+                Ok(ending) => {
+                    if ending == Ending::Landed {
+                        note_outcome(&mut response, |outcome| outcome.refreshed = true);
+                    }
                     Ok(response)
                 }
                 // Not even the store had something to ask with: the answer stands.
@@ -121,7 +132,7 @@ async fn up(mut response: Response, extensions: &mut Extensions, limit: Option<D
 }
 
 /// A request's own timeout bounds its wait too. The flight goes on.
-async fn wait(session: &Session, ticket: &Ticket, limit: Option<Duration>) -> std::result::Result<(), Error> {
+async fn wait(session: &Session, ticket: &Ticket, limit: Option<Duration>) -> std::result::Result<Ending, Error> {
     match limit {
         Some(limit) => timeout(limit, session.wait(ticket)).await.unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
         None => session.wait(ticket).await,

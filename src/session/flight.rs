@@ -29,9 +29,18 @@ use crate::{
     token::{Arrival, RefreshToken, Tokens},
 };
 
+/// How a flight ends for those who wait: whether it brought a token, or was overtaken by the user's word.
+pub(super) type Landing = Result<Ending, Error>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Landed,
+    Overtaken,
+}
+
 /// Where a flight and those who wait for it meet.
 pub(crate) struct Cell {
-    outcome: watch::Sender<Option<Result<(), Error>>>,
+    outcome: watch::Sender<Option<Landing>>,
     /// Of the session's state when it began.
     epoch: u64,
     /// The generation to be renewed.
@@ -48,7 +57,7 @@ impl Cell {
     }
 
     /// Frees those who wait, unless they are free already.
-    pub(super) fn resolve(&self, outcome: Result<(), Error>) {
+    pub(super) fn resolve(&self, outcome: Landing) {
         self.outcome.send_if_modified(|slot| {
             let first = slot.is_none();
             if first {
@@ -59,13 +68,13 @@ impl Cell {
     }
 
     /// The user's word overtakes the flight: whoever waits goes on with it, and the call is given up.
-    pub(super) fn overtake(&self, outcome: Result<(), Error>) {
+    pub(super) fn overtake(&self, outcome: Landing) {
         self.resolve(outcome);
         self.overtaken.notify_one();
     }
 
     /// The flight's outcome. Whoever leads it, on whichever runtime: a flight that dies resolves too.
-    pub(super) async fn wait(&self) -> Result<(), Error> {
+    pub(super) async fn wait(&self) -> Landing {
         let mut outcome = self.outcome.subscribe();
         let outcome = outcome.wait_for(Option::is_some).await;
         outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(broken_off()))
@@ -96,7 +105,7 @@ struct Guard {
 }
 
 impl Guard {
-    fn finish(&self, outcome: Result<(), Error>) {
+    fn finish(&self, outcome: Landing) {
         let Self { session, cell } = self;
         session.end_flight(cell, outcome.as_ref().err());
         cell.set_lock(None);
@@ -123,11 +132,12 @@ async fn fly(guard: Guard) {
     let Guard { session, cell } = &guard;
     let inner = &*session.0;
     let mut turn = None;
-    let log = Arc::new(Log { session: session.clone(), cell: Arc::clone(cell), asked: Mutex::new(session.load().tokens()) });
+    let log = Arc::new(Log::new(session, cell));
     let waits_for_lock = std::sync::atomic::AtomicBool::new(false);
     let obtained = timeout(inner.flight_timeout, async {
         // A flight that was overtaken may still be winding up. Never two calls at once.
         turn = Some(inner.turn.lock().await);
+        log.catch_up();
         session.emit(&Event::RefreshStarted { generation: cell.generation });
         tokio::select! {
             biased;
@@ -181,6 +191,7 @@ async fn obtain(
 
     let mut tried: Vec<RefreshToken> = Vec::new();
     let mut look = vault.look(session).await;
+    log.catch_up();
     if matches!(look, Look::Same) && vault.has_unsaved() {
         // The last save failed: what it should have kept must be safe before it is spent.
         session.save_under(cell.lock(), &log.tokens()).await;
@@ -234,7 +245,7 @@ async fn ask(refresher: &dyn Refresher, log: &Arc<Log>) -> Result<Brought, Error
 
 impl Brought {
     /// Saves, then makes visible. Not bounded by the flight's time limit: what is here must not be lost.
-    async fn bring(self, session: &Session, cell: &Cell, log: &Log) -> Result<(), Error> {
+    async fn bring(self, session: &Session, cell: &Cell, log: &Log) -> Landing {
         let (mut tokens, attempts, arrival) = match self {
             Brought::Stored(tokens) => (tokens, 0, Arrival::Handed),
             Brought::Issued { tokens, attempts } => (tokens, attempts, Arrival::Issued),
@@ -257,7 +268,7 @@ impl Brought {
             session.save_under(cell.lock(), &tokens).await;
         }
         let Some(generation) = session.land(cell.epoch, &tokens, lifetime, arrival) else {
-            return Err(overtaken());
+            return Ok(Ending::Overtaken);
         };
         if attempts == 0
             && let Some(vault) = &session.0.vault
@@ -265,7 +276,7 @@ impl Brought {
             vault.adopted(&tokens);
         }
         session.emit(&Event::Refreshed { generation, attempts });
-        Ok(())
+        Ok(Ending::Landed)
     }
 }
 
@@ -277,6 +288,18 @@ struct Log {
 }
 
 impl Log {
+    fn new(session: &Session, cell: &Arc<Cell>) -> Self {
+        Self { session: session.clone(), cell: Arc::clone(cell), asked: Mutex::new(session.load().tokens()) }
+    }
+
+    /// Takes what the session has got while the flight waited. What the user has given since is another flight's.
+    fn catch_up(&self) {
+        let state = self.session.load();
+        if state.epoch == self.cell.epoch {
+            *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = state.tokens();
+        }
+    }
+
     /// Goes on with this refresh token.
     fn ask_with(&self, refresh: RefreshToken) {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).set_refresh(Some(refresh));

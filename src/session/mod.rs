@@ -24,7 +24,10 @@ pub use self::{
     builder::{OnRefreshFailure, SessionBuilder},
     state::SessionState,
 };
-pub(crate) use self::{flight::Cell, state::Captured, state::State};
+pub(crate) use self::{
+    flight::{Cell, Ending},
+    state::{Captured, State},
+};
 use self::{state::Step, vault::Vault};
 use crate::{
     error::{Error, ErrorKind},
@@ -118,7 +121,9 @@ impl Session {
     /// before, or there is none; [`Closed`](ErrorKind::Closed).
     pub async fn refresh(&self) -> Result<Tokens, Error> {
         match self.board(|state, _| state.on_demand(), false) {
-            Boarding::Wait(ticket) => self.wait(&ticket).await?,
+            Boarding::Wait(ticket) => {
+                self.wait(&ticket).await?;
+            }
             Boarding::Fail(error) => return Err(error),
             Boarding::Go => {}
         }
@@ -134,7 +139,7 @@ impl Session {
     pub async fn replace_tokens(&self, tokens: Tokens) -> Result<(), Error> {
         let lifetime = tokens.lifetime(Arrival::Handed);
         let due = self.due(lifetime);
-        let epoch = self.overtake(Ok(()), |state| state.replace(&tokens, lifetime, due))?;
+        let epoch = self.overtake(Ok(Ending::Overtaken), |state| state.replace(&tokens, lifetime, due))?;
         self.save_now(epoch).await
     }
 
@@ -170,7 +175,7 @@ impl Session {
         Ok(())
     }
 
-    fn overtake(&self, outcome: Result<(), Error>, change: impl FnOnce(&mut State) -> Option<Arc<Cell>>) -> Result<u64, Error> {
+    fn overtake(&self, outcome: flight::Landing, change: impl FnOnce(&mut State) -> Option<Arc<Cell>>) -> Result<u64, Error> {
         let (flight, epoch) = self.update(|state| {
             if matches!(state.phase, state::Phase::Closed) {
                 return Err(Error::of(ErrorKind::Closed));
@@ -244,13 +249,13 @@ impl Session {
         self.board(|state, now| state.after_refusal(sent, now), true)
     }
 
-    /// Waits for a flight. One that fails is no failure if the token has changed meanwhile.
-    pub(crate) async fn wait(&self, ticket: &Ticket) -> Result<(), Error> {
+    /// Waits for a flight, and says whether it brought a token. One that fails is no failure if the token has changed meanwhile.
+    pub(crate) async fn wait(&self, ticket: &Ticket) -> Result<Ending, Error> {
         let outcome = ticket.cell.wait().await;
         if outcome.is_err() {
             let state = self.load();
             if state.generation != ticket.generation && state.access.is_some() && !matches!(state.phase, state::Phase::Closed) {
-                return Ok(());
+                return Ok(Ending::Overtaken);
             }
         }
         outcome

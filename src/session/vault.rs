@@ -256,7 +256,7 @@ impl Session {
         vault.look(self).await;
         {
             let mut memory = vault.memory();
-            memory.given = self.load().refresh.clone();
+            memory.given.clone_from(&self.load().refresh);
             (memory.borrowed, memory.dirty) = (None, false);
         }
         vault.save(self, &lock, &self.load().tokens()).await
