@@ -7,6 +7,8 @@ mod policy;
 mod refresher;
 mod session;
 mod store;
+#[cfg(feature = "test-util")]
+pub mod testing;
 mod token;
 
 pub use chain::{Anonymous, Authorize, Capture, ClientBuilderExt, Outcome, Refresh, Replay, ReplayBody, SessionSource};

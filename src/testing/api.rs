@@ -1,0 +1,127 @@
+//! The API: judges the access token, and echoes the request.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    answer::json_response,
+    grants::Standing,
+    serve::{Shared, State, now},
+    settings::Refusal,
+};
+
+const REISSUED: HeaderName = HeaderName::from_static("refreshed-api-token");
+
+/// What the server does with a request that no script catches. `number` is its record's.
+pub(super) fn answer(shared: &Shared, parts: &Parts, body: &Bytes, number: usize) -> Response<Bytes> {
+    let now = now();
+    let state = &mut *shared.state();
+    let Some(token) = bearer(parts) else {
+        note(state, number, None, true, false);
+        return refuse(shared, StatusCode::UNAUTHORIZED, r#"Bearer realm="api""#, "Missing auth token");
+    };
+    let (presented, standing) = state.grants.judge(token, now);
+    let subject = presented.as_ref().map(|presented| presented.subject.clone());
+    let scripted = scripted_refusal(state);
+    let due = standing == Standing::Good { reissue: true } && scripted.is_none();
+    let mut refused = true;
+    let mut response = match (scripted, standing) {
+        (None, Standing::Good { .. }) => {
+            refused = false;
+            echo(parts, body, subject.as_deref())
+        }
+        (status, _) => refuse(
+            shared,
+            status.unwrap_or_else(|| shared.refusal_status()),
+            r#"Bearer realm="api", error="invalid_token", error_description="the access token is not taken""#,
+            "Invalid auth token",
+        ),
+    };
+    let new = presented.filter(|presented| {
+        let genuine = standing != Standing::Invalid && !state.grants.is_revoked(&presented.subject);
+        genuine && (due || scripted_reissue(&mut state.reissue_next))
+    });
+    if let Some(old) = &new {
+        // Base64 and dots fit any header.
+        if let Ok(mut value) = HeaderValue::from_str(&state.grants.reissue(old, now)) {
+            value.set_sensitive(true);
+            response.headers_mut().insert(REISSUED, value);
+        }
+    }
+    note(state, number, subject.as_deref(), refused, new.is_some());
+    response
+}
+
+/// RFC 6750 §2.1; the scheme in any case.
+pub(super) fn bearer(parts: &Parts) -> Option<&str> {
+    let (scheme, token) = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start())
+}
+
+fn note(state: &mut State, number: usize, subject: Option<&str>, refused: bool, reissued: bool) {
+    state.log.count(subject, |counts| {
+        counts.refused += u64::from(refused);
+        counts.reissued += u64::from(reissued);
+    });
+    state.log.api.complete(number, |record| (record.refused, record.reissued) = (refused, reissued));
+}
+
+fn scripted_refusal(state: &mut State) -> Option<StatusCode> {
+    let (left, status) = state.refuse_next.front_mut()?;
+    let status = *status;
+    *left -= 1;
+    if *left == 0 {
+        state.refuse_next.pop_front();
+    }
+    Some(status)
+}
+
+fn scripted_reissue(left: &mut usize) -> bool {
+    let any = *left > 0;
+    *left = left.saturating_sub(1);
+    any
+}
+
+fn refuse(shared: &Shared, status: StatusCode, challenge: &'static str, detail: &str) -> Response<Bytes> {
+    let mut response = json_response(status, &json!({ "detail": detail }));
+    let challenged = status == StatusCode::UNAUTHORIZED || shared.settings.refusal == Refusal::Unauthorized401;
+    if challenged {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    response
+}
+
+/// The query's `status`, `location` and `echo` say what to answer.
+fn echo(parts: &Parts, body: &Bytes, subject: Option<&str>) -> Response<Bytes> {
+    let query = |wanted: &str| {
+        let mut pairs = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        pairs.find_map(|(name, value)| (name == wanted).then_some(value))
+    };
+    let status = query("status").and_then(|status| status.parse().ok()).unwrap_or(StatusCode::OK);
+    let mut response = if query("echo").is_some() {
+        let mut response = Response::new(body.clone());
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        *response.status_mut() = status;
+        response
+    } else {
+        let seen = json!({
+            "method": parts.method.as_str(),
+            "path": parts.uri.path(),
+            "query": parts.uri.query(),
+            "subject": subject,
+            "body_length": body.len(),
+            "body_sha256": format!("{:x}", Sha256::digest(body)),
+        });
+        json_response(status, &seen)
+    };
+    let no_body = status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if no_body || parts.method == Method::HEAD {
+        *response.body_mut() = Bytes::new();
+    }
+    if let Some(location) = query("location").and_then(|location| HeaderValue::from_str(&location).ok()) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}

@@ -1,0 +1,80 @@
+//! Requests that wait for a test.
+
+use std::fmt;
+
+use tokio::sync::watch;
+
+/// A door that requests pass: open, unless somebody holds it.
+pub(super) struct Gate {
+    holders: watch::Sender<usize>,
+    waiting: watch::Sender<usize>,
+}
+
+/// Holds requests back until it is dropped: see [`AuthServer::hold_token_calls`](super::AuthServer::hold_token_calls) and
+/// [`AuthServer::hold_api`](super::AuthServer::hold_api).
+#[must_use = "requests are held as long as this lives"]
+pub struct Hold {
+    holders: watch::Sender<usize>,
+    waiting: watch::Receiver<usize>,
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self { holders: watch::Sender::new(0), waiting: watch::Sender::new(0) }
+    }
+
+    pub(super) fn hold(&self) -> Hold {
+        self.holders.send_modify(|holders| *holders += 1);
+        Hold { holders: self.holders.clone(), waiting: self.waiting.subscribe() }
+    }
+
+    pub(super) async fn pass(&self) {
+        let mut holders = self.holders.subscribe();
+        if *holders.borrow_and_update() == 0 {
+            return;
+        }
+        let _counted = Counted::one_more(&self.waiting);
+        // The sender is in `self`.
+        let _ = holders.wait_for(|&holders| holders == 0).await;
+    }
+}
+
+/// Counts as long as it lives, since a client that gives up takes its request with it.
+struct Counted<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Counted<'a> {
+    fn one_more(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Hold {
+    /// Returns once at least this many requests are held.
+    pub async fn waiting(&self, requests: usize) {
+        let mut waiting = self.waiting.clone();
+        // An error means that the server is gone, and nothing will come.
+        let _ = waiting.wait_for(|&waiting| waiting >= requests).await;
+    }
+
+    /// Lets them go. The same as dropping it.
+    pub fn release(self) {}
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.holders.send_modify(|holders| *holders -= 1);
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold").field("waiting", &*self.waiting.borrow()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,187 @@
+//! What the server saw, bounded.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, Uri, header};
+
+/// A request as the server saw it. `Debug` shows neither tokens nor the body.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Recorded {
+    /// Its method.
+    pub method: Method,
+    /// Path and query.
+    pub uri: Uri,
+    /// Its headers. `Authorization` and `Cookie` are marked sensitive.
+    pub headers: HeaderMap,
+    /// Its body, up to 1 MiB.
+    pub body: Bytes,
+    /// How long the body was.
+    pub body_length: u64,
+    /// Who the access token (or, at the token endpoint, the refresh token) belongs to, if this server has signed it.
+    pub subject: Option<String>,
+    /// The access token's `jti`.
+    pub token_id: Option<String>,
+    /// What was answered; `None` if it never was.
+    pub status: Option<StatusCode>,
+    /// Whether it was refused for its token.
+    pub refused: bool,
+    /// Whether the answer brought a new token in `Refreshed-API-Token`.
+    pub reissued: bool,
+}
+
+/// Counts of one login, or of all: see [`AuthServer::counts`](super::AuthServer::counts).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Requests to the API.
+    pub api_hits: u64,
+    /// Of those, refused for their token.
+    pub refused: u64,
+    /// Of those, answered with a new token in `Refreshed-API-Token`.
+    pub reissued: u64,
+    /// Calls of the token endpoint, scripted ones included.
+    pub token_calls: u64,
+    /// Of those, that issued tokens, whether or not the answer arrived.
+    pub tokens_issued: u64,
+    /// Spent refresh tokens that came again.
+    pub reuses: u64,
+}
+
+/// The newest records, and counts of all.
+#[derive(Default)]
+pub(super) struct Log {
+    pub(super) api: Records,
+    pub(super) token: Records,
+    pub(super) total: Counts,
+    pub(super) by_subject: HashMap<String, Counts>,
+}
+
+#[derive(Default)]
+pub(super) struct Records {
+    newest: VecDeque<Recorded>,
+    /// How many have gone before the first of `newest`.
+    gone: usize,
+    body_bytes: usize,
+}
+
+impl Log {
+    /// Counts for everybody and, if it is known, for the subject.
+    pub(super) fn count(&mut self, subject: Option<&str>, add: impl Fn(&mut Counts)) {
+        add(&mut self.total);
+        if let Some(subject) = subject {
+            // Subjects come from logins, never from outside.
+            add(self.by_subject.entry(subject.to_owned()).or_default());
+        }
+    }
+}
+
+impl Records {
+    const MOST: usize = 16 * 1024;
+    const MOST_BODY_BYTES: usize = 64 << 20;
+    pub(super) const LONGEST_BODY: usize = 1 << 20;
+
+    /// Keeps a record, and returns the number by which it can be [completed](Self::complete).
+    pub(super) fn add(&mut self, mut record: Recorded) -> usize {
+        if record.body.len() > Self::LONGEST_BODY {
+            // A copy, so that the long one is freed.
+            record.body = Bytes::copy_from_slice(&record.body[..Self::LONGEST_BODY]);
+        }
+        for name in [header::AUTHORIZATION, header::COOKIE] {
+            if let Some(value) = record.headers.get_mut(name) {
+                value.set_sensitive(true);
+            }
+        }
+        self.body_bytes += record.body.len();
+        self.newest.push_back(record);
+        while self.newest.len() > Self::MOST || self.body_bytes > Self::MOST_BODY_BYTES {
+            self.body_bytes -= self.newest.pop_front().map_or(0, |oldest| oldest.body.len());
+            self.gone += 1;
+        }
+        self.gone + self.newest.len() - 1
+    }
+
+    /// Adds what is known only later, if the record is still there.
+    pub(super) fn complete(&mut self, number: usize, complete: impl FnOnce(&mut Recorded)) {
+        if let Some(record) = number.checked_sub(self.gone).and_then(|index| self.newest.get_mut(index)) {
+            complete(record);
+        }
+    }
+
+    pub(super) fn all(&self) -> Vec<Recorded> {
+        self.newest.iter().cloned().collect()
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.gone += self.newest.len();
+        self.newest.clear();
+        self.body_bytes = 0;
+    }
+}
+
+impl fmt::Debug for Recorded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorded")
+            .field("method", &self.method)
+            .field("uri", &self.uri)
+            .field("headers", &self.headers)
+            .field("body_length", &self.body_length)
+            .field("subject", &self.subject)
+            .field("token_id", &self.token_id)
+            .field("status", &self.status)
+            .field("refused", &self.refused)
+            .field("reissued", &self.reissued)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(body: Bytes) -> Recorded {
+        Recorded {
+            method: Method::GET,
+            uri: Uri::from_static("/"),
+            headers: HeaderMap::new(),
+            body_length: body.len() as u64,
+            body,
+            subject: None,
+            token_id: None,
+            status: None,
+            refused: false,
+            reissued: false,
+        }
+    }
+
+    #[test]
+    fn the_log_is_bounded_in_number_and_in_bytes() {
+        let mut records = Records::default();
+        for _ in 0..Records::MOST + 5 {
+            records.add(record(Bytes::new()));
+        }
+        assert_eq!(records.newest.len(), Records::MOST);
+
+        let long = Bytes::from(vec![0; Records::LONGEST_BODY + 1]);
+        for _ in 0..100 {
+            records.add(record(long.clone()));
+        }
+        assert_eq!(records.body_bytes, Records::MOST_BODY_BYTES);
+        assert_eq!(records.newest.back().unwrap().body.len(), Records::LONGEST_BODY);
+        assert_eq!(records.newest.back().unwrap().body_length, long.len() as u64);
+    }
+
+    #[test]
+    fn records_show_no_secret() {
+        let mut records = Records::default();
+        let mut secret = record(Bytes::from_static(b"refresh_token=hush"));
+        secret.headers.insert(header::AUTHORIZATION, "Bearer hush".parse().unwrap());
+        records.add(secret);
+        let shown = format!("{:?}", records.all());
+        assert!(shown.contains("Sensitive") && !shown.contains("hush"), "{shown}");
+    }
+}

@@ -1,0 +1,248 @@
+//! Scripts, holds and records around the two endpoints. What the endpoints say is in [`api`](super::api) and
+//! [`token_endpoint`](super::token_endpoint).
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{ConnectInfo, Request, State as Extract},
+    routing::any,
+};
+use bytes::Bytes;
+use http::{Response, StatusCode, request::Parts};
+use tokio::{net::TcpListener, sync::watch};
+
+use super::{
+    answer::{self, Answer},
+    api,
+    grants::Grants,
+    hold::Gate,
+    log::{Log, Recorded},
+    settings::{Refusal, Settings},
+    token_endpoint::{self, Style},
+    wire::{Loopback, Wire},
+};
+
+pub(super) const TOKEN_PATH: &str = "/oauth/token";
+pub(super) const COOKIE_TOKEN_PATH: &str = "/oauth/access_token";
+const MOST_BODY_BYTES: usize = 64 << 20;
+
+/// What the handlers and the [`AuthServer`](super::AuthServer) share.
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) api_gate: Gate,
+    pub(super) token_gate: Gate,
+    /// Turns true when the server is dropped.
+    pub(super) stopped: watch::Sender<bool>,
+    calls_now: AtomicUsize,
+    pub(super) calls_max: AtomicUsize,
+    state: Mutex<State>,
+}
+
+pub(super) struct State {
+    pub(super) grants: Grants,
+    pub(super) log: Log,
+    pub(super) api_script: VecDeque<Answer>,
+    pub(super) token_script: VecDeque<Answer>,
+    /// How many requests more are refused, with which status.
+    pub(super) refuse_next: VecDeque<(usize, StatusCode)>,
+    /// How many answers more bring a new token.
+    pub(super) reissue_next: usize,
+    pub(super) logins: u64,
+}
+
+impl Shared {
+    pub(super) fn new(settings: Settings) -> Self {
+        let state = State {
+            grants: Grants::new(settings.clone()),
+            log: Log::default(),
+            api_script: VecDeque::new(),
+            token_script: VecDeque::new(),
+            refuse_next: VecDeque::new(),
+            reissue_next: 0,
+            logins: 0,
+        };
+        Self {
+            settings,
+            api_gate: Gate::new(),
+            token_gate: Gate::new(),
+            stopped: watch::Sender::new(false),
+            calls_now: AtomicUsize::new(0),
+            calls_max: AtomicUsize::new(0),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Never held across an await.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn refusal_status(&self) -> StatusCode {
+        match self.settings.refusal {
+            Refusal::Unauthorized401 => StatusCode::UNAUTHORIZED,
+            Refusal::Forbidden403 => StatusCode::FORBIDDEN,
+        }
+    }
+
+    async fn stopped(&self) {
+        // The sender is in `self`.
+        let _ = self.stopped.subscribe().wait_for(|&stopped| stopped).await;
+    }
+
+    /// Waits this long, or until the server goes.
+    async fn pause(&self, length: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(length) => {}
+            () = self.stopped() => {}
+        }
+    }
+}
+
+/// Seconds since the epoch.
+pub(super) fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// Serves until the server is dropped: open requests are still answered.
+pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<> {
+    let token = |style| {
+        any(move |Extract(shared): Extract<Arc<Shared>>, ConnectInfo(wire): ConnectInfo<Wire>, request: Request| async move {
+            token_call(shared, wire, style, request).await
+        })
+    };
+    let router = Router::new()
+        .route(TOKEN_PATH, token(Style::Json))
+        .route(COOKIE_TOKEN_PATH, token(Style::Cookies))
+        .fallback(api_request)
+        .with_state(Arc::clone(shared));
+    let until = Arc::clone(shared);
+    async move {
+        let service = router.into_make_service_with_connect_info::<Wire>();
+        let stopped = async move { until.stopped().await };
+        // It has no error to report.
+        let _ = axum::serve(Loopback(listener), service).with_graceful_shutdown(stopped).await;
+    }
+}
+
+async fn api_request(
+    Extract(shared): Extract<Arc<Shared>>,
+    ConnectInfo(wire): ConnectInfo<Wire>,
+    request: Request,
+) -> Response<Body> {
+    let Ok((parts, body)) = read(request).await else { return too_large() };
+    let (number, scripted) = {
+        let mut state = shared.state();
+        let presented = api::bearer(&parts).and_then(|token| state.grants.judge(token, now()).0);
+        let (subject, id) = presented.map(|presented| (presented.subject, presented.id)).unzip();
+        state.log.count(subject.as_deref(), |counts| counts.api_hits += 1);
+        let number = state.log.api.add(record(&parts, &body, subject, id));
+        (number, state.api_script.pop_front().unwrap_or(Answer::Work))
+    };
+    shared.api_gate.pass().await;
+    let work = || api::answer(&shared, &parts, &body, number);
+    let response = perform(&shared, &wire, scripted, work).await;
+    shared.state().log.api.complete(number, |record| record.status = Some(response.status()));
+    response
+}
+
+async fn token_call(shared: Arc<Shared>, wire: Wire, style: Style, request: Request) -> Response<Body> {
+    let Ok((parts, body)) = read(request).await else { return too_large() };
+    let _in_flight = InFlight::one_more(&shared);
+    let (number, scripted) = {
+        let mut state = shared.state();
+        let subject = token_endpoint::refresh_token(&body).and_then(|token| state.grants.subject_of(&token));
+        state.log.count(subject.as_deref(), |counts| counts.token_calls += 1);
+        let number = state.log.token.add(record(&parts, &body, subject, None));
+        (number, state.token_script.pop_front().unwrap_or(Answer::Work))
+    };
+    shared.token_gate.pass().await;
+    let work = || token_endpoint::answer(&shared, style, &parts, &body);
+    let response = perform(&shared, &wire, scripted, work).await;
+    shared.state().log.token.complete(number, |record| record.status = Some(response.status()));
+    response
+}
+
+async fn perform(shared: &Shared, wire: &Wire, answer: Answer, work: impl FnOnce() -> Response<Bytes>) -> Response<Body> {
+    match answer {
+        Answer::Work => work().map(Body::from),
+        Answer::Delay(length) => {
+            shared.pause(length).await;
+            work().map(Body::from)
+        }
+        Answer::Late(length) => {
+            let response = work();
+            shared.pause(length).await;
+            response.map(Body::from)
+        }
+        Answer::Lost => {
+            wire.reset();
+            work().map(Body::from)
+        }
+        Answer::Cut => answer::cut(work()),
+        Answer::Reset => {
+            wire.reset();
+            Response::default()
+        }
+        Answer::Hang => {
+            shared.stopped().await;
+            wire.reset();
+            Response::default()
+        }
+        Answer::Status(status) => answer::page(status, None).map(Body::from),
+        Answer::StatusRetryAfter(status, wait) => answer::page(status, Some(wait)).map(Body::from),
+        Answer::Html200 => answer::html("Welcome", "please accept the terms of this network").map(Body::from),
+        Answer::Json(value) => answer::json_response(StatusCode::OK, &value).map(Body::from),
+        Answer::Response(response) => response.map(Body::from),
+    }
+}
+
+async fn read(request: Request) -> Result<(Parts, Bytes), axum::Error> {
+    let (parts, body) = request.into_parts();
+    Ok((parts, axum::body::to_bytes(body, MOST_BODY_BYTES).await?))
+}
+
+fn too_large() -> Response<Body> {
+    answer::page(StatusCode::PAYLOAD_TOO_LARGE.as_u16(), None).map(Body::from)
+}
+
+fn record(parts: &Parts, body: &Bytes, subject: Option<String>, token_id: Option<String>) -> Recorded {
+    Recorded {
+        method: parts.method.clone(),
+        uri: parts.uri.clone(),
+        headers: parts.headers.clone(),
+        body: body.clone(),
+        body_length: body.len() as u64,
+        subject,
+        token_id,
+        status: None,
+        refused: false,
+        reissued: false,
+    }
+}
+
+/// A call of the token endpoint, counted as long as it lives.
+struct InFlight<'a>(&'a Shared);
+
+impl<'a> InFlight<'a> {
+    fn one_more(shared: &'a Shared) -> Self {
+        let now = shared.calls_now.fetch_add(1, Ordering::SeqCst) + 1;
+        shared.calls_max.fetch_max(now, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.calls_now.fetch_sub(1, Ordering::SeqCst);
+    }
+}
