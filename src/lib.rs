@@ -7,6 +7,7 @@ mod policy;
 mod refresher;
 mod session;
 mod store;
+mod telemetry;
 #[cfg(feature = "test-util")]
 pub mod testing;
 mod token;

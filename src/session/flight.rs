@@ -17,7 +17,7 @@ use http::StatusCode;
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{Session, vault::Look};
@@ -26,6 +26,7 @@ use crate::{
     event::Event,
     refresher::{Flight, FlightLog, Refresher},
     store::StoreLock,
+    telemetry,
     token::{Arrival, RefreshToken, Tokens},
 };
 
@@ -131,6 +132,7 @@ impl Drop for Guard {
 async fn fly(guard: Guard) {
     let Guard { session, cell } = &guard;
     let inner = &*session.0;
+    let begun = Instant::now();
     let mut turn = None;
     let log = Arc::new(Log::new(session, cell));
     let waits_for_lock = std::sync::atomic::AtomicBool::new(false);
@@ -154,6 +156,7 @@ async fn fly(guard: Guard) {
         Err(_) if waits_for_lock.into_inner() => Err(Error::new(ErrorKind::Store, "the store's lock was not free in time")),
         Err(_) => Err(Error::new(ErrorKind::Unavailable, "the refresh took longer than the flight timeout")),
     };
+    telemetry::flight(&outcome.as_ref().map(|_| ()), begun.elapsed());
     guard.finish(outcome);
     drop(turn);
     session.save_what_is_left();
