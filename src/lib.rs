@@ -3,6 +3,7 @@
 mod chain;
 mod error;
 mod event;
+mod oauth;
 mod policy;
 mod refresher;
 mod session;
@@ -15,6 +16,7 @@ mod token;
 pub use chain::{Anonymous, Authorize, Capture, ClientBuilderExt, Outcome, Refresh, Replay, ReplayBody, SessionSource};
 pub use error::{Error, ErrorKind};
 pub use event::{CaptureIgnored, Event, NotReplayed};
+pub use oauth::OAuthRefresh;
 pub use policy::Verdict;
 pub use refresher::{Flight, Refresher, refresh_with};
 pub use session::{OnRefreshFailure, Session, SessionBuilder, SessionState};
