@@ -1,5 +1,7 @@
 //! What the memory and the file store promise, with other processes and crashes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
+
 use std::{
     error::Error as _,
     fs,

@@ -23,7 +23,7 @@ const LONGEST_POLL: Duration = Duration::from_millis(50);
 ///
 /// The file is JSON: `{"version":1,"access_token":"…","refresh_token":"…","expires_at":1800000000.5}`, the expiry in Unix seconds.
 /// Members that this crate does not know survive a rewrite. The tokens are not encrypted: the file has mode 0600, and its directory
-/// must be one that nobody but its owner can write, so neither `/tmp` itself nor a shared group directory. A directory that is
+/// must be one that nobody but its owner can write, so neither the shared temporary directory nor one that a group writes. A directory that is
 /// missing is made, with mode 0700. Windows has no modes: there the directory's own access list protects the file.
 ///
 /// - A save writes a temporary file beside the old one, flushes it, and renames it: at a crash the file is whole, the old or the
