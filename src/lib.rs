@@ -20,5 +20,7 @@ pub use oauth::OAuthRefresh;
 pub use policy::Verdict;
 pub use refresher::{Flight, Refresher, refresh_with};
 pub use session::{OnRefreshFailure, Session, SessionBuilder, SessionState};
-pub use store::{MemoryStore, StoreLock, TokenStore};
+#[cfg(feature = "redis")]
+pub use store::RedisStore;
+pub use store::{FileStore, MemoryStore, StoreLock, TokenStore};
 pub use token::{AccessToken, RefreshToken, Tokens};

@@ -19,12 +19,13 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use reqwest_middleware::ClientWithMiddleware;
-use url::{Host, Url};
+use url::Url;
 use zeroize::Zeroizing;
 
 use self::{course::Course, retry::Pace};
 use crate::{
     error::{Error, ErrorKind},
+    policy::is_loopback,
     refresher::{Flight, Refresher},
     token::Tokens,
 };
@@ -220,7 +221,7 @@ impl Settings {
         if endpoint.fragment().is_some() {
             return invalid("the token endpoint has a fragment, which RFC 6749 §3.2 forbids");
         }
-        if !plain_http_allowed(endpoint, self.allow_plain_http) {
+        if endpoint.scheme() == "http" && !self.allow_plain_http && !is_loopback(endpoint) {
             return invalid("the token endpoint is plain http and not on loopback: use https, or allow_plain_http");
         }
         if self.params.iter().any(|(name, _)| self.sends_itself(name)) {
@@ -244,15 +245,4 @@ impl Settings {
             _ => false,
         }
     }
-}
-
-/// Secrets travel by TLS, or not beyond this machine, or where the caller says so.
-fn plain_http_allowed(url: &Url, allowed: bool) -> bool {
-    let loopback = || match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    };
-    url.scheme() == "https" || allowed || loopback()
 }
