@@ -3,6 +3,7 @@
 mod chain;
 mod error;
 mod event;
+pub mod heartbeat;
 mod oauth;
 mod policy;
 mod refresher;
