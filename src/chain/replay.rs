@@ -5,9 +5,10 @@ use reqwest::{Body, Request, Response};
 use reqwest_middleware::{Error, Next, Result};
 use tokio::time::timeout;
 
-use super::{Budget, Future, Outcome, Sent, SessionSource, is_left_alone, middleware, note_outcome};
+use super::{Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome};
 use crate::{
     event::{Event, NotReplayed},
+    outcome::Outcome,
     session::Session,
 };
 

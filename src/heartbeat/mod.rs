@@ -305,6 +305,19 @@ pub enum Failure {
     Panicked,
 }
 
+impl Failure {
+    /// For metrics.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Status(_) => "status",
+            Self::Auth(_) => "auth",
+            Self::Transport(_) => "transport",
+            Self::TimedOut => "timed_out",
+            Self::Panicked => "panicked",
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -22,9 +22,10 @@ use super::{
     schedule::{Cause, Schedule},
 };
 use crate::{
-    chain::Outcome,
     error::{Error, ErrorKind},
+    outcome::Outcome,
     session::Session,
+    telemetry,
 };
 
 pub(super) type Beat = Box<dyn Fn(&ClientWithMiddleware) -> RequestBuilder + Send + Sync>;
@@ -76,7 +77,7 @@ impl Worker {
             let asked = *self.asked.borrow_and_update();
             let began = Instant::now();
             let beaten = self.beat().await;
-            let stopped = self.settle(beaten);
+            let stopped = self.settle(beaten, began.elapsed());
             self.served.send_replace(asked);
             if let Some(stopped) = stopped {
                 tracing::info!(target: "reqwest_reauth", ?stopped, "heartbeat ended");
@@ -146,13 +147,14 @@ impl Worker {
     }
 
     /// Tells how the beat went. `Some` when it was the last.
-    fn settle(&self, beaten: Beaten) -> Option<Stopped> {
+    fn settle(&self, beaten: Beaten, took: Duration) -> Option<Stopped> {
         let (status, failure, told) = match beaten {
             Beaten::Answered { status, told } => {
                 (Some(status), (status.as_u16() >= 400).then_some(Failure::Status(status)), told.then_some(status))
             }
             Beaten::Failed { status, why } => (status, Some(why), None),
         };
+        telemetry::beat(failure.as_ref().map(Failure::name), took);
         let mut failures = 0;
         self.health.send_modify(|health| {
             health.beats = health.beats.saturating_add(1);
