@@ -3,6 +3,9 @@
 mod chain;
 mod error;
 mod event;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod oauth;
 mod policy;
 mod refresher;
