@@ -158,12 +158,13 @@ impl Vault {
         memory.borrowed = tokens.refresh_token().cloned();
     }
 
-    /// Saves and takes down the result.
+    /// Saves and takes down the result. A save that is dropped half-way counts as failed.
     async fn save(&self, session: &Session, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+        self.memory().unsaved = Some(tokens.clone());
         let saved = self.bounded(self.store.save(lock, tokens)).await;
-        let mut memory = self.memory();
         match &saved {
             Ok(()) => {
+                let mut memory = self.memory();
                 if memory.borrowed.as_ref() != tokens.refresh_token() {
                     memory.borrowed = None;
                 }
@@ -171,11 +172,7 @@ impl Vault {
                 memory.seen = Some(tokens.clone());
                 memory.unsaved = None;
             }
-            Err(error) => {
-                memory.unsaved = Some(tokens.clone());
-                drop(memory);
-                session.emit(&Event::StoreFailed { error: error.clone() });
-            }
+            Err(error) => session.emit(&Event::StoreFailed { error: error.clone() }),
         }
         saved
     }
