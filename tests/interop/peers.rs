@@ -106,11 +106,10 @@ impl Peers {
         let _: Value = self.control.post(url).query(&query).json_answer().await;
     }
 
-    /// Calls back an access token of the client `plain` (RFC 7009). The grant stays.
-    pub(crate) async fn revoke(&self, access_token: &str) {
-        let url = format!("{}/token/revocation", self.direct_origin());
-        let request = self.control.post(url).basic_auth("plain-client", Some("plain-secret"));
-        request.form(&[("token", access_token)]).send().await.unwrap().error_for_status().unwrap();
+    /// Ends an opaque access token before its time.
+    pub(crate) async fn expire(&self, access_token: &str) {
+        let url = format!("{}/expire", self.direct_origin());
+        let _: Value = self.control.post(url).query(&[("token", access_token)]).json_answer().await;
     }
 
     /// How many requests came to nginx.

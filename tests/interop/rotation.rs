@@ -23,10 +23,10 @@ async fn each_refresh_goes_on_with_the_refresh_token_of_the_one_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_requests_with_a_revoked_token_make_one_call_and_keep_the_grant() {
+async fn sixty_four_requests_with_an_ended_token_make_one_call_and_keep_the_grant() {
     let Some(peers) = Peers::start(&[("TTL", "60"), ("FORMAT", "opaque")]) else { return };
     let (session, _) = peers.session(peers.plain_refresher()).await;
-    peers.revoke(session.tokens().unwrap().access_token().unwrap().expose_secret()).await;
+    peers.expire(session.tokens().unwrap().access_token().unwrap().expose_secret()).await;
     let client = client(&session);
     let requests = (0..64).map(|n| {
         let request = client.post(peers.api()).body(format!("body {n}"));
