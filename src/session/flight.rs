@@ -156,7 +156,7 @@ async fn fly(guard: Guard) {
         Err(_) if waits_for_lock.into_inner() => Err(Error::new(ErrorKind::Store, "the store's lock was not free in time")),
         Err(_) => Err(Error::new(ErrorKind::Unavailable, "the refresh took longer than the flight timeout")),
     };
-    telemetry::flight(&outcome.as_ref().map(|_| ()), begun.elapsed());
+    telemetry::flight(outcome.as_ref().map(drop), begun.elapsed());
     guard.finish(outcome);
     drop(turn);
     session.save_what_is_left();
