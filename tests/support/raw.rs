@@ -79,6 +79,12 @@ impl Reply {
         Self { head: bytes.into(), body: None, then: Then::Close }
     }
 
+    /// The same answer with another status.
+    pub fn as_status(mut self, status: u16) -> Self {
+        self.head[9..12].copy_from_slice(status.to_string().as_bytes());
+        self
+    }
+
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.head.extend([name.as_bytes(), b": ", value.as_ref(), b"\r\n"].concat());
         self
