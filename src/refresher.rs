@@ -106,7 +106,7 @@ where
 /// One refresh, as its [`Refresher`] sees it.
 pub struct Flight {
     log: Arc<dyn FlightLog>,
-    failed_attempts: AtomicU32,
+    failed_attempts: Arc<AtomicU32>,
 }
 
 /// What a session hears from a running refresh.
@@ -119,7 +119,12 @@ pub(crate) trait FlightLog: Send + Sync {
 
 impl Flight {
     pub(crate) fn new(log: Arc<dyn FlightLog>) -> Self {
-        Self { log, failed_attempts: AtomicU32::new(0) }
+        Self { log, failed_attempts: Arc::default() }
+    }
+
+    /// The same flight once more, for a refresher whose parts outlive a borrow.
+    pub(crate) fn share(&self) -> Self {
+        Self { log: Arc::clone(&self.log), failed_attempts: Arc::clone(&self.failed_attempts) }
     }
 
     /// What to renew: with the refresh token that was [kept](Self::keep) last.

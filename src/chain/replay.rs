@@ -6,9 +6,10 @@ use reqwest_middleware::{Error, Next, Result};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{Budget, Future, Outcome, Sent, SessionSource, is_left_alone, middleware, note_outcome};
+use super::{Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome};
 use crate::{
     event::{Event, NotReplayed},
+    outcome::Outcome,
     session::Session,
 };
 

@@ -17,7 +17,7 @@ use http::StatusCode;
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{Session, vault::Look};
@@ -26,6 +26,7 @@ use crate::{
     event::Event,
     refresher::{Flight, FlightLog, Refresher},
     store::StoreLock,
+    telemetry,
     token::{Arrival, RefreshToken, Tokens},
 };
 
@@ -131,6 +132,7 @@ impl Drop for Guard {
 async fn fly(guard: Guard) {
     let Guard { session, cell } = &guard;
     let inner = &*session.0;
+    let begun = Instant::now();
     let mut turn = None;
     let log = Arc::new(Log::new(session, cell));
     let waits_for_lock = std::sync::atomic::AtomicBool::new(false);
@@ -154,6 +156,7 @@ async fn fly(guard: Guard) {
         Err(_) if waits_for_lock.into_inner() => Err(Error::new(ErrorKind::Store, "the store's lock was not free in time")),
         Err(_) => Err(Error::new(ErrorKind::Unavailable, "the refresh took longer than the flight timeout")),
     };
+    telemetry::flight(outcome.as_ref().map(drop), begun.elapsed());
     guard.finish(outcome);
     drop(turn);
     session.save_what_is_left();
@@ -190,6 +193,7 @@ async fn obtain(
     waits_for_lock.store(false, Relaxed);
 
     let mut tried: Vec<RefreshToken> = Vec::new();
+    let mut maybe_spent = false;
     let mut look = vault.look(session).await;
     log.catch_up();
     if matches!(look, Look::Same) && vault.has_unsaved() {
@@ -213,7 +217,7 @@ async fn obtain(
             Err(error) if error.kind() == ErrorKind::LoginRequired => error,
             other => return other,
         };
-        let borrowed = asked.as_ref().is_some_and(|asked| vault.is_borrowed(asked));
+        maybe_spent |= asked.as_ref().is_some_and(|asked| vault.is_shared(asked));
         tried.extend(asked);
         // Before a grant is believed dead: somebody else may have renewed it, or the session has another one.
         look = vault.look(session).await;
@@ -223,7 +227,7 @@ async fn obtain(
             match vault.given().filter(|own| !tried.contains(own)) {
                 Some(own) => log.ask_with(own),
                 // A process that died may have spent it without leaving a trace.
-                None if borrowed && !error.nothing_to_ask_with() => return Err(error.with_possibly_consumed()),
+                None if maybe_spent && !error.nothing_to_ask_with() => return Err(error.with_possibly_consumed()),
                 None => return Err(error),
             }
             look = Look::Same;

@@ -34,6 +34,7 @@ use crate::{
     event::{Event, Listeners},
     policy::{Origin, Verdict},
     refresher::Refresher,
+    telemetry,
     token::{AccessToken, Arrival, Lifetime, RefreshToken, Tokens},
 };
 
@@ -200,6 +201,7 @@ impl Session {
     }
 
     pub(crate) fn emit(&self, event: &Event) {
+        telemetry::event(event);
         self.0.listeners.emit(event);
     }
 
@@ -251,7 +253,9 @@ impl Session {
 
     /// Waits for a flight, and says whether it brought a token. One that fails is no failure if the token has changed meanwhile.
     pub(crate) async fn wait(&self, ticket: &Ticket) -> Result<Ending, Error> {
+        let begun = Instant::now();
         let outcome = ticket.cell.wait().await;
+        telemetry::wait(begun.elapsed());
         if outcome.is_err() {
             let state = self.load();
             if state.generation != ticket.generation && state.access.is_some() && !matches!(state.phase, state::Phase::Closed) {

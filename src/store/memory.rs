@@ -9,6 +9,23 @@ use super::{StoreLock, TokenStore};
 use crate::{error::Error, token::Tokens};
 
 /// One login shared by the sessions of a process. Clones are the same store.
+///
+/// It ends with the process: for sessions that have different settings, or listeners of their own, but one login. Where the settings
+/// are the same, clones of one [`Session`](crate::Session) are simpler.
+///
+/// ```
+/// # async fn f() -> Result<(), reqwest_reauth::Error> {
+/// use reqwest_reauth::{MemoryStore, TokenStore, Tokens};
+///
+/// let store = MemoryStore::default();
+/// let other = store.clone();
+/// let lock = store.lock().await?;
+/// store.save(&lock, &Tokens::from_refresh_token("1//0g-x")?).await?;
+/// drop(lock);
+/// assert!(other.load().await?.is_some());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     tokens: Arc<Mutex<Option<Tokens>>>,

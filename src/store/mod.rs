@@ -1,12 +1,19 @@
 //! Where tokens outlive the process: the [`TokenStore`] trait, and a file each for memory, file and Redis.
 
+mod failure;
+mod file;
 mod memory;
+mod record;
+#[cfg(feature = "redis")]
+mod redis;
 
 use std::{any::Any, fmt, sync::Arc};
 
 use async_trait::async_trait;
 
-pub use self::memory::MemoryStore;
+#[cfg(feature = "redis")]
+pub use self::redis::RedisStore;
+pub use self::{file::FileStore, memory::MemoryStore};
 use crate::{error::Error, token::Tokens};
 
 /// Where a session keeps its tokens beyond the process, and shares them with others that have the same login.

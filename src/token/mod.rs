@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 pub use secret::{AccessToken, RefreshToken};
-pub(crate) use secret::{MAX_TOKEN_BYTES, Trimmed, trim_header};
+pub(crate) use secret::{Trimmed, trim_header};
 
 use crate::error::Error;
 

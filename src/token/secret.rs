@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::error::{Error, ErrorKind};
 
 /// The longest token that is taken anywhere, in bytes.
-pub(crate) const MAX_TOKEN_BYTES: usize = 16 * 1024;
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
 const SCHEME: &str = "Bearer ";
 
 /// A bearer token, as RFC 6750 §2.1 (`b64token`) allows it: letters, digits, `-._~+/`, then any number of `=`.

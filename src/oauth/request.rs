@@ -1,0 +1,200 @@
+//! Asks the token endpoint once: the form, the client's own authorization, and an answer read within limits.
+
+use std::{sync::OnceLock, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use form_urlencoded::{Serializer, byte_serialize};
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
+};
+use reqwest::{Client, Response, redirect, retry};
+use reqwest_middleware::ClientWithMiddleware;
+use tokio::time::{Instant, timeout};
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::{ClientAuth, Settings};
+use crate::token::RefreshToken;
+
+/// The most that is read of an answer, in bytes.
+pub(super) const BODY_LIMIT: usize = 1024 * 1024;
+
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Body,
+}
+
+/// What arrived of an answer's body.
+pub(super) struct Body {
+    pub(super) bytes: Zeroizing<Vec<u8>>,
+    pub(super) end: End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Whole,
+    /// The connection broke, or the attempt's time ran out.
+    Cut,
+    TooLarge,
+}
+
+pub(super) enum NoAnswer {
+    TimedOut,
+    Failed(reqwest_middleware::Error),
+}
+
+/// Sends one request. The attempt's time limit is over headers and body; once the headers are there, what they say counts.
+pub(super) async fn ask(
+    http: &ClientWithMiddleware,
+    endpoint: &Url,
+    settings: &Settings,
+    refresh_token: &RefreshToken,
+) -> Result<Answer, NoAnswer> {
+    let begun = Instant::now();
+    let limit = settings.attempt_timeout;
+    let request = http.post(endpoint.clone()).headers(headers(&settings.client)).body(form(settings, refresh_token));
+    let response = timeout(limit, request.send()).await.map_err(|_| NoAnswer::TimedOut)?.map_err(NoAnswer::Failed)?;
+    let status = response.status();
+    let headers = response.headers().clone();
+    let body = read(response, limit.saturating_sub(begun.elapsed())).await;
+    Ok(Answer { status, headers, body })
+}
+
+/// One client for the process, built at first use. It keeps no idle connection: a pooled one may belong to a runtime that is gone, and
+/// a stale one can lose a single-use token. It decodes nothing: a compressed body could be far larger than it looks.
+pub(super) fn default_client() -> reqwest::Result<Client> {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
+    if let Some(client) = CLIENT.get() {
+        return Ok(client.clone());
+    }
+    let client = Client::builder()
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .pool_max_idle_per_host(0)
+        .no_gzip()
+        .no_brotli()
+        .no_deflate()
+        .no_zstd()
+        .build()?;
+    Ok(CLIENT.get_or_init(|| client).clone())
+}
+
+/// The form of RFC 6749 §6. Allocated once at its full size, so that no shorter copy stays behind unwiped.
+fn form(settings: &Settings, refresh_token: &RefreshToken) -> Bytes {
+    let mut pairs = vec![("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())];
+    pairs.extend(settings.scope.as_deref().map(|scope| ("scope", scope)));
+    match &settings.client {
+        ClientAuth::Public { id } => pairs.push(("client_id", id)),
+        ClientAuth::Post { id, secret } => pairs.extend([("client_id", id.as_str()), ("client_secret", secret.as_str())]),
+        ClientAuth::Unnamed | ClientAuth::Basic { .. } => {}
+    }
+    pairs.extend(settings.params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+
+    let largest = pairs.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
+    let mut form = Zeroizing::new(String::with_capacity(largest));
+    Serializer::new(&mut *form).extend_pairs(pairs);
+    Bytes::from_owner(form)
+}
+
+fn headers(client: &ClientAuth) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    // Base64 is always a valid header value.
+    if let ClientAuth::Basic { id, secret } = client
+        && let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from_owner(basic(id, secret)))
+    {
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    headers
+}
+
+/// RFC 6749 §2.3.1: id and secret are form-encoded before they are joined. Real servers refuse reserved characters otherwise.
+pub(super) fn basic(id: &str, secret: &str) -> Zeroizing<String> {
+    const SCHEME: &str = "Basic ";
+    let mut pair = Zeroizing::new(String::with_capacity(3 * (id.len() + secret.len()) + 1));
+    pair.extend(byte_serialize(id.as_bytes()));
+    pair.push(':');
+    pair.extend(byte_serialize(secret.as_bytes()));
+    let mut value = Zeroizing::new(String::with_capacity(SCHEME.len() + pair.len().div_ceil(3) * 4));
+    value.push_str(SCHEME);
+    STANDARD.encode_string(pair.as_bytes(), &mut value);
+    value
+}
+
+async fn read(mut response: Response, limit: Duration) -> Body {
+    let mut bytes = Zeroizing::new(Vec::new());
+    let end = timeout(limit, async {
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if chunk.len() > BODY_LIMIT - bytes.len() => {
+                    let room = BODY_LIMIT - bytes.len();
+                    append(&mut bytes, &chunk[..room]);
+                    return End::TooLarge;
+                }
+                Ok(Some(chunk)) => append(&mut bytes, &chunk),
+                Ok(None) => return End::Whole,
+                Err(_) => return End::Cut,
+            }
+        }
+    })
+    .await
+    .unwrap_or(End::Cut);
+    Body { bytes, end }
+}
+
+/// Grows without leaving an unwiped copy behind, as `Vec`'s own growth would.
+fn append(bytes: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
+    let needed = bytes.len() + more.len();
+    if needed > bytes.capacity() {
+        let mut larger = Zeroizing::new(Vec::with_capacity(needed.next_power_of_two().max(4096)));
+        larger.extend_from_slice(bytes);
+        *bytes = larger;
+    }
+    bytes.extend_from_slice(more);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OAuthRefresh;
+
+    #[test]
+    fn the_form_has_each_member_once_and_encoded() {
+        let token = RefreshToken::new("old/+=&x").unwrap();
+        let text = |refresher: OAuthRefresh| String::from_utf8(form(&refresher.0, &token).to_vec()).unwrap();
+        let new = || OAuthRefresh::new("https://t.example.com/token");
+        let start = "grant_type=refresh_token&refresh_token=old%2F%2B%3D%26x";
+        assert_eq!(text(new()), start);
+        assert_eq!(text(new().client_secret_basic("me", "s")), start);
+        assert_eq!(text(new().client_id("me")), format!("{start}&client_id=me"));
+        assert_eq!(
+            text(new().client_secret_post("m e", "s&t").scope("a b").param("resource", "x").param("resource", "y")),
+            format!("{start}&scope=a+b&client_id=m+e&client_secret=s%26t&resource=x&resource=y")
+        );
+    }
+
+    #[test]
+    fn basic_form_encodes_id_and_secret_first() {
+        let encoded = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        assert_eq!(*basic("id", "secret"), encoded("id:secret"));
+        assert_eq!(*basic("a:b", "p%q r+ü/"), encoded("a%3Ab:p%25q+r%2B%C3%BC%2F"));
+        let headers = headers(&ClientAuth::Basic { id: "id".into(), secret: Zeroizing::new("secret".into()) });
+        assert!(headers[AUTHORIZATION].is_sensitive());
+        assert!(!format!("{headers:?}").contains(&STANDARD.encode("id:secret")));
+    }
+
+    #[test]
+    fn a_body_grows_to_what_was_appended() {
+        let mut bytes = Zeroizing::new(Vec::new());
+        for piece in [&b"ab"[..], b"", &[b'x'; 5000], b"c"] {
+            append(&mut bytes, piece);
+        }
+        assert_eq!(bytes.len(), 5003);
+        assert!(bytes.starts_with(b"abx") && bytes.ends_with(b"xc"));
+    }
+}

@@ -1,0 +1,220 @@
+//! What is retried, when, and how often: functions over durations.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, header::RETRY_AFTER};
+
+use super::classify::Failure;
+
+/// How a refresh is paced.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub(super) max_attempts: u32,
+    pub(super) first: Duration,
+    pub(super) longest: Duration,
+    pub(super) deadline: Duration,
+    pub(super) max_retry_after: Duration,
+    pub(super) retry_lost: bool,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            max_attempts: 6,
+            first: Duration::from_millis(500),
+            longest: Duration::from_secs(10),
+            deadline: Duration::from_secs(60),
+            max_retry_after: Duration::from_secs(30),
+            retry_lost: true,
+        }
+    }
+}
+
+/// How long the token endpoint asks to be left alone, if it does.
+pub(super) type AskedWait = Option<Duration>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    TryAfter(Duration),
+    End,
+}
+
+impl Pace {
+    /// What follows after attempt number `attempt` (from 1) failed, `elapsed` after the refresh began. `roll` is from 0 to 1.
+    pub(super) fn next(&self, failure: Failure, attempt: u32, asked: AskedWait, elapsed: Duration, roll: f64) -> Next {
+        let step = match failure {
+            Failure::Busy | Failure::Unreached | Failure::Salvaged => self.step(attempt),
+            // Not longer than the first step: servers that rotate take a spent refresh token for a few seconds only.
+            Failure::Lost if self.retry_lost => self.step(1),
+            Failure::Lost
+            | Failure::GrantOver
+            | Failure::Rejected
+            | Failure::Down
+            | Failure::Unusable(_)
+            | Failure::Misconfigured
+            | Failure::NothingToAskWith => return Next::End,
+        };
+        let asked = asked.unwrap_or_default();
+        let wait = jittered(step, roll).max(asked);
+        let late = elapsed.checked_add(wait).is_none_or(|end| end >= self.deadline);
+        if attempt >= self.max_attempts || asked > self.max_retry_after || late { Next::End } else { Next::TryAfter(wait) }
+    }
+
+    fn step(&self, attempt: u32) -> Duration {
+        let mut step = self.first.min(self.longest);
+        for _ in 1..attempt {
+            if step.is_zero() || step == self.longest {
+                break;
+            }
+            step = step.saturating_mul(2).min(self.longest);
+        }
+        step
+    }
+}
+
+/// From half the step to all of it, so that a fleet does not come back in step.
+fn jittered(step: Duration, roll: f64) -> Duration {
+    let half = step / 2;
+    half.saturating_add(Duration::try_from_secs_f64(half.as_secs_f64() * roll).unwrap_or(half).min(half))
+}
+
+/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date held against `now`, which is the server's own clock where it is known.
+/// Malformed is as if absent. Digits without end are a wait without end.
+pub(super) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> AskedWait {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let at = httpdate::parse_http_date(text).ok()?;
+    Some(at.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+    const FAILURES: [Failure; 10] = [
+        Failure::Busy,
+        Failure::Unreached,
+        Failure::Lost,
+        Failure::Salvaged,
+        Failure::GrantOver,
+        Failure::Rejected,
+        Failure::Down,
+        Failure::Unusable("x"),
+        Failure::Misconfigured,
+        Failure::NothingToAskWith,
+    ];
+
+    #[test]
+    fn four_failures_are_retried_and_a_lost_answer_only_if_allowed() {
+        for (retry_lost, expected) in [(true, 4), (false, 3)] {
+            let pace = Pace { retry_lost, ..Pace::default() };
+            let retried = FAILURES.map(|failure| pace.next(failure, 1, None, Duration::ZERO, 1.0) == Next::TryAfter(MS(500)));
+            assert_eq!(retried.iter().filter(|yes| **yes).count(), expected);
+            assert_eq!(retried, [true, true, retry_lost, true, false, false, false, false, false, false]);
+        }
+    }
+
+    #[test]
+    fn steps_double_up_to_the_longest_and_a_lost_answer_takes_the_first() {
+        let pace = Pace { max_attempts: u32::MAX, deadline: Duration::MAX, ..Pace::default() };
+        let waits = |failure, roll| [1, 2, 3, 4, 5, 6, 7, u32::MAX - 1].map(|n| pace.next(failure, n, None, MS(0), roll));
+        let full = [500, 1000, 2000, 4000, 8000, 10_000, 10_000, 10_000].map(|ms| Next::TryAfter(MS(ms)));
+        let half = [250, 500, 1000, 2000, 4000, 5000, 5000, 5000].map(|ms| Next::TryAfter(MS(ms)));
+        for failure in [Failure::Busy, Failure::Unreached, Failure::Salvaged] {
+            assert_eq!(waits(failure, 1.0), full);
+            assert_eq!(waits(failure, 0.0), half);
+        }
+        assert_eq!(waits(Failure::Lost, 1.0), [Next::TryAfter(MS(500)); 8]);
+    }
+
+    #[test]
+    fn thirty_runs_of_three_steps_are_within_bounds_and_not_alike() {
+        let pace = Pace::default();
+        let runs: Vec<[Duration; 3]> = (0..30)
+            .map(|_| {
+                [1, 2, 3].map(|attempt| {
+                    let Next::TryAfter(wait) = pace.next(Failure::Busy, attempt, None, MS(0), fastrand::f64()) else {
+                        panic!("ended")
+                    };
+                    let step = MS(500 << (attempt - 1));
+                    assert!(step / 2 <= wait && wait <= step, "{wait:?} of {step:?}");
+                    wait
+                })
+            })
+            .collect();
+        for step in 0..3 {
+            assert!(runs.iter().any(|run| run[step] != runs[0][step]));
+        }
+    }
+
+    #[test]
+    fn retry_after_is_a_floor_up_to_its_longest() {
+        let pace = Pace::default();
+        let next = |asked| pace.next(Failure::Busy, 1, Some(asked), MS(0), 1.0);
+        assert_eq!(next(MS(0)), Next::TryAfter(MS(500)));
+        assert_eq!(next(MS(3000)), Next::TryAfter(MS(3000)));
+        assert_eq!(next(MS(30_000)), Next::TryAfter(MS(30_000)));
+        for asked in [MS(30_001), MS(86_400_000), Duration::MAX] {
+            assert_eq!(next(asked), Next::End);
+        }
+    }
+
+    #[test]
+    fn the_last_attempt_and_the_deadline_end_it() {
+        let pace = Pace { max_attempts: 3, deadline: MS(1000), ..Pace::default() };
+        let next = |attempt, elapsed| pace.next(Failure::Busy, attempt, None, elapsed, 1.0);
+        assert_eq!(next(1, MS(499)), Next::TryAfter(MS(500)));
+        assert_eq!(next(1, MS(500)), Next::End);
+        assert_eq!(next(2, MS(0)), Next::End);
+        assert_eq!(next(1, Duration::MAX), Next::End);
+        assert_eq!(Pace { max_attempts: 1, ..Pace::default() }.next(Failure::Lost, 1, None, MS(0), 1.0), Next::End);
+        let open = Pace { deadline: Duration::MAX, ..pace };
+        assert_eq!(open.next(Failure::Busy, 3, None, MS(0), 1.0), Next::End);
+        assert_ne!(open.next(Failure::Busy, 2, None, MS(0), 1.0), Next::End);
+    }
+
+    #[test]
+    fn absurd_durations_do_no_harm() {
+        for first in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+            for longest in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+                let pace = Pace { first, longest, deadline: Duration::MAX, max_retry_after: Duration::MAX, ..Pace::default() };
+                for (attempt, asked, elapsed) in [(1, None, MS(0)), (5, Some(Duration::MAX), MS(1)), (5, None, Duration::MAX)] {
+                    for roll in [0.0, 1.0, f64::NAN, -1.0, 7.0] {
+                        let _ = pace.next(Failure::Busy, attempt, asked, elapsed, roll);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = httpdate::parse_http_date("Wed, 01 Jan 2025 00:00:00 GMT").unwrap();
+        let table = [
+            ("0", Some(0)),
+            ("120", Some(120)),
+            (" 7 ", Some(7)),
+            ("99999999999999999999", Some(u64::MAX)),
+            ("Wed, 01 Jan 2025 00:00:09 GMT", Some(9)),
+            ("Wed, 01 Jan 2020 00:00:00 GMT", Some(0)),
+            ("Wednesday, 01-Jan-25 00:00:05 GMT", Some(5)),
+            ("", None),
+            ("-1", None),
+            ("+1", None),
+            ("1.5", None),
+            ("1s", None),
+            ("soon", None),
+            ("Wed, 99 Jan 2025 00:00:00 GMT", None),
+        ];
+        for (value, expected) in table {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
+            assert_eq!(asked_wait(&headers, now), expected.map(Duration::from_secs), "{value:?}");
+        }
+        assert_eq!(asked_wait(&HeaderMap::new(), now), None);
+    }
+}

@@ -1,0 +1,183 @@
+//! What is taken for tokens, and what becomes of refresh tokens that come without one.
+
+use std::time::SystemTime;
+
+use super::{server::head, *};
+
+#[tokio::test]
+async fn any_2xx_with_json_is_read_leniently() {
+    let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+    let table = [
+        (200, r#"{"access_token":"a"}"#.to_owned()),
+        (201, r#"{"access_token":"a","expires_in":"3600","scope":null,"id_token":{}}"#.to_owned()),
+        (203, format!(r#"{{"x":{deep},"access_token":"a","expires_in":1e400}}"#)),
+        (200, "\u{feff}{\"access_token\":\"a\",\"token_type\":\"BEARER\"} trailing".to_owned()),
+        (200, "{\"access_token\":\"b\",\"access_token\":\"a\",\"x\":\"\u{1}\"}".to_owned()),
+    ];
+    for (status, body) in table {
+        let (result, _, endpoint) = answered(Reply::with(status, &["Content-Type: text/plain"], body)).await;
+        let tokens = result.unwrap();
+        assert_eq!((access(&tokens), refresh(&tokens)), ("a", None));
+        assert_eq!(endpoint.count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn expires_in_counts_from_now() {
+    let (result, ..) = answered(Reply::json(200, r#"{"access_token":"a","expires_in":3600}"#)).await;
+    let left = result.unwrap().expires_at().unwrap().duration_since(SystemTime::now()).unwrap();
+    assert!(left <= Duration::from_secs(3600) && left > Duration::from_secs(3500), "{left:?}");
+    let (result, ..) = answered(Reply::json(200, r#"{"access_token":"a","expires_in":-1}"#)).await;
+    assert_eq!(result.unwrap().expires_at(), None);
+}
+
+#[tokio::test]
+async fn cookies_come_before_the_body() {
+    let cookies = ["Set-Cookie: JWT=a.b.c; Path=/; HttpOnly", "Set-Cookie: JWT_REFRESH_TOKEN=cookie-refresh; Path=/oauth"];
+    for body in ["", "<html>", r#"{"access_token":"json","error":"invalid_grant"}"#] {
+        let (result, ..) = answered(Reply::with(200, &cookies, body)).await;
+        let tokens = result.unwrap();
+        assert_eq!((access(&tokens), refresh(&tokens)), ("a.b.c", Some("cookie-refresh")));
+    }
+    let (result, ..) = answered(Reply::with(200, &cookies[..1], r#"{"refresh_token":"json-refresh"}"#)).await;
+    assert_eq!(refresh(&result.unwrap()), Some("json-refresh"));
+}
+
+#[tokio::test]
+async fn a_logout_cookie_is_no_token() {
+    let date = "Date: Wed, 01 Jan 2025 00:00:00 GMT";
+    for cookie in [
+        "JWT=",
+        "JWT=deleted",
+        "JWT=a; Max-Age=0",
+        "JWT=a; Expires=Thu, 01 Jan 1970 00:00:00 GMT",
+        // Over by the server's clock.
+        "JWT=a; Expires=Tue, 31 Dec 2024 23:59:59 GMT",
+    ] {
+        let (result, _, endpoint) = answered(Reply::with(204, &[date, &format!("Set-Cookie: {cookie}")], "")).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.attempts(), endpoint.count()), (ErrorKind::BadResponse, 1, 1), "{cookie}");
+    }
+    // Not over by the server's clock, whatever ours says.
+    let (result, ..) = answered(Reply::with(200, &[date, "Set-Cookie: JWT=a; Expires=Wed, 01 Jan 2025 00:00:01 GMT"], "")).await;
+    assert_eq!(access(&result.unwrap()), "a");
+}
+
+#[tokio::test]
+async fn a_whole_answer_that_is_no_token_answer_is_not_asked_for_again() {
+    let utf16: Vec<u8> = r#"{"access_token":"a"}"#.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let large = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(1024 * 1024));
+    let over_16_kib = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(16 * 1024 + 1));
+    let bodies: [&[u8]; 9] = [
+        b"",
+        b"<html>welcome</html>",
+        b"{}",
+        b"[]",
+        br#"{"access_token":"a","token_type":"mac"}"#,
+        br#"{"access_token":"a\u0000"}"#,
+        &utf16,
+        large.as_bytes(),
+        over_16_kib.as_bytes(),
+    ];
+    for body in bodies {
+        let (result, log, endpoint) = answered(Reply::json(200, body)).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.status(), error.attempts()), (ErrorKind::BadResponse, Some(StatusCode::OK), 1));
+        assert!(error.is_transient() && error.source().is_some() && !error.possibly_consumed());
+        assert_eq!((endpoint.count(), log.retries().len()), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn an_endless_body_is_read_to_its_limit_only() {
+    let endless = Reply::Endless([head(200, &[], None), b"{\"access_token\":\"a\"".to_vec()].concat());
+    let (result, _, endpoint) = answered(endless).await;
+    assert_eq!((result.unwrap_err().kind(), endpoint.count()), (ErrorKind::BadResponse, 1));
+    // A refusal is one however long it talks.
+    let (result, _, endpoint) = answered(Reply::Endless(head(400, &[], None))).await;
+    assert_eq!((result.unwrap_err().kind(), endpoint.count()), (ErrorKind::ClientRejected, 1));
+}
+
+#[tokio::test]
+async fn nothing_is_decompressed() {
+    let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03";
+    let (result, _, endpoint) = answered(Reply::with(200, &["Content-Encoding: gzip"], gzip)).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::BadResponse);
+    assert_eq!(endpoint.seen()[0].header("accept-encoding"), None);
+}
+
+#[tokio::test]
+async fn each_code_has_its_kind_at_any_status() {
+    let table = [
+        ("invalid_grant", ErrorKind::LoginRequired),
+        ("invalid_client", ErrorKind::ClientRejected),
+        ("unauthorized_client", ErrorKind::ClientRejected),
+        ("unsupported_grant_type", ErrorKind::ClientRejected),
+        ("invalid_scope", ErrorKind::ClientRejected),
+        ("invalid_request", ErrorKind::ClientRejected),
+        ("invalid_target", ErrorKind::ClientRejected),
+        ("consent_missing", ErrorKind::ClientRejected),
+    ];
+    for (code, kind) in table {
+        for status in [200, 400, 401] {
+            let body = format!(r#"{{"error":"{code}","error_description":"so it is","access_token":"a"}}"#);
+            let (result, log, endpoint) = answered(Reply::json(status, body)).await;
+            let error = result.unwrap_err();
+            assert_eq!((error.kind(), error.oauth_error()), (kind, Some(code)), "{status}");
+            assert_eq!((error.status().unwrap().as_u16(), error.attempts()), (status, 1));
+            assert_eq!(error.source().unwrap().to_string(), "the token endpoint says: so it is");
+            assert!(!error.possibly_consumed() && !error.nothing_to_ask_with());
+            assert_eq!((endpoint.count(), log.retries().len(), log.kept().len()), (1, 0, 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_refresh_token_without_an_access_token_is_kept_and_used() {
+    let rescued = r#""refresh_token":"rescued-token""#;
+    for first in [
+        Reply::json(200, format!("{{{rescued}}}")),
+        Reply::json(200, format!(r#"{{"access_token":"a b",{rescued},"expires_in":1e400}}"#)),
+        Reply::json(200, format!(r#"{{{rescued},"x":oops"#)),
+        Reply::cut(200, &format!(r#"{{{rescued},"access_token":"a"#)),
+        Reply::with(200, &["Set-Cookie: JWT=; Max-Age=0", "Set-Cookie: JWT_REFRESH_TOKEN=rescued-token"], ""),
+    ] {
+        let endpoint = TokenEndpoint::start([first, Reply::token()]).await;
+        // The rescued token is not the one whose answer was lost.
+        let (result, log) = fly(&quick(&endpoint).retry_lost(false)).await;
+        assert_eq!(access(&result.unwrap()), "new-access");
+        assert_eq!(log.kept(), ["rescued-token"]);
+        assert_eq!(endpoint.asked_with(), [OLD, "rescued-token"]);
+        assert_eq!(log.retried_statuses(), [(1, Some(200))]);
+    }
+}
+
+#[tokio::test]
+async fn a_rescued_token_is_kept_before_anything_else_is_judged() {
+    let body = |member: &str| format!(r#"{{"access_token":"a",{member},"refresh_token":"rescued-token"}}"#);
+    for (member, kind) in
+        [(r#""token_type":"mac""#, ErrorKind::BadResponse), (r#""error":"invalid_client""#, ErrorKind::ClientRejected)]
+    {
+        let (result, log, endpoint) = answered(Reply::json(200, body(member))).await;
+        assert_eq!(result.unwrap_err().kind(), kind);
+        assert_eq!((log.kept(), endpoint.count()), (vec!["rescued-token".to_owned()], 1));
+    }
+}
+
+#[tokio::test]
+async fn rescues_end_with_the_attempts() {
+    let endpoint = TokenEndpoint::start([
+        Reply::json(200, r#"{"refresh_token":"first-rescue"}"#),
+        Reply::json(200, r#"{"refresh_token":"second-rescue"}"#),
+    ])
+    .await;
+    let (result, log) = fly(&quick(&endpoint).max_attempts(2)).await;
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::BadResponse, 2));
+    assert_eq!(log.kept(), ["first-rescue", "second-rescue"]);
+    // The same one again is no rescue: a whole answer that is no token answer.
+    let endpoint = TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"first-rescue"}"#)]).await;
+    let (result, log) = fly(&quick(&endpoint)).await;
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), error.attempts(), log.kept().len()), (ErrorKind::BadResponse, 2, 1));
+}

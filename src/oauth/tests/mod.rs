@@ -1,0 +1,102 @@
+//! `OAuthRefresh` against a scripted token endpoint on a loopback socket: what it saw, and what came of its answers.
+
+mod answers;
+mod retries;
+mod sending;
+mod server;
+mod settings;
+mod trust;
+
+use std::{
+    error::Error as _,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use http::StatusCode;
+
+use self::server::{Reply, TokenEndpoint};
+use super::OAuthRefresh;
+use crate::{
+    error::{Error, ErrorKind},
+    refresher::{Flight, FlightLog, Refresher},
+    token::{RefreshToken, Tokens},
+};
+
+const OLD: &str = "old-refresh-token";
+
+/// What a session would do, written down.
+struct Log {
+    tokens: Mutex<Tokens>,
+    kept: Mutex<Vec<String>>,
+    retries: Mutex<Vec<(u32, Duration, Option<u16>)>>,
+}
+
+impl Log {
+    fn new(tokens: Tokens) -> Arc<Self> {
+        Arc::new(Self { tokens: Mutex::new(tokens), kept: Mutex::default(), retries: Mutex::default() })
+    }
+
+    fn kept(&self) -> Vec<String> {
+        self.kept.lock().unwrap().clone()
+    }
+
+    fn retries(&self) -> Vec<(u32, Duration, Option<u16>)> {
+        self.retries.lock().unwrap().clone()
+    }
+
+    fn retried_statuses(&self) -> Vec<(u32, Option<u16>)> {
+        self.retries().into_iter().map(|(attempt, _, status)| (attempt, status)).collect()
+    }
+}
+
+#[async_trait]
+impl FlightLog for Log {
+    fn tokens(&self) -> Tokens {
+        self.tokens.lock().unwrap().clone()
+    }
+
+    fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
+        self.retries.lock().unwrap().push((failed_attempt, delay, status.map(|status| status.as_u16())));
+    }
+
+    async fn keep(&self, refresh_token: RefreshToken) {
+        self.kept.lock().unwrap().push(refresh_token.expose_secret().to_owned());
+        self.tokens.lock().unwrap().set_refresh(Some(refresh_token));
+    }
+}
+
+/// One refresh with [`OLD`] and an access token `old-access-token`.
+async fn fly(refresher: &OAuthRefresh) -> (Result<Tokens, Error>, Arc<Log>) {
+    let log = Log::new(Tokens::new("old-access-token").unwrap().with_refresh_token(OLD).unwrap());
+    let flight = Flight::new(Arc::clone(&log) as Arc<dyn FlightLog>);
+    (refresher.refresh(&flight).await, log)
+}
+
+/// A refresher for this endpoint that loses no time between attempts.
+fn quick(endpoint: &TokenEndpoint) -> OAuthRefresh {
+    OAuthRefresh::new(&endpoint.url).backoff(Duration::from_millis(2), Duration::from_millis(4))
+}
+
+/// The refresh's result with this one answer, and the log.
+async fn answered(reply: Reply) -> (Result<Tokens, Error>, Arc<Log>, TokenEndpoint) {
+    let endpoint = TokenEndpoint::start([reply]).await;
+    let (result, log) = fly(&quick(&endpoint)).await;
+    (result, log, endpoint)
+}
+
+fn access(tokens: &Tokens) -> &str {
+    tokens.access_token().unwrap().expose_secret()
+}
+
+fn refresh(tokens: &Tokens) -> Option<&str> {
+    tokens.refresh_token().map(RefreshToken::expose_secret)
+}
+
+/// Every text of an error.
+fn texts(error: &Error) -> String {
+    let whole = anyhow::Error::new(error.clone());
+    let links = whole.chain().map(|link| format!("{link} {link:?}"));
+    links.chain([format!("{whole:#} {whole:?}")]).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,288 @@
+//! What is asked for again, when, and how it ends.
+
+use http::Extensions;
+use reqwest::{Client, Request, Response};
+use reqwest_middleware::{ClientBuilder, Middleware, Next};
+use tokio::time::Instant;
+
+use super::{server::head, *};
+
+/// A token endpoint without a socket, so that the clock can be paused: busy for ever, it notes when it was asked.
+struct Busy {
+    retry_after: Option<&'static str>,
+    asked: Arc<Mutex<Vec<Instant>>>,
+}
+
+#[async_trait]
+impl Middleware for Busy {
+    async fn handle(&self, _: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+        self.asked.lock().unwrap().push(Instant::now());
+        let mut answer = http::Response::builder().status(503);
+        if let Some(wait) = self.retry_after {
+            answer = answer.header("retry-after", wait);
+        }
+        Ok(Response::from(answer.body("").unwrap()))
+    }
+}
+
+/// The waits that it saw, and the refresh's failure.
+async fn waits(retry_after: Option<&'static str>, set: impl FnOnce(OAuthRefresh) -> OAuthRefresh) -> (Vec<Duration>, Error) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let busy = Busy { retry_after, asked: Arc::clone(&asked) };
+    let client = ClientBuilder::new(Client::new()).with(busy).build();
+    let refresher = set(OAuthRefresh::new("https://t.example.com").http_client(client));
+    let (result, log) = fly(&refresher).await;
+    let asked = asked.lock().unwrap();
+    let gaps: Vec<_> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // What was announced is what was waited, but for the timer's milliseconds.
+    for (gap, (_, told, _)) in gaps.iter().zip(log.retries()) {
+        assert!(told <= *gap && *gap <= told + Duration::from_millis(3), "{told:?} {gap:?}");
+    }
+    (gaps, result.unwrap_err())
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_default_six_attempts_with_a_jittered_doubling_backoff() {
+    let mut all = Vec::new();
+    for _ in 0..30 {
+        let (gaps, error) = waits(None, |refresher| refresher).await;
+        assert_eq!((error.kind(), error.attempts(), gaps.len()), (ErrorKind::Unavailable, 6, 5));
+        for (gap, step) in gaps.iter().zip([500, 1000, 2000, 4000, 8000]) {
+            let step = Duration::from_millis(step);
+            assert!(step / 2 <= *gap && *gap <= step + Duration::from_millis(3), "{gap:?} of {step:?}");
+        }
+        all.push(gaps);
+    }
+    assert!(all.iter().any(|gaps| *gaps != all[0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_default_a_minute_is_the_end_and_half_of_one_the_longest_retry_after() {
+    let begun = Instant::now();
+    let (gaps, error) = waits(Some("30"), |refresher| refresher).await;
+    assert_eq!((gaps.len(), error.attempts(), error.retry_after()), (1, 2, Some(Duration::from_secs(30))));
+    assert!(begun.elapsed() < Duration::from_secs(31), "a wait was begun that ends after the deadline");
+    let (gaps, error) = waits(Some("31"), |refresher| refresher).await;
+    assert_eq!((gaps.len(), error.attempts()), (0, 1));
+    let (gaps, error) = waits(Some("31"), |refresher| refresher.max_retry_after(Duration::from_secs(31))).await;
+    assert_eq!((gaps.len(), error.attempts()), (1, 2));
+}
+
+#[tokio::test]
+async fn what_a_server_says_it_cannot_do_now_is_asked_again() {
+    for status in [408, 425, 429, 500, 502, 503, 504] {
+        let endpoint = TokenEndpoint::start([
+            Reply::status(status),
+            Reply::json(status, r#"{"error":"invalid_grant"}"#),
+            Reply::with(status, &[], "<html>"),
+            Reply::token(),
+        ])
+        .await;
+        let (result, log) = fly(&quick(&endpoint)).await;
+        assert_eq!(access(&result.unwrap()), "new-access");
+        assert_eq!(log.retried_statuses(), [1, 2, 3].map(|attempt| (attempt, Some(status))));
+        let forms: Vec<_> = endpoint.seen().into_iter().map(|seen| seen.form).collect();
+        assert_eq!(forms, ["grant_type=refresh_token&refresh_token=old-refresh-token"; 4]);
+    }
+    for code in ["temporarily_unavailable", "server_error"] {
+        let body = format!(r#"{{"error":"{code}"}}"#);
+        let endpoint =
+            TokenEndpoint::start([Reply::json(400, &body), Reply::json(200, &body), Reply::json(403, body), Reply::token()])
+                .await;
+        let (result, log) = fly(&quick(&endpoint)).await;
+        result.unwrap();
+        assert_eq!(log.retried_statuses(), [(1, Some(400)), (2, Some(200)), (3, Some(403))]);
+    }
+}
+
+#[tokio::test]
+async fn attempts_run_out() {
+    for attempts in [1, 2, 6] {
+        let endpoint = TokenEndpoint::start([Reply::json(503, r#"{"error":"temporarily_unavailable"}"#)]).await;
+        let (result, log) = fly(&quick(&endpoint).max_attempts(attempts)).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unavailable, attempts));
+        assert_eq!(
+            (error.status(), error.oauth_error()),
+            (Some(StatusCode::SERVICE_UNAVAILABLE), Some("temporarily_unavailable"))
+        );
+        assert!(!error.possibly_consumed());
+        assert_eq!((endpoint.count(), log.retries().len()), (attempts as usize, attempts as usize - 1));
+    }
+}
+
+#[tokio::test]
+async fn other_failures_are_not_asked_about_again() {
+    for (status, kind) in [
+        (400, ErrorKind::ClientRejected),
+        (404, ErrorKind::ClientRejected),
+        (501, ErrorKind::ClientRejected),
+        (505, ErrorKind::Unavailable),
+        (520, ErrorKind::Unavailable),
+    ] {
+        let (result, log, endpoint) = answered(Reply::status(status)).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.status().unwrap().as_u16(), error.attempts()), (kind, status, 1));
+        assert_eq!((endpoint.count(), log.retries().len()), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again_after_the_first_step() {
+    let lost = [
+        Reply::reset(),
+        Reply::cut(200, r#"{"access_token":"a""#),
+        Reply::cut(200, ""),
+        Reply::Stall(Vec::new()),
+        Reply::Stall(head(200, &[], Some(100))),
+    ];
+    let script = lost.into_iter().chain([Reply::token()]);
+    let endpoint = TokenEndpoint::start(script).await;
+    let first = Duration::from_millis(10);
+    let refresher =
+        OAuthRefresh::new(&endpoint.url).backoff(first, Duration::from_secs(9)).attempt_timeout(Duration::from_millis(250));
+    let (result, log) = fly(&refresher).await;
+    assert_eq!(access(&result.unwrap()), "new-access");
+    assert_eq!(log.retried_statuses(), [(1, None), (2, Some(200)), (3, Some(200)), (4, None), (5, Some(200))]);
+    for (_, delay, _) in log.retries() {
+        assert!(first / 2 <= delay && delay <= first, "{delay:?}");
+    }
+}
+
+#[tokio::test]
+async fn without_retry_lost_a_lost_answer_ends_it() {
+    for reply in [Reply::reset(), Reply::cut(200, "{"), Reply::Stall(Vec::new()), Reply::Stall(head(200, &[], Some(9)))] {
+        let endpoint = TokenEndpoint::start([reply]).await;
+        let refresher = quick(&endpoint).retry_lost(false).attempt_timeout(Duration::from_millis(250));
+        let (result, log) = fly(&refresher).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unavailable, 1));
+        assert!(error.possibly_consumed());
+        assert_eq!((endpoint.count(), log.retries().len()), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn what_follows_a_lost_answer_says_that_the_token_may_be_spent() {
+    let invalid_grant = || Reply::json(400, r#"{"error":"invalid_grant"}"#);
+    let rescue = || Reply::json(200, r#"{"refresh_token":"rescued-token"}"#);
+    let table = [
+        (vec![Reply::reset(), invalid_grant()], ErrorKind::LoginRequired, true),
+        (vec![Reply::reset(), Reply::status(503)], ErrorKind::Unavailable, true),
+        (vec![Reply::reset()], ErrorKind::Unavailable, true),
+        (vec![Reply::status(503), invalid_grant()], ErrorKind::LoginRequired, false),
+        // The one that may be spent is no longer the one that is asked with.
+        (vec![Reply::reset(), rescue(), invalid_grant()], ErrorKind::LoginRequired, false),
+        (vec![Reply::reset(), rescue(), Reply::reset(), invalid_grant()], ErrorKind::LoginRequired, true),
+    ];
+    for (number, (script, kind, consumed)) in table.into_iter().enumerate() {
+        let endpoint = TokenEndpoint::start(script).await;
+        let error = fly(&quick(&endpoint)).await.0.unwrap_err();
+        assert_eq!((error.kind(), error.possibly_consumed()), (kind, consumed), "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_refusal_is_judged_by_its_headers() {
+    for (status, kind, count) in [(403, ErrorKind::ClientRejected, 1), (503, ErrorKind::Unavailable, 2)] {
+        let endpoint = TokenEndpoint::start([Reply::Stall(head(status, &[], Some(9)))]).await;
+        let refresher = quick(&endpoint).attempt_timeout(Duration::from_millis(100)).max_attempts(2);
+        let error = fly(&refresher).await.0.unwrap_err();
+        assert_eq!((error.kind(), error.possibly_consumed(), endpoint.count()), (kind, false, count));
+    }
+}
+
+#[tokio::test]
+async fn the_deadline_is_over_everything() {
+    let endpoint = TokenEndpoint::start([Reply::Stall(Vec::new())]).await;
+    let begun = Instant::now();
+    let error = fly(&quick(&endpoint).deadline(Duration::from_millis(200))).await.0.unwrap_err();
+    assert_eq!((error.kind(), error.attempts(), error.possibly_consumed()), (ErrorKind::Unavailable, 1, true));
+    assert!(begun.elapsed() < Duration::from_secs(5), "the attempt's ten seconds were waited for");
+
+    // A wait that would end later is not begun.
+    let endpoint = TokenEndpoint::start([Reply::status(503)]).await;
+    let refresher = OAuthRefresh::new(&endpoint.url).deadline(Duration::from_secs(20)).backoff(Duration::MAX, Duration::MAX);
+    let (result, log) = fly(&refresher).await;
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), error.attempts(), log.retries().len()), (ErrorKind::Unavailable, 1, 0));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+/// A session whose store hangs.
+struct StuckKeep(Arc<Log>);
+
+#[async_trait]
+impl FlightLog for StuckKeep {
+    fn tokens(&self) -> Tokens {
+        self.0.tokens()
+    }
+
+    fn retrying(&self, _: u32, _: Duration, _: Option<StatusCode>) {}
+
+    async fn keep(&self, refresh_token: RefreshToken) {
+        self.0.keep(refresh_token).await;
+        std::future::pending::<()>().await;
+    }
+}
+
+#[tokio::test]
+async fn the_deadline_is_over_the_keeping_too_and_what_was_rescued_is_not_lost() {
+    let endpoint = TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"rescued-token"}"#)]).await;
+    let log = Log::new(Tokens::from_refresh_token(OLD).unwrap());
+    let flight = Flight::new(Arc::new(StuckKeep(Arc::clone(&log))));
+    let error = quick(&endpoint).deadline(Duration::from_millis(500)).refresh(&flight).await.unwrap_err();
+    assert_eq!((error.kind(), error.possibly_consumed()), (ErrorKind::BadResponse, false));
+    assert_eq!(log.kept(), ["rescued-token"]);
+}
+
+#[tokio::test]
+async fn retry_after_is_the_least_wait() {
+    let now = "Date: Wed, 01 Jan 2025 00:00:00 GMT";
+    let table: [(&[&str], bool); 6] = [
+        (&["Retry-After: 1"], true),
+        // By the server's clock, which is far from ours.
+        (&[now, "Retry-After: Wed, 01 Jan 2025 00:00:01 GMT"], true),
+        (&["Retry-After: 0"], false),
+        (&["Retry-After: soon"], false),
+        (&["Retry-After: -5"], false),
+        (&[now, "Retry-After: Tue, 31 Dec 2024 00:00:00 GMT"], false),
+    ];
+    for (headers, waits) in table {
+        let endpoint = TokenEndpoint::start([Reply::with(429, headers, ""), Reply::token()]).await;
+        let begun = Instant::now();
+        let (result, log) = fly(&quick(&endpoint)).await;
+        result.unwrap();
+        let delay = log.retries()[0].1;
+        if waits {
+            assert_eq!(delay, Duration::from_secs(1), "{headers:?}");
+            assert!(begun.elapsed() >= Duration::from_millis(999));
+        } else {
+            assert!(delay <= Duration::from_millis(4), "{headers:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_retry_after_that_is_too_long_ends_it_at_once() {
+    for (value, seconds) in [("86400", 86_400), ("31", 31), ("99999999999999999999", u64::MAX)] {
+        let (result, log, endpoint) = answered(Reply::with(503, &[&format!("Retry-After: {value}")], "")).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.retry_after()), (ErrorKind::Unavailable, Some(Duration::from_secs(seconds))));
+        assert_eq!((error.attempts(), endpoint.count(), log.retries().len()), (1, 1, 0));
+    }
+}
+
+#[tokio::test]
+async fn what_was_asked_for_last_stays_with_the_error() {
+    let endpoint = TokenEndpoint::start([Reply::with(429, &["Retry-After: 0"], ""), Reply::status(503)]).await;
+    let error = fly(&quick(&endpoint).max_attempts(2)).await.0.unwrap_err();
+    assert_eq!((error.status(), error.retry_after()), (Some(StatusCode::SERVICE_UNAVAILABLE), Some(Duration::ZERO)));
+}
+
+#[tokio::test]
+async fn a_status_that_was_answered_is_told_though_the_last_answer_was_lost() {
+    let endpoint = TokenEndpoint::start([Reply::status(502), Reply::reset()]).await;
+    let error = fly(&quick(&endpoint).max_attempts(2)).await.0.unwrap_err();
+    assert_eq!((error.status(), error.attempts()), (Some(StatusCode::BAD_GATEWAY), 2));
+}

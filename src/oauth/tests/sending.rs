@@ -1,0 +1,207 @@
+//! What the token endpoint sees (RFC 6749 §6), through the default client and through one that was passed in.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{Extensions, HeaderValue};
+use reqwest::{Client, Request, Response, redirect};
+use reqwest_middleware::{ClientBuilder, Middleware, Next};
+use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
+
+use super::*;
+
+#[tokio::test]
+async fn asks_by_post_with_a_form_and_for_json() {
+    let endpoint = TokenEndpoint::start([Reply::token()]).await;
+    let (result, log) = fly(&quick(&endpoint)).await;
+    let tokens = result.unwrap();
+    assert_eq!((access(&tokens), refresh(&tokens)), ("new-access", Some("new-refresh-token")));
+    let seen = endpoint.seen();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].line, "POST /token HTTP/1.1");
+    assert_eq!(seen[0].form, "grant_type=refresh_token&refresh_token=old-refresh-token");
+    assert_eq!(seen[0].header("accept"), Some("application/json"));
+    assert_eq!(seen[0].header("content-type"), Some("application/x-www-form-urlencoded"));
+    for absent in ["authorization", "cookie", "accept-encoding"] {
+        assert_eq!(seen[0].header(absent), None);
+    }
+    assert!(log.retries().is_empty() && log.kept().is_empty());
+}
+
+#[tokio::test]
+async fn each_way_of_naming_the_client() {
+    let endpoint = TokenEndpoint::start([Reply::token()]).await;
+    let form = "grant_type=refresh_token&refresh_token=old-refresh-token";
+    let table = [
+        (quick(&endpoint).client_id("me"), None, format!("{form}&client_id=me")),
+        (quick(&endpoint).client_secret_post("me", "a&b"), None, format!("{form}&client_id=me&client_secret=a%26b")),
+        (quick(&endpoint).client_secret_basic("me", "s"), Some("me:s"), form.to_owned()),
+        (quick(&endpoint).client_secret_basic("m:e", "p%w d/+"), Some("m%3Ae:p%25w+d%2F%2B"), form.to_owned()),
+        (quick(&endpoint).client_id("x").client_secret_basic("me", "s"), Some("me:s"), form.to_owned()),
+        (
+            quick(&endpoint).scope("a b").param("resource", "https://x/").param("n", ""),
+            None,
+            format!("{form}&scope=a+b&resource=https%3A%2F%2Fx%2F&n="),
+        ),
+    ];
+    for (number, (refresher, basic, form)) in table.into_iter().enumerate() {
+        fly(&refresher).await.0.unwrap();
+        let seen = &endpoint.seen()[number];
+        let basic = basic.map(|pair| format!("Basic {}", STANDARD.encode(pair)));
+        assert_eq!(seen.header("authorization"), basic.as_deref());
+        assert_eq!(seen.form, form);
+    }
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed_and_the_form_reaches_nobody_else() {
+    let other = TokenEndpoint::start([Reply::token()]).await;
+    for status in [301, 302, 303, 307, 308] {
+        let (result, _, endpoint) = answered(Reply::with(status, &[&format!("Location: {}", other.url)], "")).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.status().unwrap().as_u16()), (ErrorKind::ClientRejected, status));
+        assert_eq!((endpoint.count(), other.count()), (1, 0));
+    }
+}
+
+/// Adds a header.
+struct Marks;
+
+#[async_trait]
+impl Middleware for Marks {
+    async fn handle(&self, mut request: Request, ext: &mut Extensions, next: Next<'_>) -> reqwest_middleware::Result<Response> {
+        request.headers_mut().insert("x-mark", HeaderValue::from_static("yes"));
+        next.run(request, ext).await
+    }
+}
+
+#[tokio::test]
+async fn a_client_passed_in_is_used_whole_at_every_attempt() {
+    let second = TokenEndpoint::start([Reply::token()]).await;
+    let first = TokenEndpoint::start([Reply::status(503), Reply::with(307, &[&format!("Location: {}", second.url)], "")]).await;
+    let client = Client::builder().redirect(redirect::Policy::limited(3)).build().unwrap();
+    let client = ClientBuilder::new(client).with(Marks).build();
+    let (result, log) = fly(&quick(&first).http_client(client)).await;
+    assert_eq!(access(&result.unwrap()), "new-access");
+    assert_eq!(log.retried_statuses(), [(1, Some(503))]);
+    // Its redirect policy is its own.
+    assert_eq!((first.count(), second.count()), (2, 1));
+    for seen in first.seen() {
+        assert_eq!(seen.header("x-mark"), Some("yes"));
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_loop_of_a_client_passed_in_is_a_rejection() {
+    let endpoint = TokenEndpoint::start([Reply::with(307, &["Location: /token"], "")]).await;
+    let client = Client::builder().redirect(redirect::Policy::limited(2)).build().unwrap();
+    let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::ClientRejected);
+    assert_eq!((endpoint.count(), log.retries().len()), (3, 0));
+}
+
+/// Fails in place of sending.
+struct Refuses(Refusal);
+
+type Refusal = fn() -> reqwest_middleware::Error;
+
+#[async_trait]
+impl Middleware for Refuses {
+    async fn handle(&self, _: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+        Err(self.0())
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_will_not_send_is_unavailable_at_once_and_quotes_no_secret() {
+    let endpoint = TokenEndpoint::start([Reply::token()]).await;
+    let table: [(Refusal, &str); 3] = [
+        (|| reqwest_middleware::Error::Middleware(anyhow::anyhow!("quota used up")), "quota used up"),
+        (|| reqwest_middleware::Error::Middleware(anyhow::anyhow!("will not send old-refresh-token")), "repeat a secret"),
+        (|| Error::of(ErrorKind::NoSession).into(), "no session in this task's scope"),
+    ];
+    for (refuse, expected) in table {
+        let client = ClientBuilder::new(Client::new()).with(Refuses(refuse)).build();
+        let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.attempts(), error.possibly_consumed()), (ErrorKind::Unavailable, 1, false));
+        assert!(texts(&error).contains(expected) && !texts(&error).contains(OLD), "{}", texts(&error));
+        assert!(log.retries().is_empty());
+    }
+    assert_eq!(endpoint.count(), 0);
+}
+
+/// A port that nobody listens on.
+async fn closed_port() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}/token?key=url-secret", listener.local_addr().unwrap())
+}
+
+#[tokio::test]
+async fn connections_that_fail_are_retried_through_any_wrapping_and_consume_nothing() {
+    let url = closed_port().await;
+    let refresher = || OAuthRefresh::new(&url).backoff(Duration::ZERO, Duration::ZERO).max_attempts(3).retry_lost(false);
+    let own_retry = || RetryTransientMiddleware::new_with_policy(ExponentialBackoff::builder().build_with_max_retries(0));
+    let table = [
+        refresher(),
+        refresher().http_client(Client::new()),
+        refresher().http_client(ClientBuilder::new(Client::new()).with(own_retry()).build()),
+        refresher().http_client(ClientBuilder::new(Client::new()).with(own_retry()).with(own_retry()).build()),
+        refresher().http_client(ClientBuilder::new(Client::new()).with(AddsContext).with(own_retry()).build()),
+        refresher().http_client(ClientBuilder::new(Client::new()).with(WrapsInItsOwn).build()),
+    ];
+    for refresher in table {
+        let (result, log) = fly(&refresher).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.attempts(), error.status()), (ErrorKind::Unavailable, 3, None));
+        assert!(!error.possibly_consumed());
+        assert_eq!(log.retried_statuses(), [(1, None), (2, None)]);
+        assert!(error.source().is_some());
+        assert!(!texts(&error).contains("url-secret"), "{}", texts(&error));
+    }
+}
+
+struct AddsContext;
+
+#[async_trait]
+impl Middleware for AddsContext {
+    async fn handle(&self, request: Request, ext: &mut Extensions, next: Next<'_>) -> reqwest_middleware::Result<Response> {
+        match next.run(request, ext).await {
+            Err(reqwest_middleware::Error::Middleware(error)) => Err(error.context("while asking").into()),
+            other => other,
+        }
+    }
+}
+
+struct WrapsInItsOwn;
+
+#[derive(Debug, thiserror::Error)]
+#[error("its own")]
+struct ItsOwn(#[source] reqwest::Error);
+
+#[async_trait]
+impl Middleware for WrapsInItsOwn {
+    async fn handle(&self, request: Request, ext: &mut Extensions, next: Next<'_>) -> reqwest_middleware::Result<Response> {
+        match next.run(request, ext).await {
+            Err(reqwest_middleware::Error::Reqwest(error)) => Err(reqwest_middleware::Error::middleware(ItsOwn(error))),
+            other => other,
+        }
+    }
+}
+
+struct ErrorForStatus;
+
+#[async_trait]
+impl Middleware for ErrorForStatus {
+    async fn handle(&self, request: Request, ext: &mut Extensions, next: Next<'_>) -> reqwest_middleware::Result<Response> {
+        Ok(next.run(request, ext).await?.error_for_status()?)
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_makes_errors_of_statuses_is_understood() {
+    let endpoint = TokenEndpoint::start([Reply::status(503), Reply::status(403)]).await;
+    let client = ClientBuilder::new(Client::new()).with(ErrorForStatus).build();
+    let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), error.status()), (ErrorKind::ClientRejected, Some(StatusCode::FORBIDDEN)));
+    assert_eq!(log.retried_statuses(), [(1, Some(503))]);
+}

@@ -1,0 +1,162 @@
+//! A token endpoint that answers from a script, byte for byte, and writes down what it saw.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+#[derive(Clone)]
+pub(super) enum Reply {
+    /// These bytes, then the connection is closed.
+    Bytes(Vec<u8>),
+    /// These bytes, then nothing, until the client goes away.
+    Stall(Vec<u8>),
+    /// These bytes, then more of a body for as long as the client listens.
+    Endless(Vec<u8>),
+}
+
+impl Reply {
+    pub(super) fn with(status: u16, headers: &[&str], body: impl AsRef<[u8]>) -> Self {
+        let body = body.as_ref();
+        Self::Bytes([head(status, headers, Some(body.len())), body.to_vec()].concat())
+    }
+
+    pub(super) fn json(status: u16, body: impl AsRef<[u8]>) -> Self {
+        Self::with(status, &["Content-Type: application/json"], body)
+    }
+
+    pub(super) fn status(status: u16) -> Self {
+        Self::with(status, &[], "")
+    }
+
+    pub(super) fn token() -> Self {
+        Self::json(200, r#"{"access_token":"new-access","refresh_token":"new-refresh-token","token_type":"Bearer"}"#)
+    }
+
+    /// The connection ends before the body is whole.
+    pub(super) fn cut(status: u16, body: &str) -> Self {
+        Self::Bytes([head(status, &[], Some(body.len() + 100)), body.as_bytes().to_vec()].concat())
+    }
+
+    /// The connection ends before anything was answered.
+    pub(super) fn reset() -> Self {
+        Self::Bytes(Vec::new())
+    }
+}
+
+pub(super) fn head(status: u16, headers: &[&str], length: Option<usize>) -> Vec<u8> {
+    let length = length.map(|length| format!("Content-Length: {length}"));
+    let first = format!("HTTP/1.1 {status} X");
+    let lines = [first.as_str(), "Connection: close"].into_iter().chain(headers.iter().copied()).chain(length.as_deref());
+    lines.chain([""]).flat_map(|line| [line.as_bytes(), b"\r\n"].concat()).collect()
+}
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) line: String,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) form: String,
+}
+
+impl Seen {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.iter().filter(|(found, _)| found == name);
+        let value = values.next().map(|(_, value)| value.as_str());
+        assert!(values.next().is_none(), "{name} came twice");
+        value
+    }
+
+    pub(super) fn member(&self, name: &str) -> Option<String> {
+        let mut values = form_urlencoded::parse(self.form.as_bytes()).filter(|(found, _)| found == name);
+        let value = values.next().map(|(_, value)| value.into_owned());
+        assert!(values.next().is_none(), "{name} came twice");
+        value
+    }
+}
+
+pub(super) struct TokenEndpoint {
+    pub(super) url: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl TokenEndpoint {
+    /// Answers by the script; its last reply again and again.
+    pub(super) async fn start(script: impl IntoIterator<Item = Reply>) -> Self {
+        let script: Vec<Reply> = script.into_iter().collect();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/token", listener.local_addr().unwrap());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let notes = Arc::clone(&seen);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (script, notes) = (script.clone(), Arc::clone(&notes));
+                tokio::spawn(async move {
+                    let Some(request) = read(&mut stream).await else { return };
+                    let number = {
+                        let mut notes = notes.lock().unwrap();
+                        notes.push(request);
+                        notes.len()
+                    };
+                    answer(stream, script[number.min(script.len()) - 1].clone()).await;
+                });
+            }
+        });
+        Self { url, seen }
+    }
+
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
+    /// The refresh tokens it was asked with, in order.
+    pub(super) fn asked_with(&self) -> Vec<String> {
+        self.seen().iter().map(|seen| seen.member("refresh_token").unwrap()).collect()
+    }
+}
+
+async fn read(stream: &mut TcpStream) -> Option<Seen> {
+    let mut bytes = Vec::new();
+    loop {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let mut lines = head.lines();
+        let line = lines.next()?.to_owned();
+        let headers: Vec<_> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+            .collect();
+        let length = headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, value)| value.parse().unwrap());
+        if body.len() >= length {
+            return Some(Seen { line, headers, form: body.to_owned() });
+        }
+    }
+}
+
+async fn answer(mut stream: TcpStream, reply: Reply) {
+    // A client that has heard enough goes away: no failure of the server's.
+    match reply {
+        Reply::Bytes(bytes) => {
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+        }
+        Reply::Stall(bytes) => {
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.read(&mut [0]).await;
+        }
+        Reply::Endless(bytes) => {
+            let _ = stream.write_all(&bytes).await;
+            while stream.write_all(&[b' '; 16 * 1024]).await.is_ok() {}
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What a request that brought no answer failed with.
+
+use http::StatusCode;
+use reqwest_middleware::Error as MiddlewareError;
+use reqwest_retry::RetryError;
+
+use super::classify::{Failure, refused};
+
+/// A client that was passed in may have middleware, and that may wrap what went wrong.
+pub(super) enum Transport {
+    Own(reqwest::Error),
+    /// Seen inside another error; its text may have a URL in it.
+    Inside(Failure, Option<StatusCode>),
+    /// Middleware refused to send, or made something up.
+    Foreign(MiddlewareError),
+}
+
+pub(super) fn unwrapped(error: MiddlewareError) -> Transport {
+    let error = match error {
+        MiddlewareError::Reqwest(error) => return Transport::Own(error),
+        MiddlewareError::Middleware(error) => error,
+    };
+    let error = match error.downcast::<RetryError>() {
+        Ok(RetryError::Error(err) | RetryError::WithRetries { err, .. }) => return unwrapped(err),
+        Err(error) => error,
+    };
+    let error = match error.downcast::<MiddlewareError>() {
+        Ok(error) => return unwrapped(error),
+        Err(error) => error,
+    };
+    match error.downcast::<reqwest::Error>() {
+        Ok(error) => Transport::Own(error),
+        Err(error) => match error.chain().find_map(inside) {
+            Some(seen) => Transport::Inside(failure(seen), seen.status()),
+            None => Transport::Foreign(MiddlewareError::Middleware(error)),
+        },
+    }
+}
+
+// A transparent wrapper's `source()` skips the wrapped error itself, so each link is opened by its type.
+fn inside<'e>(link: &'e (dyn std::error::Error + 'static)) -> Option<&'e reqwest::Error> {
+    if let Some(found) = link.downcast_ref::<reqwest::Error>() {
+        return Some(found);
+    }
+    let wrapped = match link.downcast_ref::<RetryError>() {
+        Some(RetryError::Error(err) | RetryError::WithRetries { err, .. }) => err,
+        None => link.downcast_ref::<MiddlewareError>()?,
+    };
+    match wrapped {
+        MiddlewareError::Reqwest(found) => Some(found),
+        MiddlewareError::Middleware(error) => error.chain().find_map(inside),
+    }
+}
+
+pub(super) fn failure(error: &reqwest::Error) -> Failure {
+    if let Some(status) = error.status() {
+        refused(status, None)
+    } else if error.is_builder() {
+        Failure::Misconfigured
+    } else if error.is_redirect() {
+        Failure::Rejected
+    } else if error.is_connect() {
+        Failure::Unreached
+    } else {
+        Failure::Lost
+    }
+}

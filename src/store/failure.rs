@@ -1,0 +1,21 @@
+use std::io;
+
+use crate::error::{Error, ErrorKind};
+
+/// What a store was doing when it failed, and why. Never with a value in it, since values here are secrets.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+struct Failure {
+    what: String,
+    source: Option<io::Error>,
+}
+
+/// A [`Store`](ErrorKind::Store) error that says this.
+pub(super) fn failure(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Store, Failure { what: what.into(), source: None })
+}
+
+/// The same with the system's own words as its cause.
+pub(super) fn io_failure(what: impl Into<String>, source: io::Error) -> Error {
+    Error::new(ErrorKind::Store, Failure { what: what.into(), source: Some(source) })
+}

@@ -1,0 +1,300 @@
+//! What a [`FileStore`](super::FileStore) does to the disk. Everything here blocks.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use zeroize::Zeroizing;
+
+use crate::{
+    error::Error,
+    store::{
+        failure::{failure, io_failure},
+        record::MAX_BYTES,
+    },
+};
+
+/// A file's real directory, in which only its owner writes, and its name there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    dir: PathBuf,
+    name: OsString,
+}
+
+impl Place {
+    /// `None` if the directory does not exist.
+    pub(super) fn find(path: &Path) -> Result<Option<Self>, Error> {
+        match resolve(path) {
+            Ok(place) => check_directory(&place.dir).map(|()| Some(place)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_failure(format!("{} cannot be used", path.display()), error)),
+        }
+    }
+
+    /// Makes the directory if it does not exist.
+    pub(super) fn make(path: &Path) -> Result<Self, Error> {
+        if let Some(place) = Self::find(path)? {
+            return Ok(place);
+        }
+        let dir = path.parent().unwrap_or(path);
+        create_private(dir).map_err(|error| io_failure(format!("{} cannot be made", dir.display()), error))?;
+        Self::find(path)?.ok_or_else(|| failure(format!("{} was removed while it was in use", dir.display())))
+    }
+
+    /// `None` if there is no file.
+    pub(super) fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+        match read_bounded(&self.file()) {
+            Ok(document) => Ok(Some(document)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_failure(format!("{self} cannot be read"), error)),
+        }
+    }
+
+    /// Puts a new document in place of the old one: whole or not at all.
+    pub(super) fn replace(&self, document: &[u8]) -> Result<(), Error> {
+        self.remove_leftovers();
+        let temporary = self.dir.join(self.temporary_name(fastrand::u64(..)));
+        let written = write_private(&temporary, document).and_then(|()| fs::rename(&temporary, self.file()));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&temporary);
+            return Err(io_failure(format!("{self} cannot be written"), error));
+        }
+        self.flush_directory()
+    }
+
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        self.remove_leftovers();
+        match fs::remove_file(self.file()) {
+            Ok(()) => self.flush_directory(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io_failure(format!("{self} cannot be removed"), error)),
+        }
+    }
+
+    /// Gives the file another name beside it, a new one each time, so that the next [`replace`](Self::replace) destroys nothing.
+    pub(super) fn move_aside(&self) -> Result<(), Error> {
+        let mut names = std::iter::once(self.beside(".broken")).chain((1_u32..).map(|n| self.beside(&format!(".broken.{n}"))));
+        let moved = names.find_map(|aside| match rename_to_new(&self.file(), &aside) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+            done => Some(done),
+        });
+        match moved {
+            Some(Err(error)) => Err(io_failure(format!("{self} is broken, and cannot be moved aside"), error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the file that the lock is on. It is never removed: another may be waiting for it.
+    pub(super) fn open_lock(&self) -> Result<File, Error> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        private(&mut options)
+            .open(self.lock_file())
+            .map_err(|error| io_failure(format!("the lock file of {self} cannot be opened"), error))
+    }
+
+    /// Whether this is still the file that others would lock.
+    pub(super) fn is_lock(&self, file: &File) -> bool {
+        same_file(file, &self.lock_file())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.join(&self.name)
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.beside(".lock")
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.name.clone();
+        name.push(suffix);
+        self.dir.join(name)
+    }
+
+    fn temporary_name(&self, number: u64) -> OsString {
+        let mut name = OsString::from(".");
+        name.push(&self.name);
+        name.push(format!(".{number:016x}.tmp"));
+        name
+    }
+
+    fn is_temporary(&self, name: &OsStr) -> bool {
+        let name = name.as_encoded_bytes();
+        let number = name
+            .strip_prefix(b".")
+            .and_then(|name| name.strip_prefix(self.name.as_encoded_bytes()))
+            .and_then(|name| name.strip_prefix(b"."))
+            .and_then(|name| name.strip_suffix(b".tmp"));
+        number.is_some_and(|number| number.len() == 16 && number.iter().all(u8::is_ascii_hexdigit))
+    }
+
+    /// Whoever left them is dead, since the lock is ours. They hold tokens, but no save fails for them.
+    fn remove_leftovers(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten().filter(|entry| self.is_temporary(&entry.file_name())) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+
+    /// A rename lasts over a power failure only once the directory is on the disk.
+    fn flush_directory(&self) -> Result<(), Error> {
+        match flush(&self.dir) {
+            // Some file systems cannot, and say so.
+            Err(error) if !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                Err(io_failure(format!("{} cannot be flushed", self.dir.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.file().display().fmt(f)
+    }
+}
+
+/// Through symbolic links, so that a rename does not replace one, and all names of a file have one lock.
+fn resolve(path: &Path) -> io::Result<Place> {
+    let real = match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+            fs::canonicalize(path.parent().unwrap_or(path))?.join(name)
+        }
+        real => real?,
+    };
+    match (real.parent(), real.file_name()) {
+        (Some(dir), Some(name)) => Ok(Place { dir: dir.to_path_buf(), name: name.to_os_string() }),
+        _ => Err(io::ErrorKind::IsADirectory.into()),
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let about = fs::metadata(path)?;
+    if !about.is_file() {
+        // To open a pipe would wait for a writer.
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let limit = MAX_BYTES + 1;
+    // Room for all of it at once: a buffer that grows leaves copies behind.
+    let room = usize::try_from(about.len()).unwrap_or(limit).min(limit) + 1;
+    let mut document = Zeroizing::new(Vec::with_capacity(room));
+    File::open(path)?.take(limit as u64).read_to_end(&mut document)?;
+    Ok(document)
+}
+
+fn write_private(path: &Path, document: &[u8]) -> io::Result<()> {
+    let mut file = private(OpenOptions::new().write(true).create_new(true)).open(path)?;
+    file.write_all(document)?;
+    file.sync_all()
+}
+
+/// Fails with `AlreadyExists` rather than overwrite. A link first, then the rename over the old name that follows: no moment without
+/// the file.
+fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            // A file system without hard links. Nobody else renames here: the lock is ours.
+            if fs::symlink_metadata(to).is_ok() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            fs::rename(from, to)
+        }
+        done => done,
+    }
+}
+
+#[cfg(unix)]
+fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600)
+}
+
+#[cfg(unix)]
+fn create_private(dir: &Path) -> io::Result<()> {
+    std::os::unix::fs::DirBuilderExt::mode(fs::DirBuilder::new().recursive(true), 0o700).create(dir)
+}
+
+/// Whoever can write a directory can replace any file in it, whatever its mode. The sticky bit of a shared one keeps others from
+/// that, but not from being first to make our lock file.
+#[cfg(unix)]
+fn check_directory(dir: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::MetadataExt;
+
+    let mode = fs::metadata(dir).map_err(|error| io_failure(format!("{} cannot be used", dir.display()), error))?.mode() & 0o7777;
+    let others = match (mode & 0o020 != 0, mode & 0o002 != 0) {
+        (false, false) => return Ok(()),
+        (true, false) => "its group",
+        (_, true) => "everybody",
+    };
+    Err(failure(format!(
+        "the directory {} can be written by {others} (mode {mode:04o}), and tokens are kept only where nobody but the owner can write",
+        dir.display()
+    )))
+}
+
+#[cfg(unix)]
+fn same_file(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let id = |about: fs::Metadata| (about.dev(), about.ino());
+    file.metadata().ok().map(id) == fs::metadata(path).ok().map(id)
+}
+
+#[cfg(unix)]
+fn flush(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    options
+}
+
+#[cfg(not(unix))]
+fn create_private(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)
+}
+
+#[cfg(not(unix))]
+fn check_directory(_: &Path) -> Result<(), Error> {
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn same_file(_: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+#[cfg(not(unix))]
+fn flush(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_temporaries_are_leftovers() {
+        let place = Place { dir: PathBuf::from("d"), name: OsString::from("tokens.json") };
+        assert!(place.is_temporary(&place.temporary_name(0)));
+        assert!(place.is_temporary(&place.temporary_name(u64::MAX)));
+        for other in [
+            "tokens.json",
+            "tokens.json.lock",
+            ".tokens.json.tmp",
+            ".tokens.json.0123456789abcde.tmp",
+            ".tokens.json.0123456789abcdeg.tmp",
+            ".other.json.0123456789abcdef.tmp",
+            "..tokens.json.0123456789abcdef.tmp",
+            ".tokens.json.0123456789abcdef.tmp~",
+        ] {
+            assert!(!place.is_temporary(OsStr::new(other)), "{other}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The JSON document that the file and the Redis store share:
+//! `{"version":1,"access_token":…,"refresh_token":…,"expires_at":<unix seconds>}`.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::value::RawValue;
+use zeroize::Zeroizing;
+
+use crate::token::{AccessToken, RefreshToken, Tokens};
+
+const VERSION: u64 = 1;
+/// The longest document that is read, in bytes.
+pub(super) const MAX_BYTES: usize = 1024 * 1024;
+
+/// A document: the tokens, and what others have put beside them.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    pub(super) tokens: Tokens,
+    pub(super) rest: Rest,
+}
+
+/// Members that this version does not know. They survive a rewrite.
+#[derive(Default)]
+pub(super) struct Rest(BTreeMap<String, Box<RawValue>>);
+
+/// Why a document cannot be used.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// It is no document of ours, or no longer one.
+    Broken(String),
+    /// A later version of this crate wrote it: to be left alone.
+    Newer(u64),
+}
+
+impl Record {
+    /// Reads a document. `expires_at` in an odd form counts as unknown; a token in an odd form breaks the document.
+    pub(super) fn parse(document: &[u8]) -> Result<Self, Unreadable> {
+        if document.len() > MAX_BYTES {
+            return Err(broken("is over 1 MiB"));
+        }
+        // Members stay borrowed from the document, so that no copy of a token is left behind unwiped, and are read one by one,
+        // so that a number out of range spoils only itself.
+        let members: BTreeMap<String, &RawValue> = serde_json::from_slice(document).map_err(|error| {
+            // The parser's own text quotes values.
+            broken(format!("is no JSON object (line {}, column {})", error.line(), error.column()))
+        })?;
+        check_version(members.get("version").copied())?;
+        let access = token(&members, "access_token", AccessToken::new)?;
+        let refresh = token(&members, "refresh_token", RefreshToken::new)?;
+        let expires_at = members.get("expires_at").and_then(|value| parse_time(value.get()));
+        let mut tokens = Tokens::of(access, refresh);
+        if let Some(at) = expires_at {
+            tokens = tokens.with_expires_at(at);
+        }
+        let rest = members.into_iter().filter(|(name, _)| !is_ours(name)).map(|(name, value)| (name, value.to_owned()));
+        Ok(Self { tokens, rest: Rest(rest.collect()) })
+    }
+
+    /// The tokens, if there are any.
+    pub(super) fn into_tokens(self) -> Option<Tokens> {
+        (self.tokens.access_token().is_some() || self.tokens.refresh_token().is_some()).then_some(self.tokens)
+    }
+}
+
+impl Rest {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The document of these tokens and what was beside the last ones.
+    pub(super) fn with(&self, tokens: &Tokens) -> Zeroizing<String> {
+        let access = tokens.access_token().map(AccessToken::expose_secret);
+        let refresh = tokens.refresh_token().map(RefreshToken::expose_secret);
+        let rest: usize = self.0.iter().map(|(name, value)| 6 * name.len() + value.get().len() + 8).sum();
+        // Room for all of it at once: a buffer that grows leaves copies behind.
+        let room = 2 * (access.map_or(0, str::len) + refresh.map_or(0, str::len)) + rest + 256;
+        let mut out = Zeroizing::new(String::with_capacity(room));
+        out.push_str("{\"version\":1");
+        for (name, value) in [("access_token", access), ("refresh_token", refresh)] {
+            if let Some(value) = value {
+                push_member(&mut out, name);
+                push_text(&mut out, value);
+            }
+        }
+        if let (Some(_), Some(at)) = (access, tokens.expires_at()) {
+            push_member(&mut out, "expires_at");
+            push_time(&mut out, at);
+        }
+        for (name, value) in &self.0 {
+            push_member(&mut out, name);
+            out.push_str(value.get());
+        }
+        out.push('}');
+        out
+    }
+}
+
+impl fmt::Debug for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(why) => write!(f, "is broken: it {why}"),
+            Self::Newer(version) => {
+                write!(f, "has version {version}, written by a later reqwest-reauth; this one knows version {VERSION}")
+            }
+        }
+    }
+}
+
+fn broken(why: impl Into<String>) -> Unreadable {
+    Unreadable::Broken(why.into())
+}
+
+fn is_ours(name: &str) -> bool {
+    matches!(name, "version" | "access_token" | "refresh_token" | "expires_at")
+}
+
+fn check_version(member: Option<&RawValue>) -> Result<(), Unreadable> {
+    match member.map(|value| value.get().parse::<u64>()) {
+        Some(Ok(VERSION)) => Ok(()),
+        Some(Ok(newer)) if newer > VERSION => Err(Unreadable::Newer(newer)),
+        Some(_) => Err(broken("has an unknown version")),
+        None => Err(broken("has no version")),
+    }
+}
+
+fn token<T>(
+    members: &BTreeMap<String, &RawValue>,
+    name: &'static str,
+    check: impl FnOnce(String) -> Result<T, crate::Error>,
+) -> Result<Option<T>, Unreadable> {
+    let Some(value) = members.get(name).filter(|value| value.get() != "null") else {
+        return Ok(None);
+    };
+    let text: String = serde_json::from_str(value.get()).map_err(|_| broken(format!("has a {name} that is no text")))?;
+    check(text).map(Some).map_err(|_| broken(format!("has a {name} that no token can be")))
+}
+
+/// Unix seconds, to the nanosecond where they are plain digits. `None` for what is no time.
+fn parse_time(number: &str) -> Option<SystemTime> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let since = if digits(whole) && digits(fraction) {
+        let nanos = format!("{fraction:0<9.9}").parse().ok()?;
+        Duration::new(whole.parse().ok()?, nanos)
+    } else {
+        Duration::try_from_secs_f64(number.parse().ok()?).ok()?
+    };
+    UNIX_EPOCH.checked_add(since)
+}
+
+fn push_time(out: &mut String, at: SystemTime) {
+    // Before 1970 is as expired as 1970.
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let _ = write!(out, "{}", since.as_secs());
+    if since.subsec_nanos() > 0 {
+        let digits = format!("{:09}", since.subsec_nanos());
+        let _ = write!(out, ".{}", digits.trim_end_matches('0'));
+    }
+}
+
+fn push_member(out: &mut String, name: &str) {
+    out.push(',');
+    push_text(out, name);
+    out.push(':');
+}
+
+/// A JSON string (RFC 8259 §7), written straight into `out`.
+fn push_text(out: &mut String, text: &str) {
+    out.push('"');
+    for char in text.chars() {
+        match char {
+            '"' | '\\' => out.extend(['\\', char]),
+            '\0'..='\x1f' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(char));
+            }
+            _ => out.push(char),
+        }
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(document: &str) -> Result<Record, Unreadable> {
+        Record::parse(document.as_bytes())
+    }
+
+    #[test]
+    fn tokens_and_unknown_members_come_back_from_a_rewrite() {
+        let at = UNIX_EPOCH + Duration::new(1_800_000_000, 123_456_789);
+        let old =
+            parse(r#"{"version":1,"access_token":"old","note":{"a":[1e400,-0.0]},"q\"\\\u0007":"x","n":18446744073709551616}"#);
+        let tokens = Tokens::new("a.b").unwrap().with_refresh_token("r\"\\!").unwrap().with_expires_at(at);
+        let written = old.unwrap().rest.with(&tokens);
+        let strict: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&written).unwrap();
+        assert_eq!(strict["note"].get(), r#"{"a":[1e400,-0.0]}"#);
+        assert_eq!(strict["n"].get(), "18446744073709551616");
+        assert_eq!(strict["q\"\\\u{7}"].get(), "\"x\"");
+        assert_eq!(strict["version"].get(), "1");
+        let read = parse(&written).unwrap();
+        assert!(read.tokens.same_as(&tokens));
+        assert_eq!(read.tokens.expires_at(), Some(at));
+        assert_eq!(read.rest.with(&tokens), written);
+    }
+
+    #[test]
+    fn what_is_not_there_stays_away() {
+        let alone = Rest::default().with(&Tokens::from_refresh_token("r").unwrap());
+        assert_eq!(*alone, r#"{"version":1,"refresh_token":"r"}"#);
+        let none = Rest::default().with(&Tokens::empty());
+        assert!(parse(&none).unwrap().into_tokens().is_none());
+        let null = parse(r#"{"version":1,"access_token":null,"refresh_token":"r","expires_at":null}"#).unwrap();
+        assert_eq!(null.tokens.expires_at(), None);
+        assert!(null.into_tokens().unwrap().access_token().is_none());
+    }
+
+    #[test]
+    fn the_document_is_written_without_growing_its_buffer() {
+        let rest = parse(r#"{"version":1,"\u0001\u0001\u0001\u0001":[1,2,3],"b":"x"}"#).unwrap().rest;
+        let at = UNIX_EPOCH + Duration::new(1_800_000_000, 1);
+        for length in [1, 16 * 1024] {
+            let refresh = "\"".repeat(length);
+            let tokens = Tokens::new("a".repeat(length)).unwrap().with_refresh_token(refresh).unwrap().with_expires_at(at);
+            let written = rest.with(&tokens);
+            assert!(written.capacity() <= 4 * length + 512, "grown to {}", written.capacity());
+            assert!(parse(&written).unwrap().tokens.same_as(&tokens));
+        }
+    }
+
+    #[test]
+    fn odd_expiries_count_as_unknown() {
+        let plain = |secs, nanos| Some(UNIX_EPOCH + Duration::new(secs, nanos));
+        let table = [
+            ("1700000000", plain(1_700_000_000, 0)),
+            ("1700000000.5", plain(1_700_000_000, 500_000_000)),
+            ("1700000000.000000001", plain(1_700_000_000, 1)),
+            ("1700000000.1234567899", plain(1_700_000_000, 123_456_789)),
+            ("1.7e9", plain(1_700_000_000, 0)),
+            ("0", plain(0, 0)),
+            ("-1", None),
+            ("1e400", None),
+            ("99999999999999999999", None),
+            ("\"1700000000\"", None),
+            ("true", None),
+            ("[]", None),
+        ];
+        for (value, expected) in table {
+            let document = format!(r#"{{"version":1,"access_token":"a","expires_at":{value}}}"#);
+            assert_eq!(parse(&document).unwrap().tokens.expires_at(), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn broken_and_newer_documents_are_told_apart_and_quote_nothing() {
+        let broken = [
+            "",
+            "{",
+            "null",
+            "[]",
+            "\"s3cret\"",
+            r#"{"version":1,"access_token":"s3cret"#,
+            r#"{"access_token":"s3cret"}"#,
+            r#"{"version":0}"#,
+            r#"{"version":"1"}"#,
+            r#"{"version":1.0}"#,
+            r#"{"version":1,"access_token":{"s3cret":1}}"#,
+            r#"{"version":1,"access_token":"s3cret s3cret"}"#,
+            r#"{"version":1,"refresh_token":""}"#,
+            r#"{"version":1} s3cret"#,
+        ];
+        for document in broken {
+            let why = parse(document).unwrap_err();
+            assert!(matches!(why, Unreadable::Broken(_)), "{document}: {why:?}");
+            assert!(!format!("{why} {why:?}").contains("s3cret"), "{why:?}");
+        }
+        assert!(matches!(Record::parse(b"{\"version\":1,\"a\":\"\xff\"}"), Err(Unreadable::Broken(_))));
+        assert!(matches!(Record::parse(&vec![b' '; MAX_BYTES + 1]), Err(Unreadable::Broken(_))));
+        let newer = parse(r#"{"version":2,"access_token":["anything"]}"#).unwrap_err();
+        assert_eq!(newer, Unreadable::Newer(2));
+        assert!(newer.to_string().contains("version 2"));
+    }
+}
