@@ -21,7 +21,6 @@ pub type Client = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = u16> + Send>> + Se
 pub struct Contestant {
     pub name: &'static str,
     pub client: Client,
-    pub against: &'static str,
     /// Plain reqwest of the same version.
     pub plain: Client,
 }
@@ -56,6 +55,10 @@ pub async fn contestants(url: &str) -> Vec<Contestant> {
         let client = reqwest_old::Client::new();
         client!(client, url => client.get(&url).header(header::AUTHORIZATION, bearer.clone()))
     };
+    let bare = {
+        let (client, bearer) = (ClientBuilder::new(reqwest::Client::new()).build(), bearer.clone());
+        client!(client, url => client.get(&url).header(header::AUTHORIZATION, bearer.clone()))
+    };
     let reauth = {
         let client = ClientBuilder::new(reqwest::Client::new()).with_session(session(url)).build();
         client!(client, url => client.get(&url))
@@ -77,17 +80,14 @@ pub async fn contestants(url: &str) -> Vec<Contestant> {
         let client = reqwest_middleware_old::ClientBuilder::new(reqwest_old::Client::new()).with(middleware).build();
         client!(client, url => client.get(&url))
     };
-    let (new, old) = ("reqwest 0.13", "reqwest 0.12");
-    let contestant = |name, client, against| {
-        let plain = if against == new { Arc::clone(&plain) } else { Arc::clone(&plain_old) };
-        Contestant { name, client, against, plain }
-    };
+    let contestant = |name, client, plain: &Client| Contestant { name, client, plain: Arc::clone(plain) };
     vec![
-        contestant("reqwest-reauth, whole chain", reauth, new),
-        contestant("mutex, copy and retry by hand", by_hand, new),
-        contestant("aliri_reqwest 0.5", aliri, old),
-        contestant("reqwest-auth 1.0", reqwest_auth, old),
-        contestant("reqwest, header fixed (how far the measure can be trusted)", plain_again, new),
+        contestant("reqwest-reauth, the whole chain", reauth, &plain),
+        contestant("mutex, copy and retry by hand", by_hand, &plain),
+        contestant("aliri_reqwest 0.5 (reqwest 0.12)", aliri, &plain_old),
+        contestant("reqwest-auth 1.0 (reqwest 0.12)", reqwest_auth, &plain_old),
+        contestant("reqwest-middleware 0.5, nothing in it", bare, &plain),
+        contestant("plain reqwest against itself", plain_again, &plain),
     ]
 }
 

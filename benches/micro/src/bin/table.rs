@@ -67,14 +67,22 @@ fn count() -> Counts {
         .stdout(Stdio::null())
         .status();
     assert!(status.is_ok_and(|status| status.success()), "counting failed");
-    let results = target.join("gungraun/reqwest-reauth-micro/instructions/chain");
+    let results = target.join("gungraun/reqwest-reauth-micro/instructions");
     let read = |name: &str| {
-        let summary = fs::read(results.join(format!("requests.{name}/summary.json"))).unwrap();
+        let summary = fs::read(results.join(name).join("summary.json")).unwrap();
         let summary: serde_json::Value = serde_json::from_slice(&summary).unwrap();
         let total = &summary["profiles"][0]["data"]["total"]["metrics"]["Ir"]["values"]["new"];
-        total.as_u64().unwrap_or_else(|| panic!("no count for {name}")) / REQUESTS
+        total.as_u64().unwrap_or_else(|| panic!("no count for {name}"))
     };
-    NAMES.iter().map(|name| ((*name).to_owned(), read(name))).collect()
+    let requests = NAMES.iter().map(|name| ((*name).to_owned(), read(&format!("chain/requests.{name}")) / REQUESTS));
+    let storms = [
+        ("storm_100", "storms.of_100"),
+        ("storm_1000", "storms.of_1000"),
+        ("bare_storm_100", "ideals.of_100"),
+        ("bare_storm_1000", "ideals.of_1000"),
+    ];
+    let waiters = |name: &str| name.rsplit_once('_').unwrap().1.parse::<u64>().unwrap();
+    requests.chain(storms.map(|(name, of)| (name.to_owned(), read(&format!("storming/{of}")) / waiters(name)))).collect()
 }
 
 fn committed() -> PathBuf {
@@ -92,7 +100,7 @@ fn accept(counts: &Counts) -> ExitCode {
 fn check(counts: &Counts) -> ExitCode {
     let before: Counts = toml::from_str(&fs::read_to_string(committed()).unwrap()).unwrap();
     let mut failed = false;
-    for name in NAMES {
+    for name in counts.keys() {
         // The bare client is reqwest's affair.
         let Some(now) = above_bare(name, counts) else { continue };
         let Some(&then) = before.get(name) else {
@@ -115,8 +123,12 @@ fn above_bare(name: &str, counts: &Counts) -> Option<u64> {
 }
 
 fn bare(name: &str) -> Option<String> {
-    let (what, headers) = name.rsplit_once('_').unwrap();
-    (what != "bare").then(|| format!("bare_{headers}"))
+    let (what, number) = name.rsplit_once('_').unwrap();
+    match what {
+        "bare" | "bare_storm" => None,
+        "storm" => Some(format!("bare_{name}")),
+        _ => Some(format!("bare_{number}")),
+    }
 }
 
 // ---- the table
