@@ -39,11 +39,11 @@ fn requests(workload: Workload) -> Workload {
 
 /// The token endpoint answers as soon as everybody waits.
 fn storm(waiters: usize) -> (Runtime, Storm) {
-    (Builder::new_current_thread().build().unwrap(), Storm::new(waiters, Duration::ZERO, Arc::new(|| ())))
+    (Builder::new_current_thread().enable_time().build().unwrap(), Storm::new(waiters, Duration::ZERO, Arc::new(|| ())))
 }
 
 fn ideal(waiters: usize) -> (Runtime, Ideal) {
-    (Builder::new_current_thread().build().unwrap(), Ideal::new(waiters, Duration::ZERO, Arc::new(|| ())))
+    (Builder::new_current_thread().enable_time().build().unwrap(), Ideal::new(waiters, Duration::ZERO, Arc::new(|| ())))
 }
 
 #[library_benchmark]

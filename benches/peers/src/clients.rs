@@ -52,11 +52,11 @@ pub async fn contestants(url: &str) -> Vec<Contestant> {
         client!(client, url => client.get(&url).header(header::AUTHORIZATION, bearer.clone()))
     };
     let plain_old = {
-        let client = reqwest_old::Client::new();
+        let (client, bearer) = (reqwest_old::Client::new(), bearer.clone());
         client!(client, url => client.get(&url).header(header::AUTHORIZATION, bearer.clone()))
     };
     let bare = {
-        let (client, bearer) = (ClientBuilder::new(reqwest::Client::new()).build(), bearer.clone());
+        let client = ClientBuilder::new(reqwest::Client::new()).build();
         client!(client, url => client.get(&url).header(header::AUTHORIZATION, bearer.clone()))
     };
     let reauth = {
