@@ -1,5 +1,8 @@
 //! What is taken off the response header, from which answers, and what is not (contract of `Refreshed-API-Token`).
 
+// Helpers of tests may unwrap as tests do.
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/raw.rs"]
 mod raw;
 mod support;
