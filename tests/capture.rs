@@ -1,6 +1,6 @@
 //! What is taken off the response header, from which answers, and what is not (contract of `Refreshed-API-Token`).
 
-// Helpers of tests may unwrap as tests do.
+// What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/raw.rs"]

@@ -1,6 +1,6 @@
 //! What an attacker or a broken proxy can send through each door: a typed error, or nothing happens. Never a panic, never a hang.
 
-// Helpers of tests may unwrap as tests do.
+// What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "support/raw.rs"]

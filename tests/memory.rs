@@ -1,6 +1,6 @@
 //! Memory stays flat, whatever the servers send: no more than 16 MiB above what there was before.
 
-// Helpers of tests may unwrap as tests do.
+// What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/raw.rs"]

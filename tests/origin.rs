@@ -1,6 +1,6 @@
 //! Where a token goes, and whose answers count: two servers, one of which must never learn anything.
 
-// Helpers of tests may unwrap as tests do.
+// What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/raw.rs"]

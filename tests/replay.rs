@@ -1,6 +1,6 @@
 //! What is sent again after a refusal, and what is not.
 
-// Helpers of tests may unwrap as tests do.
+// What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/raw.rs"]

@@ -1,6 +1,6 @@
 //! No secret in any log, error, event, panic or `Debug`: not plain, not encoded, at no level, of no crate on the way.
 
-// Helpers of tests may unwrap as tests do.
+// What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/raw.rs"]
