@@ -9,7 +9,7 @@ use std::{
 
 use http::StatusCode;
 
-use crate::{error::Error, telemetry};
+use crate::error::Error;
 
 /// Something that a session did. Told to the listeners of [`SessionBuilder::on_event`](crate::SessionBuilder::on_event), and to
 /// `tracing` under the target `reqwest_reauth`.
@@ -111,7 +111,6 @@ impl Listeners {
     /// Tells everybody. Never call it with a lock held: a listener may use the session.
     pub(crate) fn emit(&self, event: &Event) {
         event.trace();
-        telemetry::event(event);
         for listener in &self.0 {
             // A listener's panic is its own: an observer cannot change what happens.
             if catch_unwind(AssertUnwindSafe(|| listener(event))).is_err() {

@@ -16,7 +16,7 @@ pub(crate) fn event(event: &Event) {
 }
 
 /// A flight has ended.
-pub(crate) fn flight(outcome: &Result<(), &Error>, took: Duration) {
+pub(crate) fn flight(outcome: Result<(), &Error>, took: Duration) {
     #[cfg(feature = "metrics")]
     enabled::flight(outcome, took);
     #[cfg(not(feature = "metrics"))]
@@ -83,7 +83,7 @@ mod enabled {
         }
     }
 
-    pub(super) fn flight(outcome: &Result<(), &Error>, took: Duration) {
+    pub(super) fn flight(outcome: Result<(), &Error>, took: Duration) {
         let error = outcome.err().map_or("none", |error| kind(error.kind()));
         counter!("reauth.flights", "error.type" => error).increment(1);
         histogram!("reauth.flight.duration", "error.type" => error).record(took.as_secs_f64());

@@ -1,5 +1,7 @@
 //! One refresh at a time, for everybody (contract: one flight, before expiry).
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod support;
 
 use std::{sync::Arc, time::Duration};

@@ -34,13 +34,15 @@ impl Refresh {
     }
 
     fn down<'a>(&'a self, request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        let session = match self.source.signing(&request, extensions) {
-            Ok(Some((session, _))) => session,
-            Ok(None) => return next.run(request, extensions),
-            Err(error) => return unsent(error),
-        };
-        if !session.load().is_quiet(Instant::now) {
-            return Box::pin(send_after_asking(session.into_session(), request, extensions, next));
+        // A session that is quiet has nothing to ask of any request, its own or not: so almost none is looked at closer.
+        if !self.source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
+            match self.source.signing(&request, extensions) {
+                Ok(Some((session, _))) => {
+                    return Box::pin(send_after_asking(session.into_session(), request, extensions, next));
+                }
+                Ok(None) => return next.run(request, extensions),
+                Err(error) => return unsent(error),
+            }
         }
         let limit = request.timeout().copied();
         Box::pin(async move {

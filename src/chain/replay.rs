@@ -1,13 +1,15 @@
 use std::{fmt, io, sync::Arc, time::Duration};
 
-use http::Extensions;
+use http::{Extensions, HeaderName, HeaderValue, Method, Version};
 use reqwest::{Body, Request, Response};
 use reqwest_middleware::{Error, Next, Result};
 use tokio::time::timeout;
+use url::Url;
 
-use super::{Budget, Future, Outcome, Sent, SessionSource, is_left_alone, middleware, note_outcome};
+use super::{Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome};
 use crate::{
     event::{Event, NotReplayed},
+    outcome::Outcome,
     session::Session,
 };
 
@@ -122,7 +124,7 @@ async fn drain(mut response: Response) {
 /// What a request is sent again from.
 struct Again {
     /// `None`: its body is a stream that nobody can make anew.
-    copy: Option<Request>,
+    copy: Option<Copy>,
     body: Option<ReplayBody>,
 }
 
@@ -130,10 +132,10 @@ impl Again {
     /// `reqwest` takes the request by value, so that the copy has to be made beforehand.
     fn of(request: &mut Request, extensions: &Extensions) -> io::Result<Self> {
         let Some(body) = extensions.get::<ReplayBody>() else {
-            return Ok(Self { copy: copy(request), body: None });
+            return Ok(Self { copy: Copy::of(request), body: None });
         };
         let first = request.body_mut().take();
-        let copy = copy(request);
+        let copy = Copy::of(request);
         *request.body_mut() = Some(match first {
             Some(first) => first,
             None => (body.0)()?,
@@ -142,7 +144,7 @@ impl Again {
     }
 
     fn request(self, session: &Session) -> std::result::Result<Request, NotReplayed> {
-        let mut request = self.copy.ok_or(NotReplayed::BodyNotReplayable)?;
+        let mut request = self.copy.ok_or(NotReplayed::BodyNotReplayable)?.into_request();
         if session.replay_if().is_some_and(|rule| !rule(&request)) {
             return Err(NotReplayed::RuledOut);
         }
@@ -157,15 +159,43 @@ impl Again {
     }
 }
 
-/// `Request::try_clone` costs three allocations for extensions that only a timeout puts there.
-fn copy(request: &Request) -> Option<Request> {
-    if request.body().is_some() || request.timeout().is_some() {
-        return request.try_clone();
+/// A copy that is almost never used. A map for the headers is made when it is.
+enum Copy {
+    Plain {
+        method: Method,
+        url: Url,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        version: Version,
+    },
+    /// Of a request with a body, which only `reqwest` can share, or with a timeout, which it keeps among private extensions.
+    Whole(Box<Request>),
+}
+
+impl Copy {
+    fn of(request: &Request) -> Option<Self> {
+        if request.body().is_some() || request.timeout().is_some() {
+            return request.try_clone().map(|copy| Self::Whole(Box::new(copy)));
+        }
+        let mut headers = Vec::with_capacity(request.headers().len());
+        for (name, value) in request.headers() {
+            headers.push((name.clone(), value.clone()));
+        }
+        Some(Self::Plain { method: request.method().clone(), url: request.url().clone(), headers, version: request.version() })
     }
-    let mut copy = Request::new(request.method().clone(), request.url().clone());
-    copy.headers_mut().clone_from(request.headers());
-    *copy.version_mut() = request.version();
-    Some(copy)
+
+    fn into_request(self) -> Request {
+        match self {
+            Self::Plain { method, url, headers, version } => {
+                let mut request = Request::new(method, url);
+                for (name, value) in headers {
+                    request.headers_mut().append(name, value);
+                }
+                *request.version_mut() = version;
+                request
+            }
+            Self::Whole(request) => *request,
+        }
+    }
 }
 
 /// Put among a request's extensions, makes its body anew when it is sent again: for streams, files and multipart forms.

@@ -201,6 +201,7 @@ impl Session {
     }
 
     pub(crate) fn emit(&self, event: &Event) {
+        telemetry::event(event);
         self.0.listeners.emit(event);
     }
 

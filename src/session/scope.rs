@@ -1,8 +1,12 @@
 //! The task's session: a value in `task-local-extensions`, put there for the length of each poll and no longer.
+//!
+//! The item itself, once there, stays: a [`Slot`], which a scope fills and empties. A scope is entered at every poll of its future,
+//! and two more items inserted each time would cost more than all that a request needs of it.
 
 use std::{
     future::{Future, poll_fn},
     pin::pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
 };
 
@@ -10,9 +14,25 @@ use task_local_extensions::{get_local_item, set_local_item};
 
 use super::Session;
 
-/// The item in the task's extensions. They cannot forget an item, so that no session is `None`.
-#[derive(Clone)]
-struct Scoped(Option<Session>);
+/// The item in the task's extensions. They cannot forget an item, so that no session is `None`. Only the thread that polls the
+/// task comes to it: nobody ever waits for the lock.
+#[derive(Clone, Default)]
+struct Slot(Arc<Mutex<Option<Session>>>);
+
+impl Slot {
+    /// The one of the extensions that are in force.
+    fn here() -> Option<Self> {
+        now(get_local_item()).flatten()
+    }
+
+    fn session(&self) -> Option<Session> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn put(&self, session: Option<Session>) -> Option<Session> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), session)
+    }
+}
 
 impl Session {
     /// Makes this the task's session while `future` runs, for clients made with
@@ -50,27 +70,32 @@ impl Session {
 
     /// The session of the innermost [`scope`](Self::scope) that is running on this task.
     pub fn current() -> Option<Session> {
-        now(get_local_item::<Scoped>()).flatten().and_then(|scoped| scoped.0)
+        Slot::here().and_then(|slot| slot.session())
     }
 }
 
 /// Puts back, at the end of each poll and also when it panics, what was there before: the next task on this thread must never
 /// find this one's session.
 struct Restore {
+    slot: Slot,
     outer: Option<Session>,
 }
 
 impl Restore {
     fn entering(session: &Session) -> Self {
-        let outer = Session::current();
-        now(set_local_item(Scoped(Some(session.clone()))));
-        Self { outer }
+        let slot = Slot::here().unwrap_or_else(|| {
+            let slot = Slot::default();
+            now(set_local_item(slot.clone()));
+            slot
+        });
+        let outer = slot.put(Some(session.clone()));
+        Self { slot, outer }
     }
 }
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        now(set_local_item(Scoped(self.outer.take())));
+        drop(self.slot.put(self.outer.take()));
     }
 }
 

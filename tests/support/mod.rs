@@ -1,5 +1,5 @@
 //! An API without a socket: for tests on the paused clock, where a socket would let time run.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "each test file uses its own part")]
 
 use std::{
     collections::VecDeque,

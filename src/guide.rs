@@ -1,0 +1,21 @@
+//! The guide: concepts, recipes, the order beside other middleware, errors, telemetry, and coming from elsewhere.
+//!
+//! <div style="max-width: 60em">
+#![doc = include_str!("../docs/sequence.svg")]
+//! </div>
+//!
+//! The picture: 401 for an old token, a token endpoint that fails once, and the replay. Everybody else who is refused meanwhile
+//! waits for the same flight.
+
+#[doc = include_str!("../docs/guide/coming_from.md")]
+pub mod coming_from {}
+#[doc = include_str!("../docs/guide/concepts.md")]
+pub mod concepts {}
+#[doc = include_str!("../docs/guide/errors.md")]
+pub mod errors {}
+#[doc = include_str!("../docs/guide/order.md")]
+pub mod order {}
+#[doc = include_str!("../docs/guide/recipes.md")]
+pub mod recipes {}
+#[doc = include_str!("../docs/guide/telemetry.md")]
+pub mod telemetry {}
