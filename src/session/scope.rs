@@ -7,19 +7,28 @@ use std::{
 };
 
 use task_local_extensions::{get_local_item, set_local_item};
+use tokio::task;
 
 use super::Session;
 
 /// The item in the task's extensions. They cannot forget an item, so that no session is `None`.
 #[derive(Clone)]
-struct Scoped(Option<Session>);
+struct Scoped(Option<Here>);
+
+/// A session, and the task that polls its scope. A `LocalSet` that is driven inside a scope polls its other tasks there as well,
+/// on behalf of whoever spawned them.
+#[derive(Clone)]
+struct Here {
+    session: Session,
+    task: Option<task::Id>,
+}
 
 impl Session {
     /// Makes this the task's session while `future` runs, for clients made with
     /// [`with_scoped_sessions`](crate::ClientBuilderExt::with_scoped_sessions).
     ///
     /// It holds for this future alone: not for other tasks on the same thread, and not for what the future gives to
-    /// `tokio::spawn`, which starts a task of its own. There, scope the spawned future too:
+    /// `tokio::spawn` or `spawn_local`, which start tasks of their own. There, scope the spawned future too:
     ///
     /// ```
     /// # use reqwest_reauth::{Error, Session, Tokens};
@@ -50,20 +59,20 @@ impl Session {
 
     /// The session of the innermost [`scope`](Self::scope) that is running on this task.
     pub fn current() -> Option<Session> {
-        now(get_local_item::<Scoped>()).flatten().and_then(|scoped| scoped.0)
+        item().filter(|here| here.task == task::try_id()).map(|here| here.session)
     }
 }
 
 /// Puts back, at the end of each poll and also when it panics, what was there before: the next task on this thread must never
 /// find this one's session.
 struct Restore {
-    outer: Option<Session>,
+    outer: Option<Here>,
 }
 
 impl Restore {
     fn entering(session: &Session) -> Self {
-        let outer = Session::current();
-        now(set_local_item(Scoped(Some(session.clone()))));
+        let outer = item();
+        now(set_local_item(Scoped(Some(Here { session: session.clone(), task: task::try_id() }))));
         Self { outer }
     }
 }
@@ -72,6 +81,10 @@ impl Drop for Restore {
     fn drop(&mut self) {
         now(set_local_item(Scoped(self.outer.take())));
     }
+}
+
+fn item() -> Option<Here> {
+    now(get_local_item::<Scoped>()).flatten().and_then(|scoped| scoped.0)
 }
 
 /// The functions of `task-local-extensions` are `async` and never wait.
