@@ -420,6 +420,24 @@ async fn what_could_not_be_saved_is_not_put_over_what_could_not_be_read() {
     served(&client(&session), &server).await;
 }
 
+#[tokio::test]
+async fn a_captured_token_is_saved_over_a_broken_file_which_is_kept_aside() {
+    let server = AuthServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.json");
+    fs::write(&path, "{broken").unwrap();
+    // As with Airflow: nothing to rotate, so nothing that another process can have put in the place of ours.
+    let access = server.login().access_token().unwrap().expose_secret().to_owned();
+    let session =
+        Session::builder(Tokens::new(access).unwrap()).origin(server.origin()).store(FileStore::new(&path)).build().unwrap();
+    server.reissue_next(1);
+    served(&client(&session), &server).await;
+    session.close().await.unwrap();
+    let kept = FileStore::new(&path).load().await.unwrap().unwrap();
+    assert_eq!(kept.access_token().unwrap().expose_secret(), session.tokens().unwrap().access_token().unwrap().expose_secret());
+    assert_eq!(fs::read_to_string(dir.path().join("tokens.json.broken")).unwrap(), "{broken");
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_store_that_is_down_never_fails_a_request() {
