@@ -625,7 +625,7 @@ async fn storm(workers: usize) {
                 let hits = server.api_hits();
                 server.reissue_next(usize::try_from((hits - reissued_for) / 5).unwrap());
                 reissued_for = hits;
-                if hits - called_off > 2_000 {
+                if hits - called_off > (TASKS * storm_requests() / 10) as u64 {
                     server.expire_now();
                     called_off = hits;
                 }
@@ -672,10 +672,9 @@ async fn storm(workers: usize) {
         (0, 0)
     );
     // It was a storm.
-    for happened in [&tally.refreshed, &tally.captured, &tally.panics, &tally.cancels] {
+    for happened in [&tally.served, &tally.refreshed, &tally.captured, &tally.panics, &tally.cancels] {
         assert!(count(happened) > TASKS / 10);
     }
-    assert!(count(&tally.served) > TASKS * storm_requests() / 3);
 }
 
 fn run_storm(workers: usize) {
