@@ -18,6 +18,8 @@ use http::{Extensions, StatusCode, header::AUTHORIZATION};
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, Next};
 
+#[cfg(fuzzing)]
+pub(crate) use self::capture::token_in;
 pub use self::{
     authorize::Authorize,
     capture::Capture,

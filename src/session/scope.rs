@@ -1,8 +1,12 @@
 //! The task's session: a value in `task-local-extensions`, put there for the length of each poll and no longer.
+//!
+//! The item itself, once there, stays: a [`Slot`], which a scope fills and empties. A scope is entered at every poll of its future,
+//! and two more items inserted each time would cost more than all that a request needs of it.
 
 use std::{
     future::{Future, poll_fn},
     pin::pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
 };
 
@@ -11,9 +15,10 @@ use tokio::task;
 
 use super::Session;
 
-/// The item in the task's extensions. They cannot forget an item, so that no session is `None`.
-#[derive(Clone)]
-struct Scoped(Option<Here>);
+/// The item in the task's extensions. They cannot forget an item, so that no session is `None`. Only the thread that polls the
+/// task comes to it: nobody ever waits for the lock.
+#[derive(Clone, Default)]
+struct Slot(Arc<Mutex<Option<Here>>>);
 
 /// A session, and the task that polls its scope. A `LocalSet` that is driven inside a scope polls its other tasks there as well,
 /// on behalf of whoever spawned them.
@@ -23,12 +28,28 @@ struct Here {
     task: Option<task::Id>,
 }
 
+impl Slot {
+    /// The one of the extensions that are in force.
+    fn here() -> Option<Self> {
+        now(get_local_item()).flatten()
+    }
+
+    fn session(&self) -> Option<Session> {
+        let here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        here.as_ref().filter(|here| here.task == task::try_id()).map(|here| here.session.clone())
+    }
+
+    fn put(&self, here: Option<Here>) -> Option<Here> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), here)
+    }
+}
+
 impl Session {
     /// Makes this the task's session while `future` runs, for clients made with
     /// [`with_scoped_sessions`](crate::ClientBuilderExt::with_scoped_sessions).
     ///
     /// It holds for this future alone: not for other tasks on the same thread, and not for what the future gives to
-    /// `tokio::spawn` or `spawn_local`, which start tasks of their own. There, scope the spawned future too:
+    /// `tokio::spawn`, which starts a task of its own. There, scope the spawned future too:
     ///
     /// ```
     /// # use reqwest_reauth::{Error, Session, Tokens};
@@ -59,32 +80,33 @@ impl Session {
 
     /// The session of the innermost [`scope`](Self::scope) that is running on this task.
     pub fn current() -> Option<Session> {
-        item().filter(|here| here.task == task::try_id()).map(|here| here.session)
+        Slot::here().and_then(|slot| slot.session())
     }
 }
 
 /// Puts back, at the end of each poll and also when it panics, what was there before: the next task on this thread must never
 /// find this one's session.
 struct Restore {
+    slot: Slot,
     outer: Option<Here>,
 }
 
 impl Restore {
     fn entering(session: &Session) -> Self {
-        let outer = item();
-        now(set_local_item(Scoped(Some(Here { session: session.clone(), task: task::try_id() }))));
-        Self { outer }
+        let slot = Slot::here().unwrap_or_else(|| {
+            let slot = Slot::default();
+            now(set_local_item(slot.clone()));
+            slot
+        });
+        let outer = slot.put(Some(Here { session: session.clone(), task: task::try_id() }));
+        Self { slot, outer }
     }
 }
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        now(set_local_item(Scoped(self.outer.take())));
+        drop(self.slot.put(self.outer.take()));
     }
-}
-
-fn item() -> Option<Here> {
-    now(get_local_item::<Scoped>()).flatten().and_then(|scoped| scoped.0)
 }
 
 /// The functions of `task-local-extensions` are `async` and never wait.

@@ -55,6 +55,8 @@ pub(super) enum Look {
     Same,
     /// What somebody else has stored since.
     Changed(Tokens),
+    /// The store failed.
+    Failed,
 }
 
 impl Vault {
@@ -90,7 +92,7 @@ impl Vault {
             Ok(None) => Look::Same,
             Err(error) => {
                 session.emit(&Event::StoreFailed { error });
-                Look::Same
+                Look::Failed
             }
         }
     }
@@ -142,8 +144,10 @@ impl Vault {
         self.memory().given = None;
     }
 
-    pub(super) fn is_borrowed(&self, refresh: &RefreshToken) -> bool {
-        self.memory().borrowed.as_ref() == Some(refresh)
+    /// Whether another process may have spent this refresh token, and died before it could save the next: it is, or was, in the store.
+    pub(super) fn is_shared(&self, refresh: &RefreshToken) -> bool {
+        let memory = self.memory();
+        memory.borrowed.as_ref() == Some(refresh) || memory.seen.as_ref().and_then(Tokens::refresh_token) == Some(refresh)
     }
 
     pub(super) fn has_unsaved(&self) -> bool {
@@ -158,12 +162,13 @@ impl Vault {
         memory.borrowed = tokens.refresh_token().cloned();
     }
 
-    /// Saves and takes down the result.
+    /// Saves and takes down the result. A save that is dropped half-way counts as failed.
     async fn save(&self, session: &Session, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+        self.memory().unsaved = Some(tokens.clone());
         let saved = self.bounded(self.store.save(lock, tokens)).await;
-        let mut memory = self.memory();
         match &saved {
             Ok(()) => {
+                let mut memory = self.memory();
                 if memory.borrowed.as_ref() != tokens.refresh_token() {
                     memory.borrowed = None;
                 }
@@ -171,11 +176,7 @@ impl Vault {
                 memory.seen = Some(tokens.clone());
                 memory.unsaved = None;
             }
-            Err(error) => {
-                memory.unsaved = Some(tokens.clone());
-                drop(memory);
-                session.emit(&Event::StoreFailed { error: error.clone() });
-            }
+            Err(error) => session.emit(&Event::StoreFailed { error: error.clone() }),
         }
         saved
     }
@@ -316,12 +317,20 @@ impl Saver {
         };
         let _one = vault.saving.lock().await;
         let epoch = session.load().epoch;
-        if let Look::Changed(theirs) = vault.look(session).await
-            && let Some(refresh) = theirs.refresh_token()
-        {
-            // Another process has rotated it: ours is spent.
-            vault.borrow(refresh);
-            let _ = session.keep_refresh(epoch, refresh.clone());
+        match vault.look(session).await {
+            Look::Same => {}
+            Look::Changed(theirs) => {
+                // Another process has rotated it: ours is spent.
+                if let Some(refresh) = theirs.refresh_token() {
+                    vault.borrow(refresh);
+                    let _ = session.keep_refresh(epoch, refresh.clone());
+                }
+            }
+            // It may have been rotated: ours is not to be put back.
+            Look::Failed => {
+                vault.memory().unsaved = Some(session.load().tokens());
+                return;
+            }
         }
         let state = session.load();
         if state.has_tokens() && state.epoch == epoch {
