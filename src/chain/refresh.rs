@@ -5,7 +5,7 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Next, Result};
 use tokio::time::{Instant, timeout};
 
-use super::{Budget, Future, Sent, SessionSource, middleware, note_outcome, unsent};
+use super::{Budget, Future, Sent, SessionSource, middleware, note_outcome, run_for, unsent};
 use crate::{
     error::{Error, ErrorKind},
     session::{Boarding, Ending, OnRefreshFailure, Session, Ticket},
@@ -38,7 +38,7 @@ impl Refresh {
         if !self.source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
             match self.source.signing(&request, extensions) {
                 Ok(Some((session, _))) => {
-                    return Box::pin(send_after_asking(session.into_session(), request, extensions, next));
+                    return Box::pin(send_after_asking(session.into_session(), &self.source, request, extensions, next));
                 }
                 Ok(None) => return next.run(request, extensions),
                 Err(error) => return unsent(error),
@@ -57,7 +57,13 @@ impl Refresh {
 
 /// The way of a request that may have to wait before it is sent.
 #[cold]
-async fn send_after_asking(session: Session, request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+async fn send_after_asking(
+    session: Session,
+    source: &SessionSource,
+    request: Request,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
     let limit = request.timeout().copied();
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
     let mut refreshed = false;
@@ -82,8 +88,7 @@ async fn send_after_asking(session: Session, request: Request, extensions: &mut 
             }
         }
     }
-    drop(session);
-    let mut response = next.run(request, extensions).await?;
+    let mut response = run_for(session, source, request, extensions, next).await?;
     if refreshed {
         note_outcome(&mut response, |outcome| outcome.refreshed = true);
     }
