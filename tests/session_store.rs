@@ -254,3 +254,17 @@ async fn a_capture_never_puts_back_a_refresh_token_that_another_process_has_rota
     store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
     assert_eq!((store.held(), held(&session)), (Some(texts("c1", "ro")), texts("c1", "ro")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_save_that_was_made_all_the_same_is_known_again_after_another_that_failed() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    store.next(Call::Save, [Fate::Lies, Fate::Down, Fate::Down]);
+    let session = session(&issuer, &store);
+    session.refresh().await.unwrap();
+    store.next(Call::Load, [Fate::Down]);
+    session.refresh().await.unwrap();
+    assert_eq!((store.held(), held(&session)), (Some(texts("t1", "r1")), texts("t2", "r2")));
+    session.refresh().await.unwrap();
+    let asked = ["r0", "r1", "r2"].map(|refresh| Some(refresh.to_owned()));
+    assert_eq!((issuer.asked(), held(&session)), (asked.to_vec(), texts("t3", "r3")));
+}

@@ -172,3 +172,28 @@ async fn close_waits_for_the_save_behind_a_capture_and_tries_once_more_what_fail
     session.close().await.unwrap();
     assert_eq!(store.held(), Some(texts("t1", "r1")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_refresh_token_that_was_given_is_not_tried_again_once_another_has_taken_its_place() {
+    let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
+    let kept = Tokens::from_refresh_token("k1").unwrap();
+    let issuer = Issuer::new([Turn::Bring(SECOND, kept), Turn::Fail(SECOND, dead)]);
+    let store = FakeStore::default();
+    store.from_now_on(Call::Save, Fate::Down);
+    let session = session(&issuer, &store);
+    assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::BadResponse);
+    assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
+    assert_eq!(issuer.asked(), [Some("r0".to_owned()), Some("k1".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_login_after_a_clear_that_failed_is_not_undone_by_what_was_left() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, &store);
+    session.refresh().await.unwrap();
+    store.next(Call::Lock, [Fate::Down, Fate::Down]);
+    session.clear().await.unwrap_err();
+    session.replace_tokens(pair("new", "rn")).await.unwrap_err();
+    session.close().await.unwrap();
+    assert_eq!((store.held(), held(&session)), (Some(texts("new", "rn")), texts("new", "rn")));
+}

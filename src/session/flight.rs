@@ -346,6 +346,9 @@ impl FlightLog for Log {
     async fn keep(&self, refresh_token: RefreshToken) {
         let asked = FlightLog::tokens(self).refresh_token().cloned();
         self.ask_with(refresh_token.clone());
+        if let (Some(vault), Some(asked)) = (&self.session.0.vault, &asked) {
+            vault.is_spent(asked);
+        }
         if let Some(tokens) = self.session.keep_refresh(self.cell.epoch, refresh_token) {
             self.session.save_under(&self.cell, asked.as_ref(), &tokens).await;
         }

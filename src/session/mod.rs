@@ -182,11 +182,16 @@ impl Session {
             state.phase = state::Phase::Closed;
             state.flight.clone()
         });
-        if let Some(flight) = flight {
-            flight.resolve(Err(Error::of(ErrorKind::Closed)));
-            // Not for ever: its runtime may have come to a stop.
-            let _ = timeout(self.longest_flight(), flight.ended()).await;
-        }
+        let flights_end = async {
+            if let Some(flight) = flight {
+                flight.resolve(Err(Error::of(ErrorKind::Closed)));
+                flight.ended().await;
+            }
+            // One that was overtaken may still be winding up.
+            drop(self.0.turn.lock().await);
+        };
+        // Not for ever: their runtime may have come to a stop.
+        let _ = timeout(self.longest_flight(), flights_end).await;
         if let Some(vault) = &self.0.vault {
             self.save_what_is_left(true);
             vault.settled().await;

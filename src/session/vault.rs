@@ -4,6 +4,7 @@
 //! put back. The store's lock is never waited for while `saving` is held.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -44,7 +45,9 @@ struct Memory {
     looked: bool,
     /// What a save is to keep, until it is known to have kept it.
     unsaved: Option<Tokens>,
-    /// That is the user's word, and the store has not been looked into since: what it holds is older.
+    /// Saves that were tried since this session last looked, and may have been made all the same. The last few.
+    tried: VecDeque<Tokens>,
+    /// What is unsaved is the user's word, and the store has not been looked into since: what it holds is older.
     announced: bool,
     /// The refresh token came from the store, so that another process may have spent it.
     borrowed: Option<RefreshToken>,
@@ -57,6 +60,16 @@ struct Memory {
 }
 
 impl Memory {
+    /// Whether the store holds what this session has seen there, may have put there, or is to put something newer in place of.
+    fn knows(&self, found: &Tokens) -> bool {
+        self.announced || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
+    }
+
+    fn tries(&mut self, tokens: &Tokens) {
+        self.tried.truncate(7);
+        self.tried.push_front(tokens.clone());
+    }
+
     /// These tokens are saved, or no longer to be.
     fn settle(&mut self, tokens: &Tokens) {
         if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(tokens)) {
@@ -125,14 +138,13 @@ impl Vault {
 
     fn compare(&self, found: Tokens, own: &Tokens) -> Look {
         let mut memory = self.memory();
-        let known = memory.seen.as_ref().is_some_and(|seen| seen.same_as(&found)) || memory.announced;
-        (memory.looked, memory.announced) = (true, false);
+        let known = memory.knows(&found);
         if memory.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(&found)) {
             // The save that seemed to fail was made all the same.
             memory.unsaved = None;
-            memory.seen = Some(found);
-            return Look::Same;
         }
+        (memory.looked, memory.announced) = (true, false);
+        memory.tried.clear();
         memory.seen = Some(found.clone());
         if memory.given.as_ref() == found.refresh_token() {
             memory.given = None;
@@ -172,6 +184,11 @@ impl Vault {
         self.memory().given = None;
     }
 
+    /// The token endpoint has replaced this one.
+    pub(super) fn is_spent(&self, refresh: &RefreshToken) {
+        self.memory().given.take_if(|given| given == refresh);
+    }
+
     pub(super) fn is_borrowed(&self, refresh: &RefreshToken) -> bool {
         self.memory().borrowed.as_ref() == Some(refresh)
     }
@@ -204,9 +221,7 @@ impl Vault {
     async fn is_theirs(&self, asked: Option<&RefreshToken>) -> bool {
         let Ok(Some(found)) = self.load().await else { return false };
         let memory = self.memory();
-        let known = memory.seen.as_ref().is_some_and(|seen| seen.same_as(&found)) || memory.announced;
-        let own = memory.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(&found));
-        memory.looked && !known && !own && found.refresh_token().is_some_and(|refresh| Some(refresh) != asked)
+        memory.looked && !memory.knows(&found) && found.refresh_token().is_some_and(|refresh| Some(refresh) != asked)
     }
 
     /// The session now has these tokens from the store.
@@ -222,6 +237,7 @@ impl Vault {
         if !self.intend(session, epoch, tokens) {
             return Ok(());
         }
+        self.memory().tries(tokens);
         let saved = self.bounded(self.store.save(lock, tokens)).await;
         let mut memory = self.memory();
         match &saved {
@@ -232,6 +248,7 @@ impl Vault {
                 memory.given = None;
                 memory.seen = Some(tokens.clone());
                 memory.looked = true;
+                memory.tried.clear();
                 memory.settle(tokens);
                 if !memory.saver && tokens.same_as(&session.load().tokens()) {
                     memory.dirty = false;
@@ -345,7 +362,12 @@ impl Session {
         }
         if self.is_current(epoch) {
             let mut memory = vault.memory();
-            *memory = Memory { saver: memory.saver, looked: memory.looked, ..Memory::default() };
+            let old = std::mem::take(&mut *memory);
+            (memory.saver, memory.looked) = (old.saver, old.looked);
+            if cleared.is_err() {
+                // It may still be there, and is nobody else's word.
+                (memory.seen, memory.tried) = (old.seen, old.tried);
+            }
         }
         cleared
     }

@@ -95,6 +95,12 @@ impl FakeStore {
         always.push((call, fate));
     }
 
+    /// All is well from now on.
+    pub fn heal(&self) {
+        self.0.script.lock().unwrap().clear();
+        self.0.always.lock().unwrap().clear();
+    }
+
     pub fn open_gate(&self) {
         self.0.gate.add_permits(1);
     }
@@ -120,6 +126,19 @@ impl FakeStore {
 
     pub fn is_free(&self) -> bool {
         self.0.lock.available_permits() == 1
+    }
+
+    /// Each save and clear under the lock.
+    pub fn assert_locked(&self) {
+        let mut locked = false;
+        for op in self.ops() {
+            match op {
+                Op::Lock => locked = true,
+                Op::Unlock => locked = false,
+                Op::Load => {}
+                Op::Save(..) | Op::Clear => assert!(locked, "{:?}", self.ops()),
+            }
+        }
     }
 
     /// Contract §10.2: each save under the lock, and after a load.
