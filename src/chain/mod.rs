@@ -97,6 +97,8 @@ fn note_outcome(response: &mut Response, change: impl FnOnce(&mut Outcome)) {
 /// What a logical request has spent. It lives in the request's extensions, which an outer retry keeps.
 #[derive(Clone, Copy, Default)]
 struct Budget {
+    /// It has started a refresh in the background. It may wait for that one.
+    renewing: bool,
     refreshed: bool,
     replayed: bool,
 }

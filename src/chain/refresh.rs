@@ -69,8 +69,14 @@ async fn send_after_asking(
     let mut refreshed = false;
     // Once more if the user's word has overtaken the flight: what it gave may have to be renewed too.
     for _ in 0..2 {
-        match session.before_sending(!budget.refreshed && !budget.replayed) {
-            Boarding::Go => break,
+        match session.before_sending(!budget.renewing && !budget.refreshed && !budget.replayed) {
+            Boarding::Go { started } => {
+                if started {
+                    budget.renewing = true;
+                    extensions.insert(budget);
+                }
+                break;
+            }
             Boarding::Fail(error) => return Err(error.into()),
             Boarding::Wait(ticket) => {
                 if ticket.started {
@@ -117,8 +123,8 @@ async fn up(mut response: Response, extensions: &mut Extensions, limit: Option<D
         return Ok(response);
     }
     let session = &sent.session;
-    match session.after_refusal(generation) {
-        Boarding::Go => Ok(response),
+    match session.after_refusal(generation, !budget.renewing) {
+        Boarding::Go { .. } => Ok(response),
         Boarding::Fail(error) => failed(session, error, response),
         Boarding::Wait(ticket) => {
             budget.refreshed = true;
