@@ -87,7 +87,7 @@ async fn tokens_of_seconds_last_eight_tasks_while_one_token_call_in_ten_fails() 
         "{length:?}: {requests} requests, all 200; {calls} token calls, of which {retries} failed and {refreshed} issued; \
          {refused} refused and replayed"
     );
-    assert!(calls as usize >= 10 && retries >= 1, "{calls} calls, {retries} retries");
+    assert!(calls >= 10 && retries >= 1, "{calls} calls, {retries} retries");
     assert_eq!(calls, refreshed + retries as u64);
     assert_eq!(events.count(|event| matches!(event, Event::RefreshFailed { .. })), 0);
     // The grant lives, which it would not if a spent refresh token had ever come again.
