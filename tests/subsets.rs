@@ -1,5 +1,7 @@
 //! Any subset of the four middleware works, and does what each alone should (contract §1.1).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod support;
 
 use std::time::Duration;
