@@ -82,6 +82,9 @@
 mod chain;
 mod error;
 mod event;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guide;
 pub mod heartbeat;
 mod oauth;

@@ -2,18 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
 
+#[path = "support/redis_server.rs"]
+mod redis_server;
+
 use std::{
     collections::HashMap,
     error::Error as _,
     io::{BufRead, BufReader, Lines, Write},
-    net::TcpListener,
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use redis::FromRedisValue;
+use redis_server::Server;
 use reqwest_reauth::{Error, ErrorKind, RedisStore, StoreLock, TokenStore, Tokens};
 use tokio::time::timeout;
 
@@ -21,100 +23,6 @@ use tokio::time::timeout;
 const LONG: Duration = Duration::from_secs(20);
 /// For locks whose holder does not come back.
 const SHORT_LEASE: Duration = Duration::from_millis(500);
-
-struct Server {
-    port: u16,
-    options: Vec<String>,
-    process: Child,
-    log: BufReader<ChildStdout>,
-    dir: tempfile::TempDir,
-}
-
-impl Server {
-    fn start() -> Option<Self> {
-        Self::start_with(&[])
-    }
-
-    fn start_with(options: &[&str]) -> Option<Self> {
-        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
-            assert!(std::env::var_os("CI").is_none(), "there is no redis-server in PATH");
-            eprintln!("skipped: there is no redis-server in PATH");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let options: Vec<_> = options.iter().map(ToString::to_string).collect();
-        // Another may take the port between our look and the server's start.
-        (0..10)
-            .find_map(|_| {
-                let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-                launch(port, dir.path(), &options).map(|(process, log)| (port, process, log))
-            })
-            .map(|(port, process, log)| Self { port, options, process, log, dir })
-    }
-
-    /// Dead at once, with the data on its disk.
-    fn stop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    fn start_again(&mut self) {
-        (self.process, self.log) = launch(self.port, self.dir.path(), &self.options).unwrap();
-    }
-
-    fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/3", self.port)
-    }
-
-    async fn store(&self) -> RedisStore {
-        RedisStore::connect(&self.url(), "login").await.unwrap()
-    }
-
-    /// What Redis itself says.
-    fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
-        let mut connection = redis::Client::open(self.url()).unwrap().get_connection().unwrap();
-        let mut command = redis::cmd(words[0]);
-        for word in &words[1..] {
-            command.arg(word);
-        }
-        command.query(&mut connection).unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// `None` if it did not come up. A TLS server (`tls-port 0` among its options) listens there with TLS only.
-fn launch(port: u16, dir: &Path, options: &[String]) -> Option<(Child, BufReader<ChildStdout>)> {
-    let port = port.to_string();
-    let port_option = if options.iter().any(|option| option == "--tls-cert-file") {
-        ["--port", "0", "--tls-port", &port]
-    } else {
-        ["--tls-port", "0", "--port", &port]
-    };
-    let mut process = Command::new("redis-server")
-        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir"])
-        .arg(dir)
-        .args(port_option)
-        .args(options)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = BufReader::new(process.stdout.take().unwrap());
-    let mut line = String::new();
-    while log.read_line(&mut line).unwrap() > 0 {
-        if line.contains("Ready to accept connections") {
-            return Some((process, log));
-        }
-        line.clear();
-    }
-    process.wait().unwrap();
-    None
-}
 
 /// This test binary once more, running nothing but [`child`].
 struct Other {
@@ -473,6 +381,20 @@ async fn while_redis_is_away_calls_fail_soon_and_when_it_is_back_the_first_works
     // Its data was on the disk, and so was the lock.
     store.save(&lock, &pair(3)).await.unwrap();
     assert_eq!(stored(&store).await, 3);
+}
+
+#[tokio::test]
+async fn a_lock_dropped_while_redis_is_away_is_given_back_when_it_is_there_again() {
+    let Some(mut server) = Server::start() else { return };
+    let (store, other) = (server.store().await, server.store().await);
+    let lock = locked(&store).await;
+    server.stop();
+    drop(lock);
+    // Nobody can have it now: the release has been tried by then.
+    assert_eq!(store.load().await.unwrap_err().kind(), ErrorKind::Store);
+    server.start_again();
+    // Under the default lease of 30 s, so not by waiting for its end.
+    drop(locked(&other).await);
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
-use http::{Extensions, HeaderName};
+use http::{Extensions, HeaderName, HeaderValue, header::GetAll};
 use reqwest::{Request, Response};
-use reqwest_middleware::Next;
+use reqwest_middleware::{Next, Result};
 
-use super::{Future, Sent, SessionSource, middleware, note_outcome};
+use super::{Future, Sent, SessionSource, is_left_alone, middleware, note_outcome};
 use crate::{
     event::{CaptureIgnored, Event},
     session::{Captured, Session},
@@ -32,6 +32,9 @@ impl Capture {
     }
 
     fn down<'a>(&'a self, request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
+        if is_left_alone(&request, extensions) {
+            return Box::pin(self.unsigned(request, extensions, next));
+        }
         let answer = next.run(request, extensions);
         Box::pin(async move {
             let mut response = answer.await?;
@@ -51,7 +54,7 @@ impl Capture {
                     take(&name, response);
                 }
             }
-            // Nobody's request, e.g. an anonymous one: nothing is taken, but nothing is to be printed either.
+            // It went elsewhere: nothing is taken, but nothing is to be printed either.
             None => {
                 if let SessionSource::Fixed(session) = &self.source
                     && response.headers().contains_key(session.capture_header())
@@ -60,6 +63,17 @@ impl Capture {
                 }
             }
         }
+    }
+
+    /// A request that is not the session's: nothing is taken from its answer, but nothing of that is to be printed either.
+    #[cold]
+    async fn unsigned(&self, request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+        let name = self.source.find(extensions).ok().map(|session| session.capture_header().clone());
+        let mut response = next.run(request, extensions).await?;
+        if let Some(name) = name {
+            conceal(&name, &mut response);
+        }
+        Ok(response)
     }
 }
 
@@ -92,7 +106,13 @@ fn read(session: &Session, response: &Response) -> std::result::Result<AccessTok
     if session.origin_of(response.url()).is_none() {
         return Err(CaptureIgnored::UntrustedOrigin);
     }
-    let mut values = response.headers().get_all(session.capture_header()).iter();
+    token_in(response.headers().get_all(session.capture_header()))
+}
+
+/// The one token that all the values agree on.
+#[allow(clippy::needless_pass_by_value, reason = "it is what `get_all` gives")]
+pub(crate) fn token_in(values: GetAll<'_, HeaderValue>) -> std::result::Result<AccessToken, CaptureIgnored> {
+    let mut values = values.iter();
     let first = values.next().and_then(trim_header).ok_or(CaptureIgnored::Malformed)?;
     if values.any(|other| trim_header(other).as_ref() != Some(&first)) {
         return Err(CaptureIgnored::Malformed);

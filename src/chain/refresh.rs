@@ -5,7 +5,7 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Next, Result};
 use tokio::time::{Instant, timeout};
 
-use super::{Budget, Future, Sent, SessionSource, middleware, note_outcome, unsent};
+use super::{Budget, Future, Sent, SessionSource, middleware, note_outcome, run_for, unsent};
 use crate::{
     error::{Error, ErrorKind},
     session::{Boarding, Ending, OnRefreshFailure, Session, Ticket},
@@ -34,13 +34,15 @@ impl Refresh {
     }
 
     fn down<'a>(&'a self, request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        let session = match self.source.signing(&request, extensions) {
-            Ok(Some((session, _))) => session,
-            Ok(None) => return next.run(request, extensions),
-            Err(error) => return unsent(error),
-        };
-        if !session.load().is_quiet(Instant::now) {
-            return Box::pin(send_after_asking(session.into_session(), request, extensions, next));
+        // A session that is quiet has nothing to ask of any request, its own or not: so almost none is looked at closer.
+        if !self.source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
+            match self.source.signing(&request, extensions) {
+                Ok(Some((session, _))) => {
+                    return Box::pin(send_after_asking(session.into_session(), &self.source, request, extensions, next));
+                }
+                Ok(None) => return next.run(request, extensions),
+                Err(error) => return unsent(error),
+            }
         }
         let limit = request.timeout().copied();
         Box::pin(async move {
@@ -55,7 +57,13 @@ impl Refresh {
 
 /// The way of a request that may have to wait before it is sent.
 #[cold]
-async fn send_after_asking(session: Session, request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+async fn send_after_asking(
+    session: Session,
+    source: &SessionSource,
+    request: Request,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
     let limit = request.timeout().copied();
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
     let mut refreshed = false;
@@ -86,8 +94,7 @@ async fn send_after_asking(session: Session, request: Request, extensions: &mut 
             }
         }
     }
-    drop(session);
-    let mut response = next.run(request, extensions).await?;
+    let mut response = run_for(session, source, request, extensions, next).await?;
     if refreshed {
         note_outcome(&mut response, |outcome| outcome.refreshed = true);
     }

@@ -1,11 +1,12 @@
 use std::{fmt, io, sync::Arc, time::Duration};
 
-use http::Extensions;
+use http::{Extensions, HeaderName, HeaderValue, Method, Version};
 use reqwest::{Body, Request, Response};
 use reqwest_middleware::{Error, Next, Result};
 use tokio::time::timeout;
+use url::Url;
 
-use super::{Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome};
+use super::{Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome, run_for};
 use crate::{
     event::{Event, NotReplayed},
     outcome::Outcome,
@@ -51,7 +52,7 @@ impl Replay {
             if response.extensions().get::<Sent>().is_none() {
                 return Ok(response);
             }
-            Box::pin(up(response, again, extensions, next)).await
+            Box::pin(up(response, again, &self.source, extensions, next)).await
         })
     }
 
@@ -64,7 +65,13 @@ impl Replay {
 }
 
 #[cold]
-async fn up(mut response: Response, again: Again, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+async fn up(
+    mut response: Response,
+    again: Again,
+    source: &SessionSource,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
     let Some(mut sent) = response.extensions_mut().remove::<Sent>() else { return Ok(response) };
     if !sent.is_refused(&mut response) {
         return Ok(response);
@@ -87,7 +94,7 @@ async fn up(mut response: Response, again: Again, extensions: &mut Extensions, n
     extensions.insert(budget);
     drain(response).await;
 
-    let mut response = next.run(request, extensions).await?;
+    let mut response = run_for(session.clone(), source, request, extensions, next).await?;
     session.emit(&Event::Replayed { generation: state.generation(), status: response.status() });
     note_outcome(&mut response, |outcome| {
         outcome.replayed = true;
@@ -123,7 +130,7 @@ async fn drain(mut response: Response) {
 /// What a request is sent again from.
 struct Again {
     /// `None`: its body is a stream that nobody can make anew.
-    copy: Option<Request>,
+    copy: Option<Copy>,
     body: Option<ReplayBody>,
 }
 
@@ -131,10 +138,10 @@ impl Again {
     /// `reqwest` takes the request by value, so that the copy has to be made beforehand.
     fn of(request: &mut Request, extensions: &Extensions) -> io::Result<Self> {
         let Some(body) = extensions.get::<ReplayBody>() else {
-            return Ok(Self { copy: copy(request), body: None });
+            return Ok(Self { copy: Copy::of(request), body: None });
         };
         let first = request.body_mut().take();
-        let copy = copy(request);
+        let copy = Copy::of(request);
         *request.body_mut() = Some(match first {
             Some(first) => first,
             None => (body.0)()?,
@@ -143,7 +150,7 @@ impl Again {
     }
 
     fn request(self, session: &Session) -> std::result::Result<Request, NotReplayed> {
-        let mut request = self.copy.ok_or(NotReplayed::BodyNotReplayable)?;
+        let mut request = self.copy.ok_or(NotReplayed::BodyNotReplayable)?.into_request();
         if session.replay_if().is_some_and(|rule| !rule(&request)) {
             return Err(NotReplayed::RuledOut);
         }
@@ -158,15 +165,43 @@ impl Again {
     }
 }
 
-/// `Request::try_clone` costs three allocations for extensions that only a timeout puts there.
-fn copy(request: &Request) -> Option<Request> {
-    if request.body().is_some() || request.timeout().is_some() {
-        return request.try_clone();
+/// A copy that is almost never used. A map for the headers is made when it is.
+enum Copy {
+    Plain {
+        method: Method,
+        url: Url,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        version: Version,
+    },
+    /// Of a request with a body, which only `reqwest` can share, or with a timeout, which it keeps among private extensions.
+    Whole(Box<Request>),
+}
+
+impl Copy {
+    fn of(request: &Request) -> Option<Self> {
+        if request.body().is_some() || request.timeout().is_some() {
+            return request.try_clone().map(|copy| Self::Whole(Box::new(copy)));
+        }
+        let mut headers = Vec::with_capacity(request.headers().len());
+        for (name, value) in request.headers() {
+            headers.push((name.clone(), value.clone()));
+        }
+        Some(Self::Plain { method: request.method().clone(), url: request.url().clone(), headers, version: request.version() })
     }
-    let mut copy = Request::new(request.method().clone(), request.url().clone());
-    copy.headers_mut().clone_from(request.headers());
-    *copy.version_mut() = request.version();
-    Some(copy)
+
+    fn into_request(self) -> Request {
+        match self {
+            Self::Plain { method, url, headers, version } => {
+                let mut request = Request::new(method, url);
+                for (name, value) in headers {
+                    request.headers_mut().append(name, value);
+                }
+                *request.version_mut() = version;
+                request
+            }
+            Self::Whole(request) => *request,
+        }
+    }
 }
 
 /// Put among a request's extensions, makes its body anew when it is sent again: for streams, files and multipart forms.

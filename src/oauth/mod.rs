@@ -6,6 +6,8 @@
 mod classify;
 mod cookies;
 mod course;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod hygiene;
 mod report;
 mod request;

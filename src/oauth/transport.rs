@@ -59,9 +59,26 @@ pub(super) fn failure(error: &reqwest::Error) -> Failure {
         Failure::Misconfigured
     } else if error.is_redirect() {
         Failure::Rejected
-    } else if error.is_connect() {
+    } else if error.is_connect() || is_unprocessed(error) {
         Failure::Unreached
     } else {
         Failure::Lost
     }
+}
+
+/// Whether an HTTP/2 server says that it has not looked at the request, so that no refresh token can be spent: `REFUSED_STREAM`
+/// (RFC 9113 §8.7), or GOAWAY without an error and without the request's stream (§6.8).
+#[cfg(feature = "http2")]
+fn is_unprocessed(error: &reqwest::Error) -> bool {
+    let chain = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    chain.filter_map(|cause| cause.downcast_ref::<h2::Error>()).any(|error| {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        let gone = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        error.is_remote() && (refused || gone)
+    })
+}
+
+#[cfg(not(feature = "http2"))]
+fn is_unprocessed(_: &reqwest::Error) -> bool {
+    false
 }

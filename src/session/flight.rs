@@ -212,6 +212,7 @@ async fn obtain(
     waits_for_lock.store(false, Relaxed);
 
     let mut tried: Vec<RefreshToken> = Vec::new();
+    let mut maybe_spent = false;
     let mut look = vault.look(session).await;
     log.catch_up();
     if matches!(look, Look::Same) && vault.has_unsaved() {
@@ -235,7 +236,7 @@ async fn obtain(
             Err(error) if error.kind() == ErrorKind::LoginRequired => error,
             other => return other,
         };
-        let borrowed = asked.as_ref().is_some_and(|asked| vault.is_borrowed(asked));
+        maybe_spent |= asked.as_ref().is_some_and(|asked| vault.is_shared(asked));
         tried.extend(asked);
         // Before a grant is believed dead: somebody else may have renewed it, or the session has another one.
         look = vault.look(session).await;
@@ -245,7 +246,7 @@ async fn obtain(
             match vault.given().filter(|own| !tried.contains(own)) {
                 Some(own) => log.ask_with(own),
                 // A process that died may have spent it without leaving a trace.
-                None if borrowed && !error.nothing_to_ask_with() => return Err(error.with_possibly_consumed()),
+                None if maybe_spent && !error.nothing_to_ask_with() => return Err(error.with_possibly_consumed()),
                 None => return Err(error),
             }
             look = Look::Same;

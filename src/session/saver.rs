@@ -69,7 +69,6 @@ impl Saver {
         let _one = vault.saving.lock().await;
         let epoch = session.load().epoch;
         match vault.look(session).await {
-            Look::Same => {}
             Look::Changed(theirs) => {
                 // Another process has rotated it: ours is spent.
                 if let Some(refresh) = theirs.refresh_token() {
@@ -78,10 +77,12 @@ impl Saver {
                 }
             }
             // It may have been rotated: ours is not to be put back.
-            Look::Failed => {
+            Look::Failed if session.load().refresh.is_some() => {
                 vault.memory().unsaved = Some(session.load().tokens());
                 return;
             }
+            // Without one nothing can be lost, and a broken file is mended by the save.
+            Look::Same | Look::Failed => {}
         }
         let state = session.load();
         if state.has_tokens() && state.epoch == epoch {

@@ -1,18 +1,48 @@
 //! The task's session: a value in `task-local-extensions`, put there for the length of each poll and no longer.
+//!
+//! The item itself, once there, stays: a [`Slot`], which a scope fills and empties. A scope is entered at every poll of its future,
+//! and two more items inserted each time would cost more than all that a request needs of it.
 
 use std::{
     future::{Future, poll_fn},
     pin::pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use task_local_extensions::{get_local_item, set_local_item};
+use tokio::task;
 
 use super::Session;
 
-/// The item in the task's extensions. They cannot forget an item, so that no session is `None`.
+/// The item in the task's extensions. They cannot forget an item, so that no session is `None`. Only the thread that polls the
+/// task comes to it: nobody ever waits for the lock.
+#[derive(Clone, Default)]
+struct Slot(Arc<Mutex<Option<Here>>>);
+
+/// A session, and the task that polls its scope. A `LocalSet` that is driven inside a scope polls its other tasks there as well,
+/// on behalf of whoever spawned them.
 #[derive(Clone)]
-struct Scoped(Option<Session>);
+struct Here {
+    session: Session,
+    task: Option<task::Id>,
+}
+
+impl Slot {
+    /// The one of the extensions that are in force.
+    fn here() -> Option<Self> {
+        now(get_local_item()).flatten()
+    }
+
+    fn session(&self) -> Option<Session> {
+        let here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        here.as_ref().filter(|here| here.task == task::try_id()).map(|here| here.session.clone())
+    }
+
+    fn put(&self, here: Option<Here>) -> Option<Here> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), here)
+    }
+}
 
 impl Session {
     /// Makes this the task's session while `future` runs, for clients made with
@@ -50,27 +80,32 @@ impl Session {
 
     /// The session of the innermost [`scope`](Self::scope) that is running on this task.
     pub fn current() -> Option<Session> {
-        now(get_local_item::<Scoped>()).flatten().and_then(|scoped| scoped.0)
+        Slot::here().and_then(|slot| slot.session())
     }
 }
 
 /// Puts back, at the end of each poll and also when it panics, what was there before: the next task on this thread must never
 /// find this one's session.
 struct Restore {
-    outer: Option<Session>,
+    slot: Slot,
+    outer: Option<Here>,
 }
 
 impl Restore {
     fn entering(session: &Session) -> Self {
-        let outer = Session::current();
-        now(set_local_item(Scoped(Some(session.clone()))));
-        Self { outer }
+        let slot = Slot::here().unwrap_or_else(|| {
+            let slot = Slot::default();
+            now(set_local_item(slot.clone()));
+            slot
+        });
+        let outer = slot.put(Some(Here { session: session.clone(), task: task::try_id() }));
+        Self { slot, outer }
     }
 }
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        now(set_local_item(Scoped(self.outer.take())));
+        drop(self.slot.put(self.outer.take()));
     }
 }
 

@@ -142,13 +142,15 @@ impl Vault {
         self.memory().given = None;
     }
 
+    /// Whether another process may have spent this refresh token, and died before it could save the next: it is, or was, in the store.
+    pub(super) fn is_shared(&self, refresh: &RefreshToken) -> bool {
+        let memory = self.memory();
+        memory.borrowed.as_ref() == Some(refresh) || memory.seen.as_ref().and_then(Tokens::refresh_token) == Some(refresh)
+    }
+
     /// The token endpoint has replaced this one.
     pub(super) fn is_spent(&self, refresh: &RefreshToken) {
         self.memory().given.take_if(|given| given == refresh);
-    }
-
-    pub(super) fn is_borrowed(&self, refresh: &RefreshToken) -> bool {
-        self.memory().borrowed.as_ref() == Some(refresh)
     }
 
     pub(super) fn has_unsaved(&self) -> bool {
@@ -197,9 +199,9 @@ impl Vault {
         }
         self.memory().tries(tokens);
         let saved = self.bounded(self.store.save(lock, tokens)).await;
-        let mut memory = self.memory();
         match &saved {
             Ok(()) => {
+                let mut memory = self.memory();
                 if memory.borrowed.as_ref() != tokens.refresh_token() {
                     memory.borrowed = None;
                 }
@@ -212,10 +214,7 @@ impl Vault {
                     memory.dirty = false;
                 }
             }
-            Err(error) => {
-                drop(memory);
-                session.emit(&Event::StoreFailed { error: error.clone() });
-            }
+            Err(error) => session.emit(&Event::StoreFailed { error: error.clone() }),
         }
         saved
     }

@@ -1,15 +1,21 @@
 //! Reads `exp` and `iat` of an access token that is a JWT. The claims are hints for scheduling, never trusted: no signature is
 //! checked, and what cannot be read is as if absent.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use super::AccessToken;
 
 /// Members are kept raw, since `serde_json` refuses a whole document for one number that is out of range.
-#[derive(Deserialize)]
+#[derive(Default)]
 struct Claims {
     exp: Option<Box<RawValue>>,
     iat: Option<Box<RawValue>>,
@@ -33,6 +39,35 @@ pub(super) fn lifetime(token: &AccessToken) -> Option<Duration> {
 
 fn read(token: &AccessToken) -> Option<Claims> {
     jsonwebtoken::dangerous::insecure_decode_claims(token.expose_secret()).ok()
+}
+
+/// By hand, since a derived one takes an array for its members in their order. The last of several wins (RFC 7519 §4).
+impl<'de> Deserialize<'de> for Claims {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Walk;
+
+        impl<'de> Visitor<'de> for Walk {
+            type Value = Claims;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Claims, A::Error> {
+                let mut claims = Claims::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    match &*name {
+                        "exp" => claims.exp = Some(map.next_value()?),
+                        "iat" => claims.iat = Some(map.next_value()?),
+                        _ => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(claims)
+            }
+        }
+
+        deserializer.deserialize_map(Walk)
+    }
 }
 
 /// RFC 7519 §2 `NumericDate`: seconds since the epoch, possibly with a fraction. Nothing negative, nothing infinite.
@@ -66,6 +101,8 @@ mod tests {
             (r#"{"iat":1e400,"exp":7}"#, at(7.0)),
             (r"{}", None),
             (r"[]", None),
+            (r"[100, 50]", None),
+            (r#"{"exp":1,"exp":100}"#, at(100.0)),
             ("", None),
         ];
         for (claims, expected) in table {

@@ -2,10 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
 
 use super::Shared;
 use crate::error::Error;
+
+/// Between two tries to give the lock back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The lock, until it is dropped.
 pub(super) struct Held {
@@ -17,7 +23,7 @@ pub(super) struct Held {
 impl Held {
     /// `None` while another has it.
     pub(super) async fn take(shared: Arc<Shared>, lease: Duration) -> Result<Option<Self>, Error> {
-        let mut claim = Claim { shared, owner: format!("{:032x}", fastrand::u128(..)), taken: true };
+        let mut claim = Claim { shared, owner: format!("{:032x}", fastrand::u128(..)), lease, taken: true };
         let fence: u64 = match claim.shared.ask(&claim.shared.scripts.take(&claim.owner, lease)).await {
             Ok(fence) => fence,
             Err(error) => {
@@ -31,7 +37,7 @@ impl Held {
             return Ok(None);
         }
         let (alive, dropped) = oneshot::channel();
-        tokio::spawn(claim.keep(fence, lease, dropped));
+        tokio::spawn(claim.keep(fence, dropped));
         Ok(Some(Self { fence, _alive: alive }))
     }
 
@@ -43,14 +49,16 @@ impl Held {
 struct Claim {
     shared: Arc<Shared>,
     owner: String,
+    lease: Duration,
     taken: bool,
 }
 
 impl Claim {
     /// Renews until the lock is dropped or lost. A renewal is never broken off: it could overtake the release.
-    async fn keep(mut self, fence: u64, lease: Duration, mut dropped: oneshot::Receiver<()>) {
+    async fn keep(mut self, fence: u64, mut dropped: oneshot::Receiver<()>) {
+        let lease = self.lease;
         let mut wait = lease / 3;
-        while tokio::time::timeout(wait, &mut dropped).await.is_err() {
+        while timeout(wait, &mut dropped).await.is_err() {
             wait = match self.shared.ask::<bool>(&self.shared.scripts.renew(&self.owner, fence, lease)).await {
                 Ok(true) => lease / 3,
                 Ok(false) => {
@@ -64,11 +72,14 @@ impl Claim {
         self.release().await;
     }
 
+    /// Gives the lock back. Where Redis is away, asks again as long as the lease can last: Redis may come back with the lock in it,
+    /// and others would wait for its end.
     async fn release(mut self) {
-        let released = self.shared.ask::<bool>(&self.shared.scripts.release(&self.owner)).await;
-        // Where Redis is away the lease ends it.
+        let begun = Instant::now();
+        while self.shared.ask::<bool>(&self.shared.scripts.release(&self.owner)).await.is_err() && begun.elapsed() < self.lease {
+            sleep((self.lease / 10).min(LONGEST_PAUSE)).await;
+        }
         self.taken = false;
-        drop(released);
     }
 }
 

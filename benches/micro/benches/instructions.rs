@@ -1,0 +1,34 @@
+//! Instructions a request: callgrind counts [`REQUESTS`] requests of each workload, after as many that are not counted.
+
+use gungraun::{library_benchmark, library_benchmark_group, main};
+use reqwest_reauth_micro::{REQUESTS, Workload};
+
+fn warm(name: &str) -> Workload {
+    let workload = Workload::new(name);
+    workload.run(REQUESTS);
+    workload
+}
+
+#[library_benchmark]
+#[bench::bare_0(args = ("bare_0"), setup = warm)]
+#[bench::bare_1(args = ("bare_1"), setup = warm)]
+#[bench::bare_3(args = ("bare_3"), setup = warm)]
+#[bench::authorize_3(args = ("authorize_3"), setup = warm)]
+#[bench::capture_3(args = ("capture_3"), setup = warm)]
+#[bench::refresh_3(args = ("refresh_3"), setup = warm)]
+#[bench::replay_3(args = ("replay_3"), setup = warm)]
+#[bench::chain_0(args = ("chain_0"), setup = warm)]
+#[bench::chain_1(args = ("chain_1"), setup = warm)]
+#[bench::chain_3(args = ("chain_3"), setup = warm)]
+#[bench::outcome_3(args = ("outcome_3"), setup = warm)]
+#[bench::per_request_3(args = ("per_request_3"), setup = warm)]
+#[bench::in_scope_3(args = ("in_scope_3"), setup = warm)]
+#[bench::scope_each_3(args = ("scope_each_3"), setup = warm)]
+fn requests(workload: Workload) -> Workload {
+    workload.run(REQUESTS);
+    // Given back, so that its end is not counted.
+    workload
+}
+
+library_benchmark_group!(name = chain, benchmarks = requests);
+main!(library_benchmark_groups = chain);

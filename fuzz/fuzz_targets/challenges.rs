@@ -1,0 +1,28 @@
+//! `WWW-Authenticate`: one value a line.
+#![no_main]
+
+use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
+use libfuzzer_sys::fuzz_target;
+use reqwest_reauth::fuzzing::is_refusal;
+
+fuzz_target!(|data: &[u8]| {
+    let mut headers = HeaderMap::new();
+    for value in data.split(|&byte| byte == b'\n').take(16) {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            headers.append(WWW_AUTHENTICATE, value);
+        }
+    }
+    let unauthorized = is_refusal(StatusCode::UNAUTHORIZED, &headers);
+    let forbidden = is_refusal(StatusCode::FORBIDDEN, &headers);
+    let says = |wanted: &str| {
+        let lower = data.to_ascii_lowercase();
+        lower.windows(wanted.len()).any(|part| part == wanted.as_bytes())
+    };
+    // A 403 wants the word, plain or with escaped characters in it.
+    if forbidden {
+        assert!(says("bearer") && (says("invalid_token") || data.contains(&b'\\')));
+    }
+    if unauthorized && !says("bearer") {
+        assert!(headers.get_all(WWW_AUTHENTICATE).iter().all(|value| value.as_bytes().trim_ascii().is_empty()));
+    }
+});

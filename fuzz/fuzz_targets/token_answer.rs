@@ -1,0 +1,34 @@
+//! An answer of the token endpoint. The first byte chooses the status and whether the body is whole, the rest is the body.
+#![no_main]
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use libfuzzer_sys::fuzz_target;
+use reqwest_reauth::{RefreshToken, fuzzing::token_answer};
+
+const STATUSES: [u16; 8] = [200, 201, 204, 302, 400, 401, 429, 503];
+const ASKED_WITH: &str = "refresh-token-that-was-asked-with";
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&choice, body)) = data.split_first() else { return };
+    let status = StatusCode::from_u16(STATUSES[usize::from(choice % 8)]).unwrap();
+    let whole = choice & 8 == 0;
+    let mut headers = HeaderMap::new();
+    if choice & 16 != 0 {
+        headers.insert(header::SET_COOKIE, HeaderValue::from_static("JWT_REFRESH_TOKEN=rotated; Path=/"));
+    }
+    let asked_with = RefreshToken::new(ASKED_WITH).unwrap();
+    let (tokens, rotated, text) = token_answer(status, headers, body, whole, &asked_with);
+    if let Some(tokens) = &tokens {
+        assert!(status.is_success() && whole);
+        let access = tokens.access_token().unwrap().expose_secret();
+        assert!(!access.is_empty() && access.bytes().all(|byte| byte.is_ascii_graphic()));
+    }
+    if let Some(rotated) = rotated {
+        assert!(status.is_success() && rotated.expose_secret() != ASKED_WITH);
+        assert!(rotated.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()));
+    }
+    if let Some(text) = text {
+        assert!(text.len() <= 256 && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{text:?}");
+        assert!(!text.contains(ASKED_WITH));
+    }
+});

@@ -1,0 +1,34 @@
+//! Doors for the targets in `fuzz/`: there only under `cfg(fuzzing)`, which cargo-fuzz sets, and no part of the API.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, StatusCode};
+use url::Url;
+
+pub use crate::oauth::fuzzing::{cookies, retry_after, token_answer};
+use crate::{
+    chain, policy,
+    token::{AccessToken, Arrival, Tokens},
+};
+
+/// The token that a response header brings.
+pub fn captured_header(headers: &HeaderMap, name: &HeaderName) -> Option<AccessToken> {
+    chain::token_in(headers.get_all(name)).ok()
+}
+
+/// Whether an answer refuses the token.
+pub fn is_refusal(status: StatusCode, headers: &HeaderMap) -> bool {
+    policy::refuses(status, headers, false, false).refused
+}
+
+/// The expiry of a token on the local clock, and its lifetime if it was issued just now and if it was handed over.
+pub fn claims(token: &AccessToken) -> (Option<SystemTime>, [Option<Duration>; 2]) {
+    let Ok(tokens) = Tokens::new(token.expose_secret()) else { return (None, [None; 2]) };
+    let span = |arrival| tokens.lifetime(arrival).map(|lifetime| lifetime.until.saturating_duration_since(lifetime.from));
+    (tokens.expires_at(), [span(Arrival::Issued), span(Arrival::Handed)])
+}
+
+/// Whether a session may have this origin, and whether a URL is of it.
+pub fn origin(origin: &str, allow_plain_http: bool, url: &Url) -> Option<bool> {
+    policy::Origin::parse(origin, allow_plain_http).ok().map(|origin| origin.covers(url))
+}

@@ -1,0 +1,107 @@
+//! Refresh tokens that are good for one use, and what becomes of those who use one twice.
+
+use std::{collections::HashSet, time::Duration};
+
+use reqwest_reauth::{Error, ErrorKind, SessionState};
+
+use crate::peers::{Peers, client, refresh_token};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_refresh_goes_on_with_the_refresh_token_of_the_one_before() {
+    for (rotate, distinct) in [("1", 4), ("0", 1)] {
+        let Some(peers) = Peers::start(&[("TTL", "60"), ("ROTATE", rotate)]) else { return };
+        let (session, _) = peers.session(peers.plain_refresher()).await;
+        let mut seen = HashSet::from([refresh_token(&session)]);
+        for _ in 0..3 {
+            session.refresh().await.unwrap();
+            seen.insert(refresh_token(&session));
+        }
+        assert_eq!(seen.len(), distinct);
+        assert_eq!(session.generation(), 4);
+        assert_eq!(peers.answered("POST /token 200").await, 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_requests_with_an_ended_token_make_one_call_and_keep_the_grant() {
+    let Some(peers) = Peers::start(&[("TTL", "60"), ("FORMAT", "opaque")]) else { return };
+    let (session, _) = peers.session(peers.plain_refresher()).await;
+    peers.expire(session.tokens().unwrap().access_token().unwrap().expose_secret()).await;
+    let client = client(&session);
+    let requests = (0..64).map(|n| {
+        let request = client.post(peers.api()).body(format!("body {n}"));
+        tokio::spawn(async move {
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 200);
+            let echo: serde_json::Value = response.json().await.unwrap();
+            assert_eq!(echo["body"], format!("body {n}"));
+        })
+    });
+    for request in requests.collect::<Vec<_>>() {
+        request.await.unwrap();
+    }
+
+    assert_eq!(peers.answered("POST /resource/echo 200").await, 64);
+    assert!((1..=64).contains(&peers.answered("POST /resource/echo 401").await));
+    assert_eq!((peers.hits("POST /token").await, peers.answered("POST /token 200").await), (1, 1));
+    session.refresh().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_is_revoked_for_reuse_wants_a_new_login_and_is_not_asked_for_again() {
+    for format in ["jwt", "opaque"] {
+        let Some(peers) = Peers::start(&[("TTL", "60"), ("FORMAT", format)]) else { return };
+        let (session, _) = peers.session(peers.plain_refresher()).await;
+        let copy = peers.builder(session.tokens().unwrap(), peers.plain_refresher()).0.build().unwrap();
+        session.refresh().await.unwrap();
+
+        // The thief, or the forgotten copy: the provider revokes the grant of both.
+        let error = copy.refresh().await.unwrap_err();
+        assert_eq!((error.kind(), error.oauth_error()), (ErrorKind::LoginRequired, Some("invalid_grant")));
+        assert!(!error.possibly_consumed());
+        let error = session.refresh().await.unwrap_err();
+        assert_eq!((error.kind(), error.oauth_error()), (ErrorKind::LoginRequired, Some("invalid_grant")));
+        assert_eq!(session.state(), SessionState::LoginRequired);
+
+        let calls = peers.hits("POST /token").await;
+        assert_eq!(calls, 3);
+        for _ in 0..3 {
+            assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
+            let sent = client(&session).get(peers.api()).send().await;
+            if format == "jwt" {
+                // Nobody can call a signed token back: it is good until it ends.
+                assert_eq!(sent.unwrap().status(), 200);
+            } else {
+                let error = sent.unwrap_err();
+                let error = Error::find_in(&error).unwrap();
+                assert_eq!((error.kind(), error.api_status().unwrap().as_u16()), (ErrorKind::LoginRequired, 401));
+            }
+        }
+        assert_eq!(peers.hits("POST /token").await, calls);
+
+        // A new login ends it.
+        session.replace_tokens(peers.seed("plain").await.tokens()).await.unwrap();
+        assert_eq!(client(&session).get(peers.api()).send().await.unwrap().status(), 200);
+        session.refresh().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_refresh_token_wants_a_new_login() {
+    let Some(peers) = Peers::start(&[("TTL", "1"), ("REFRESH_TTL", "1")]) else { return };
+    let (session, _) = peers.session(peers.plain_refresher()).await;
+    // The provider's clock is the real one, and counts whole seconds.
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+
+    let error = client(&session).get(peers.api()).send().await.unwrap_err();
+
+    let error = Error::find_in(&error).unwrap();
+    assert_eq!((error.kind(), error.oauth_error()), (ErrorKind::LoginRequired, Some("invalid_grant")));
+    assert!(!error.possibly_consumed());
+    // The token had run out, so that nothing was sent to the API.
+    assert_eq!(error.api_status(), None);
+    assert_eq!((peers.hits("POST /token").await, peers.hits("GET /resource/echo").await), (1, 0));
+    let error = client(&session).get(peers.api()).send().await.unwrap_err();
+    assert_eq!(Error::find_in(&error).unwrap().kind(), ErrorKind::LoginRequired);
+    assert_eq!(peers.hits("POST /token").await, 1);
+}

@@ -1,0 +1,164 @@
+//! Each fault of the table in `tests/peers/README.md`, at the token endpoint.
+
+use std::time::{Duration, Instant};
+
+use reqwest_reauth::{ErrorKind, OAuthRefresh, Outcome, SessionState};
+
+use crate::peers::{Peers, TOKEN, client};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+/// How a refresh ends that meets a fault.
+enum Ends {
+    /// With tokens, after a retry that followed this status.
+    AfterRetry(Option<u16>),
+    AtOnce,
+    Fails {
+        kind: ErrorKind,
+        status: Option<u16>,
+        attempts: u32,
+        possibly_consumed: bool,
+    },
+}
+
+/// Whether the provider's refresh token is still good afterwards.
+#[derive(PartialEq)]
+enum Grant {
+    Kept,
+    Lost,
+}
+
+struct Case {
+    fault: &'static str,
+    with: fn(OAuthRefresh) -> OAuthRefresh,
+    ends: Ends,
+    grant: Grant,
+}
+
+fn as_it_is(refresher: OAuthRefresh) -> OAuthRefresh {
+    refresher
+}
+
+fn impatient(refresher: OAuthRefresh) -> OAuthRefresh {
+    refresher.attempt_timeout(MS(300))
+}
+
+fn cautious(refresher: OAuthRefresh) -> OAuthRefresh {
+    refresher.retry_lost(false)
+}
+
+#[rustfmt::skip]
+fn table() -> Vec<Case> {
+    use Ends::*;
+    use Grant::*;
+    use ErrorKind::*;
+    let fails = |kind, status: u16, attempts, possibly_consumed| Fails {
+        kind, status: (status > 0).then_some(status), attempts, possibly_consumed,
+    };
+    let case = |fault, with, ends, grant| Case { fault, with, ends, grant };
+    vec![
+        case("ok",              as_it_is,  AtOnce,                                Kept),
+        case("down",            as_it_is,  AfterRetry(Some(502)),                 Kept),
+        case("hang",            as_it_is,  AfterRetry(Some(504)),                 Kept),
+        case("hang",            impatient, AfterRetry(None),                      Kept),
+        case("status 429",      as_it_is,  AfterRetry(Some(429)),                 Kept),
+        case("status 500",      as_it_is,  AfterRetry(Some(500)),                 Kept),
+        case("status 503 1",    as_it_is,  AfterRetry(Some(503)),                 Kept),
+        case("status 501",      as_it_is,  fails(ClientRejected, 501, 1, false),  Kept),
+        case("status 507",      as_it_is,  fails(Unavailable, 507, 1, false),     Kept),
+        case("status 404",      as_it_is,  fails(ClientRejected, 404, 1, false),  Kept),
+        case("status 401",      as_it_is,  fails(ClientRejected, 401, 1, false),  Kept),
+        case("html200",         as_it_is,  fails(BadResponse, 200, 1, false),     Kept),
+        case("slow 300",        as_it_is,  AtOnce,                                Kept),
+        // The client has gone when nginx would pass it on: the provider never sees it.
+        case("slow 1000",       impatient, AfterRetry(None),                      Kept),
+        case("late 300",        as_it_is,  AtOnce,                                Kept),
+        case("reset",           as_it_is,  AfterRetry(None),                      Kept),
+        case("reset",           cautious,  fails(Unavailable, 0, 1, true),        Kept),
+        // The provider has no grace: the refresh token is spent, and whoever brings it again loses the grant.
+        case("late 1000",       impatient, fails(LoginRequired, 400, 2, true),    Lost),
+        case("lost",            as_it_is,  fails(LoginRequired, 400, 2, true),    Lost),
+        case("lost",            cautious,  fails(Unavailable, 0, 1, true),        Lost),
+        case("cut",             as_it_is,  fails(LoginRequired, 400, 2, true),    Lost),
+        case("cut",             cautious,  fails(Unavailable, 200, 1, true),      Lost),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_fault_of_the_token_endpoint_ends_as_it_has_to() {
+    let Some(peers) = Peers::start(&[("TTL", "60")]) else { return };
+    for Case { fault, with, ends, grant } in table() {
+        peers.forget().await;
+        let (session, events) = peers.session(with(peers.plain_refresher())).await;
+        peers.fault(TOKEN, fault, 1).await;
+
+        let refreshed = session.refresh().await;
+
+        let retries = events.retries();
+        match ends {
+            Ends::AtOnce => {
+                refreshed.unwrap_or_else(|error| panic!("{fault}: {error}"));
+                assert_eq!((retries.len(), peers.hits("POST /token").await), (0, 1), "{fault}");
+            }
+            Ends::AfterRetry(status) => {
+                refreshed.unwrap_or_else(|error| panic!("{fault}: {error}"));
+                assert_eq!((retries.len(), peers.hits("POST /token").await), (1, 2), "{fault}");
+                assert_eq!(retries[0].0, status, "{fault}");
+            }
+            Ends::Fails { kind, status, attempts, possibly_consumed } => {
+                let error = refreshed.expect_err(fault);
+                let told = (error.kind(), error.status().map(|status| status.as_u16()), error.attempts());
+                assert_eq!(told, (kind, status, attempts), "{fault}: {error:?}");
+                assert_eq!(error.possibly_consumed(), possibly_consumed, "{fault}");
+                assert_eq!(peers.hits("POST /token").await, u64::from(attempts), "{fault}");
+                let expected =
+                    if kind == ErrorKind::LoginRequired { SessionState::LoginRequired } else { SessionState::CoolingDown };
+                assert_eq!(session.state(), expected, "{fault}");
+            }
+        }
+        // Who asks past the cool-down gets tokens, unless the provider has revoked the grant.
+        assert_eq!(session.refresh().await.is_ok(), grant == Grant::Kept, "{fault}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retry_after_is_waited_for_up_to_its_limit_and_no_further() {
+    let Some(peers) = Peers::start(&[("TTL", "60")]) else { return };
+    let (session, events) = peers.session(peers.plain_refresher()).await;
+    peers.fault(TOKEN, "status 503 2", 1).await;
+    let begun = Instant::now();
+    session.refresh().await.unwrap();
+    assert!(begun.elapsed() >= MS(2000));
+    assert!(events.retries()[0].1 >= MS(2000));
+
+    peers.fault(TOKEN, "status 503 31", 1).await;
+    let begun = Instant::now();
+    let error = session.refresh().await.unwrap_err();
+    assert!(begun.elapsed() < MS(2000));
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unavailable, 1));
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(31)));
+    assert_eq!(session.state(), SessionState::CoolingDown);
+    // The token is good all the same, and requests go on with it.
+    assert_eq!(client(&session).get(peers.api()).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_request_outlasts_a_token_endpoint_that_is_down_busy_and_cut_off() {
+    let Some(peers) = Peers::start(&[("TTL", "60")]) else { return };
+    let (session, events) = peers.session(peers.plain_refresher()).await;
+    peers.fault("/resource/echo", "status 401", 1).await;
+    for fault in ["down", "status 503 1", "reset", "status 429"] {
+        peers.fault(TOKEN, fault, 1).await;
+    }
+
+    let response = client(&session).post(peers.api()).body("payload").send().await.unwrap();
+
+    assert_eq!(response.status(), 200);
+    let outcome = response.extensions().get::<Outcome>().unwrap().clone();
+    assert!(outcome.refreshed && outcome.replayed);
+    let echo: serde_json::Value = response.json().await.unwrap();
+    assert_eq!(echo["body"], "payload");
+    let statuses: Vec<_> = events.retries().into_iter().map(|(status, _)| status).collect();
+    assert_eq!(statuses, [Some(502), Some(503), None, Some(429)]);
+    assert_eq!((peers.hits("POST /token").await, peers.hits("POST /resource/echo").await), (5, 2));
+}

@@ -1,0 +1,107 @@
+//! A redis-server of the test's own. Tests that need one are skipped where there is none, except under `CI`.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
+
+use std::{
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+};
+
+use redis::FromRedisValue;
+use reqwest_reauth::RedisStore;
+
+pub struct Server {
+    pub port: u16,
+    options: Vec<String>,
+    pub process: Child,
+    log: BufReader<ChildStdout>,
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    pub fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    pub fn start_with(options: &[&str]) -> Option<Self> {
+        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
+            assert!(std::env::var_os("CI").is_none(), "there is no redis-server in PATH");
+            eprintln!("skipped: there is no redis-server in PATH");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let options: Vec<_> = options.iter().map(ToString::to_string).collect();
+        // Another may take the port between our look and the server's start.
+        (0..10)
+            .find_map(|_| {
+                let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+                launch(port, dir.path(), &options).map(|(process, log)| (port, process, log))
+            })
+            .map(|(port, process, log)| Self { port, options, process, log, dir })
+    }
+
+    /// Dead at once, with the data on its disk.
+    pub fn stop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    pub fn start_again(&mut self) {
+        (self.process, self.log) = launch(self.port, self.dir.path(), &self.options).unwrap();
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/3", self.port)
+    }
+
+    pub async fn store(&self) -> RedisStore {
+        RedisStore::connect(&self.url(), "login").await.unwrap()
+    }
+
+    /// What Redis itself says.
+    pub fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut connection = redis::Client::open(self.url()).unwrap().get_connection().unwrap();
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(word);
+        }
+        command.query(&mut connection).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// `None` if it did not come up. A TLS server (`tls-port 0` among its options) listens there with TLS only.
+fn launch(port: u16, dir: &Path, options: &[String]) -> Option<(Child, BufReader<ChildStdout>)> {
+    let port = port.to_string();
+    let port_option = if options.iter().any(|option| option == "--tls-cert-file") {
+        ["--port", "0", "--tls-port", &port]
+    } else {
+        ["--tls-port", "0", "--port", &port]
+    };
+    let mut process = Command::new("redis-server")
+        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir"])
+        .arg(dir)
+        .args(port_option)
+        .args(options)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(process.stdout.take().unwrap());
+    let mut line = String::new();
+    while log.read_line(&mut line).unwrap() > 0 {
+        if line.contains("Ready to accept connections") {
+            return Some((process, log));
+        }
+        line.clear();
+    }
+    process.wait().unwrap();
+    None
+}
