@@ -137,3 +137,24 @@ fn a_flight_that_is_begun_without_a_runtime_ends_at_once() {
     runtime().block_on(session.refresh()).unwrap();
     assert_eq!(held(&session), texts("t1", "r1"));
 }
+
+#[test]
+fn there_are_never_two_calls_at_once_though_the_first_cannot_be_called_off() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
+    let session = session.flight_timeout(Duration::from_millis(200)).build().unwrap();
+    // Nobody drives this runtime once the call has begun.
+    let still = Builder::new_current_thread().enable_all().build().unwrap();
+    still.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    still.block_on(issuer.until_called(1));
+    let runs = runtime();
+    runs.block_on(session.replace_tokens(pair("new", "rn"))).unwrap();
+    assert_eq!(runs.block_on(session.refresh()).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!((issuer.calls(), issuer.most()), (1, 1));
+    drop(still);
+    runs.block_on(session.refresh()).unwrap();
+    assert_eq!((issuer.asked(), issuer.most()), (vec![Some("r0".to_owned()), Some("rn".to_owned())], 1));
+}
