@@ -1,5 +1,7 @@
 //! Callers that are dropped at every await point (contract §6.2).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod support;
 
 use std::{

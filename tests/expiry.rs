@@ -1,5 +1,7 @@
 //! Before expiry (contract §7), on the paused clock.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod support;
 
 use std::time::{Duration, SystemTime};

@@ -1,6 +1,8 @@
 //! What holds of a session whatever happens: random requests, refusals, captures, cancelled callers, flights that succeed, fail,
 //! hang and panic, new logins, logouts, a failing store, and time.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod support;
 
 use std::{collections::HashMap, time::Duration};

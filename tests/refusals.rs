@@ -1,5 +1,7 @@
 //! When the API refuses the token (contract §3), end to end without a socket.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod support;
 
 use std::{
@@ -31,8 +33,9 @@ fn refusing(answering: impl Fn() -> http::response::Builder + Send + Sync + 'sta
 
 #[tokio::test(start_paused = true)]
 async fn which_answers_renew_the_token() {
+    type Headers = &'static [(&'static str, &'static str)];
     const CHALLENGE: &str = "www-authenticate";
-    const TABLE: &[(u16, &[(&str, &str)], bool)] = &[
+    const TABLE: &[(u16, Headers, bool)] = &[
         (401, &[], true),
         (401, &[(CHALLENGE, "Bearer")], true),
         (401, &[(CHALLENGE, "Basic realm=\"x\""), (CHALLENGE, "Bearer")], true),

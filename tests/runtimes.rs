@@ -1,6 +1,8 @@
 //! One session on two runtimes, of which the one that runs the refresh goes away (contract §6.4). Real time: a paused clock belongs
 //! to one runtime.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod support;
 
 use std::{

@@ -1,5 +1,7 @@
 //! A session's life: its state, its subscribers, and the user's word against a flight (contract §6).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod support;
 
 use std::time::Duration;

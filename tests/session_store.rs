@@ -1,5 +1,7 @@
 //! A session and its store (contract §10, the session's side).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod support;
 
 use std::time::Duration;
@@ -132,7 +134,7 @@ async fn a_restored_token_that_has_ended_is_renewed_before_the_first_request() {
 #[tokio::test(start_paused = true)]
 async fn restore_fails_only_where_there_is_no_other_token() {
     let (issuer, store, events) = (Issuer::new([]), FakeStore::default(), Events::default());
-    store.from_now_on(Call::Load, Fate::Hang);
+    store.always(Call::Load, Fate::Hang);
     let begun = Instant::now();
     let given = builder(&issuer, &store).on_event(events.listener()).restore().await.unwrap();
     assert_eq!((held(&given), begun.elapsed(), failures(&events)), (texts("t0", "r0"), 5 * SECOND, 1));
@@ -148,7 +150,7 @@ async fn a_store_that_fails_hangs_or_panics_never_fails_a_request_and_nothing_is
                 continue; // A lock that another holds is waited for.
             }
             let (issuer, store, events) = (Issuer::new([]), FakeStore::default(), Events::default());
-            store.from_now_on(call, fate);
+            store.always(call, fate);
             let session = builder(&issuer, &store).on_event(events.listener()).build().unwrap();
             let api = Api::accepting(|token| token == "t1");
             let response = api.client(&session).get(url("/")).send().await;

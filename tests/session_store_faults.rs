@@ -1,5 +1,7 @@
 //! A session and its store when something goes wrong between two steps (contract §6.5, §10.1, §10.2).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod support;
 
 use std::time::Duration;
@@ -179,7 +181,7 @@ async fn the_refresh_token_that_was_given_is_not_tried_again_once_another_has_ta
     let kept = Tokens::from_refresh_token("k1").unwrap();
     let issuer = Issuer::new([Turn::Bring(SECOND, kept), Turn::Fail(SECOND, dead)]);
     let store = FakeStore::default();
-    store.from_now_on(Call::Save, Fate::Down);
+    store.always(Call::Save, Fate::Down);
     let session = session(&issuer, &store);
     assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::BadResponse);
     assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);

@@ -3,6 +3,8 @@
 mod builder;
 mod expiry;
 mod flight;
+mod memory;
+mod saver;
 mod scope;
 mod state;
 mod vault;
@@ -299,16 +301,14 @@ impl Session {
             // Nothing here could tell the time.
             return cell.wait().await;
         }
-        match timeout(self.longest_flight(), cell.wait()).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                // The runtime that runs it is not shut down, but nobody drives it any more.
-                let error = Error::new(ErrorKind::Unavailable, "the runtime that runs the refresh has come to a stop");
-                self.end_flight(cell, Some(&error));
-                cell.resolve(Err(error.clone()));
-                Err(error)
-            }
+        if let Ok(outcome) = timeout(self.longest_flight(), cell.wait()).await {
+            return outcome;
         }
+        // The runtime that runs it is not shut down, but nobody drives it any more.
+        let error = Error::new(ErrorKind::Unavailable, "the runtime that runs the refresh has come to a stop");
+        self.end_flight(cell, Some(&error));
+        cell.resolve(Err(error.clone()));
+        Err(error)
     }
 
     /// Longer than any flight on a runtime that runs: its own limit, and what the store may take to save what it brought.

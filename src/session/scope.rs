@@ -49,7 +49,7 @@ impl Session {
     /// [`with_scoped_sessions`](crate::ClientBuilderExt::with_scoped_sessions).
     ///
     /// It holds for this future alone: not for other tasks on the same thread, and not for what the future gives to
-    /// `tokio::spawn`, which starts a task of its own. There, scope the spawned future too:
+    /// `tokio::spawn` or `spawn_local`, which start tasks of their own. There, scope the spawned future too:
     ///
     /// ```
     /// # use reqwest_reauth::{Error, Session, Tokens};

@@ -4,14 +4,12 @@
 //! put back. The store's lock is never waited for while `saving` is held.
 
 use std::{
-    collections::VecDeque,
     future::Future,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    runtime::Handle,
     sync::{Mutex as AsyncMutex, watch},
     time::timeout,
 };
@@ -19,6 +17,7 @@ use tokio::{
 use super::{
     Session,
     flight::{Cell, unwound},
+    memory::Memory,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -32,50 +31,9 @@ pub(super) struct Vault {
     limit: Duration,
     memory: Mutex<Memory>,
     /// One save at a time.
-    saving: AsyncMutex<()>,
+    pub(super) saving: AsyncMutex<()>,
     /// Savers in the background.
-    savers: watch::Sender<usize>,
-}
-
-#[derive(Default)]
-struct Memory {
-    /// What the store held when this session last looked or saved.
-    seen: Option<Tokens>,
-    /// This session has looked, or saved.
-    looked: bool,
-    /// What a save is to keep, until it is known to have kept it.
-    unsaved: Option<Tokens>,
-    /// Saves that were tried since this session last looked, and may have been made all the same. The last few.
-    tried: VecDeque<Tokens>,
-    /// What is unsaved is the user's word, and the store has not been looked into since: what it holds is older.
-    announced: bool,
-    /// The refresh token came from the store, so that another process may have spent it.
-    borrowed: Option<RefreshToken>,
-    /// The refresh token that the session was given, as long as it has been neither stored nor spent.
-    given: Option<RefreshToken>,
-    /// A capture waits to be saved.
-    dirty: bool,
-    /// A saver is at work, or will be.
-    saver: bool,
-}
-
-impl Memory {
-    /// Whether the store holds what this session has seen there, may have put there, or is to put something newer in place of.
-    fn knows(&self, found: &Tokens) -> bool {
-        self.announced || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
-    }
-
-    fn tries(&mut self, tokens: &Tokens) {
-        self.tried.truncate(7);
-        self.tried.push_front(tokens.clone());
-    }
-
-    /// These tokens are saved, or no longer to be.
-    fn settle(&mut self, tokens: &Tokens) {
-        if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(tokens)) {
-            (self.unsaved, self.announced) = (None, false);
-        }
-    }
+    pub(super) savers: watch::Sender<usize>,
 }
 
 /// What a look into the store shows.
@@ -94,7 +52,7 @@ impl Vault {
         Self { store, limit, memory, saving: AsyncMutex::new(()), savers: watch::Sender::new(0) }
     }
 
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+    pub(super) fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -235,7 +193,7 @@ impl Vault {
     }
 
     /// Saves and takes down the result. The intention comes first: whoever waits for this may be gone before it is done.
-    async fn save(&self, session: &Session, epoch: u64, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+    pub(super) async fn save(&self, session: &Session, epoch: u64, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
         if !self.intend(session, epoch, tokens) {
             return Ok(());
         }
@@ -290,31 +248,8 @@ impl Session {
         let _ = vault.save(self, flight.epoch(), &lock, tokens).await;
     }
 
-    /// Saves a captured token behind the request.
-    pub(super) fn save_soon(&self) {
-        let Some(vault) = &self.0.vault else { return };
-        let mut memory = vault.memory();
-        memory.dirty = true;
-        if memory.saver {
-            return;
-        }
-        let Ok(runtime) = Handle::try_current() else { return };
-        memory.saver = true;
-        drop(memory);
-        let saver = Saver::new(self.clone());
-        runtime.spawn(async move { saver.work().await });
-    }
-
-    /// A capture that came during a flight that brought nothing newer. At the end, what could not be saved before, too.
-    pub(super) fn save_what_is_left(&self, at_the_end: bool) {
-        let left = self.0.vault.as_ref().is_some_and(|vault| vault.memory().dirty || at_the_end && vault.has_unsaved());
-        if left {
-            self.save_soon();
-        }
-    }
-
     /// The lock of the running flight, or the store's own.
-    async fn lock_store(&self, vault: &Vault) -> Result<StoreLock, Error> {
+    pub(super) async fn lock_store(&self, vault: &Vault) -> Result<StoreLock, Error> {
         if let Some(lock) = self.load().flight.as_ref().and_then(|flight| flight.lock()) {
             return Ok(lock);
         }
@@ -369,76 +304,6 @@ impl Session {
             }
         }
         cleared
-    }
-}
-
-/// Saves captured tokens, the newest each time, until there is nothing left to save.
-struct Saver(Session);
-
-impl Saver {
-    fn new(session: Session) -> Self {
-        if let Some(vault) = &session.0.vault {
-            vault.savers.send_modify(|savers| *savers += 1);
-        }
-        Self(session)
-    }
-
-    async fn work(&self) {
-        let Some(vault) = &self.0.0.vault else { return };
-        loop {
-            vault.memory().dirty = false;
-            self.save_once(vault).await;
-            let mut memory = vault.memory();
-            if !memory.dirty {
-                memory.saver = false;
-                return;
-            }
-        }
-    }
-
-    async fn save_once(&self, vault: &Vault) {
-        let session = &self.0;
-        let lock = match session.lock_store(vault).await {
-            Ok(lock) => lock,
-            Err(error) => {
-                vault.memory().unsaved = Some(session.load().tokens());
-                return session.emit(&Event::StoreFailed { error });
-            }
-        };
-        let _one = vault.saving.lock().await;
-        let epoch = session.load().epoch;
-        match vault.look(session).await {
-            Look::Changed(theirs) => {
-                // Another process has rotated it: ours is spent.
-                if let Some(refresh) = theirs.refresh_token() {
-                    vault.borrow(refresh);
-                    let _ = session.keep_refresh(epoch, refresh.clone());
-                }
-            }
-            // It may have been rotated: ours is not to be put back.
-            Look::Failed if session.load().refresh.is_some() => {
-                vault.memory().unsaved = Some(session.load().tokens());
-                return;
-            }
-            // Without one nothing can be lost, and a broken file is mended by the save.
-            Look::Same | Look::Failed => {}
-        }
-        let state = session.load();
-        if state.has_tokens() && state.epoch == epoch {
-            let _ = vault.save(session, epoch, &lock, &state.tokens()).await;
-        }
-    }
-}
-
-impl Drop for Saver {
-    fn drop(&mut self) {
-        if let Some(vault) = &self.0.0.vault {
-            let mut memory = vault.memory();
-            // Its runtime may be gone before the work was done.
-            memory.dirty |= std::mem::take(&mut memory.saver);
-            drop(memory);
-            vault.savers.send_modify(|savers| *savers -= 1);
-        }
     }
 }
 

@@ -1,5 +1,12 @@
 //! An API without a socket: for tests on the paused clock, where a socket would let time run.
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "each test file uses its own part"
+)]
 
 pub mod store;
 pub mod world;

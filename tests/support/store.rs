@@ -89,7 +89,7 @@ impl FakeStore {
     }
 
     /// The fate of all calls of this kind from now on.
-    pub fn from_now_on(&self, call: Call, fate: Fate) {
+    pub fn always(&self, call: Call, fate: Fate) {
         let mut always = self.0.always.lock().unwrap();
         always.retain(|(other, _)| *other != call);
         always.push((call, fate));

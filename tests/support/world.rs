@@ -161,7 +161,7 @@ impl World {
         let mut account = self.account();
         account.spent.insert(old.to_owned());
         if account.words == words {
-            account.expected = new.to_owned();
+            new.clone_into(&mut account.expected);
             account.renewed = true;
         }
     }
