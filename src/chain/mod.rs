@@ -192,12 +192,22 @@ impl SessionSource {
         }
     }
 
+    /// Whether the session for a request is the middleware's own, neither the request's nor the task's.
+    fn is_own(&self, extensions: &Extensions) -> bool {
+        matches!(self, Self::Fixed(_)) && extensions.get::<Session>().is_none()
+    }
+
     /// The session that is to sign this request, and which of its origins the request goes to. `None` for a request that is none
     /// of ours: it has an `Authorization` of its own, is anonymous, or goes elsewhere.
     fn signing(&self, request: &Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize)>, Error> {
         if is_left_alone(request, extensions) {
             return Ok(None);
         }
+        self.for_origin(request, extensions)
+    }
+
+    /// Likewise, whether the request is left alone or not.
+    fn for_origin(&self, request: &Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize)>, Error> {
         let session = self.find(extensions)?;
         let origin = session.origin_of(request.url());
         Ok(origin.map(|origin| (session, origin)))
