@@ -1,5 +1,8 @@
 //! What is taken off the response header, from which answers, and what is not (contract of `Refreshed-API-Token`).
 
+// What stands beside the tests may unwrap as they do.
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/raw.rs"]
 mod raw;
 mod support;

@@ -87,6 +87,28 @@ impl Asked {
     }
 }
 
+/// Returns once the server is through with the calls of the dead. One that the dead had just sent may reach it late on a busy machine,
+/// even after the next worker's: a real loss, but of the network's making, and it would say nothing of the file.
+fn last_calls_are_over(server: &AuthServer) {
+    let port: u16 = server.origin().rsplit(':').next().unwrap().parse().unwrap();
+    let port = format!(":{port:04X}");
+    // The system's table of connections: the server's end goes when the server has read all, and closed it.
+    let open = || {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        table.lines().skip(1).any(|line| {
+            let mut columns = line.split_whitespace().skip(1);
+            let (local, state) = (columns.next().unwrap(), columns.nth(1).unwrap());
+            // SYN_RECV, ESTABLISHED, CLOSE_WAIT.
+            local.ends_with(&port) && ["03", "01", "08"].contains(&state)
+        })
+    };
+    let begun = Instant::now();
+    while open() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "a dead worker's connection stays open");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 struct Toll {
     kills: usize,
     rotations: u64,
@@ -112,8 +134,9 @@ async fn kill_two_hundred(rotation: Rotation) -> Toll {
         let name = number.to_string();
         let mut worker = Worker::start("rotate", &name, &server, path.to_str().unwrap(), &given);
         assert_eq!(worker.says().as_deref(), Some("ready"));
-        std::thread::sleep(Duration::from_micros(fastrand::u64(0..100_000)));
+        std::thread::sleep(Duration::from_micros(fastrand::u64(0..60_000)));
         let said = worker.kill();
+        last_calls_are_over(&server);
         asked.note(&server);
 
         let whole: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -141,7 +164,7 @@ async fn two_hundred_kills_at_a_server_with_a_grace_lose_no_login() {
     let toll = kill_two_hundred(Rotation::ReuseGrace).await;
     eprintln!("{} kills in {} rotations", toll.kills, toll.rotations);
     assert_eq!((toll.logins_lost, toll.server.counts().reuses), (0, 0));
-    assert!(toll.rotations > 100);
+    assert!(toll.rotations > 50);
     carries_on(&toll).await;
 }
 
@@ -149,7 +172,7 @@ async fn two_hundred_kills_at_a_server_with_a_grace_lose_no_login() {
 async fn two_hundred_kills_at_a_server_without_grace_leave_the_file_whole_and_a_loss_is_told_after_one_call() {
     let toll = kill_two_hundred(Rotation::SingleUse).await;
     eprintln!("{} kills in {} rotations, {} logins lost", toll.kills, toll.rotations, toll.logins_lost);
-    assert!(toll.rotations > 100);
+    assert!(toll.rotations > 50);
     carries_on(&toll).await;
 }
 
@@ -395,6 +418,24 @@ async fn what_could_not_be_saved_is_not_put_over_what_could_not_be_read() {
     assert_eq!(stored(&store).await, Some(refresh_token(&new)));
     assert_eq!(session.tokens().as_ref().map(refresh_token), Some(refresh_token(&new)));
     served(&client(&session), &server).await;
+}
+
+#[tokio::test]
+async fn a_captured_token_is_saved_over_a_broken_file_which_is_kept_aside() {
+    let server = AuthServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.json");
+    fs::write(&path, "{broken").unwrap();
+    // As with Airflow: nothing to rotate, so nothing that another process can have put in the place of ours.
+    let access = server.login().access_token().unwrap().expose_secret().to_owned();
+    let session =
+        Session::builder(Tokens::new(access).unwrap()).origin(server.origin()).store(FileStore::new(&path)).build().unwrap();
+    server.reissue_next(1);
+    served(&client(&session), &server).await;
+    session.close().await.unwrap();
+    let kept = FileStore::new(&path).load().await.unwrap().unwrap();
+    assert_eq!(kept.access_token().unwrap().expose_secret(), session.tokens().unwrap().access_token().unwrap().expose_secret());
+    assert_eq!(fs::read_to_string(dir.path().join("tokens.json.broken")).unwrap(), "{broken");
 }
 
 #[cfg(unix)]

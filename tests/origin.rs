@@ -1,5 +1,8 @@
 //! Where a token goes, and whose answers count: two servers, one of which must never learn anything.
 
+// What stands beside the tests may unwrap as they do.
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/raw.rs"]
 mod raw;
 mod support;

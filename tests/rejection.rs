@@ -1,5 +1,8 @@
 //! Which answers refuse a token, and which do not (RFC 9110 §11.6.1, RFC 6750 §3, RFC 9470 §3).
 
+// What stands beside the tests may unwrap as they do.
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/raw.rs"]
 mod raw;
 

@@ -1,5 +1,8 @@
 //! What is sent again after a refusal, and what is not.
 
+// What stands beside the tests may unwrap as they do.
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/raw.rs"]
 mod raw;
 mod support;
@@ -20,7 +23,8 @@ use raw::{Counter, Reply, Server};
 use reqwest::{Body, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
-    ClientBuilderExt, Error, Event, NotReplayed, OAuthRefresh, Outcome, ReplayBody, Session, SessionBuilder, Tokens,
+    ClientBuilderExt, Error, ErrorKind, Event, NotReplayed, OAuthRefresh, OnRefreshFailure, Outcome, ReplayBody, Session,
+    SessionBuilder, Tokens,
     testing::{Answer, AuthServer},
 };
 use support::Events;
@@ -373,6 +377,68 @@ async fn a_requests_own_timeout_bounds_its_replay() {
     let error = client(&session).get(server.url("/")).timeout(Duration::from_millis(300)).send().await.unwrap_err();
     assert!(error.is_timeout() && Error::find_in(&error).is_none(), "{error:?}");
     assert_eq!(server.count(), 2);
+}
+
+#[tokio::test]
+async fn a_requests_own_timeout_bounds_its_wait_for_a_refresh_which_goes_on() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        let server = AuthServer::start().await;
+        let session = Session::builder(server.login())
+            .origin(server.origin())
+            .refresher(OAuthRefresh::new(server.token_endpoint()))
+            .on_refresh_failure(choice)
+            .build()
+            .unwrap();
+        let client = client(&session);
+        server.expire_now();
+        let hold = server.hold_token_calls();
+        let sent = client.post(server.url("/")).body("x").timeout(Duration::from_millis(500)).send().await;
+        let error = match sent {
+            Ok(response) => {
+                assert_eq!((response.status(), choice), (StatusCode::UNAUTHORIZED, OnRefreshFailure::ReturnResponse));
+                outcome(&response).refresh_error.unwrap()
+            }
+            Err(error) => {
+                assert_eq!(choice, OnRefreshFailure::ReturnError);
+                Error::find_in(&error).unwrap().clone()
+            }
+        };
+        assert_eq!((error.kind(), error.api_status()), (ErrorKind::TimedOut, Some(StatusCode::UNAUTHORIZED)));
+        assert_eq!((server.api_hits(), server.token_calls(), session.generation()), (1, 1, 1));
+        hold.waiting(1).await;
+        hold.release();
+        // What it brings is there for the next.
+        assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
+        assert_eq!((server.token_calls(), server.refused(), session.generation()), (1, 1, 2));
+    }
+}
+
+#[tokio::test]
+async fn when_the_refresh_fails_the_refused_token_is_not_sent_again() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        let server = AuthServer::start().await;
+        let refresher = OAuthRefresh::new(server.token_endpoint()).max_attempts(1);
+        let session = Session::builder(server.login())
+            .origin(server.origin())
+            .refresher(refresher)
+            .on_refresh_failure(choice)
+            .build()
+            .unwrap();
+        server.expire_now();
+        server.script_token_endpoint([Answer::Status(502)]);
+        let sent = client(&session).get(server.url("/")).send().await;
+        let error = match sent {
+            Ok(response) => {
+                let error = outcome(&response).refresh_error.unwrap();
+                assert!(response.text().await.unwrap().contains("Invalid auth token"), "the body is unread");
+                error
+            }
+            Err(error) => Error::find_in(&error).unwrap().clone(),
+        };
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!((error.status().unwrap().as_u16(), error.api_status().unwrap().as_u16()), (502, 401));
+        assert_eq!((server.api_hits(), server.token_calls()), (1, 1));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,11 +1,14 @@
 //! No secret in any log, error, event, panic or `Debug`: not plain, not encoded, at no level, of no crate on the way.
 
+// What stands beside the tests may unwrap as they do.
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/raw.rs"]
 mod raw;
 #[path = "support/transcript.rs"]
 mod transcript;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use async_trait::async_trait;
 use axum::{Router, response::IntoResponse, routing::any};
@@ -26,7 +29,7 @@ use reqwest_reauth::{
     testing::{Answer, AuthServer},
 };
 use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
-use transcript::{leaks, listen, show, show_error, show_text, writings};
+use transcript::{leaks, listen, percent, show, show_error, show_text, writings};
 
 const ACCESS: &str = "access~Sentinel+One/1=";
 const ISSUED: &str = "issued~Sentinel+Two/2=";
@@ -139,7 +142,9 @@ async fn send(session: &Session, client: &ClientWithMiddleware, url: &str) -> Op
         }
         Err(error) => {
             let found = Error::find_in(&error).cloned();
-            found.iter().for_each(|found| show_error(found));
+            if let Some(found) = &found {
+                show_error(found);
+            }
             show_error(&error);
             if let reqwest_middleware::Error::Middleware(error) = &error {
                 show(error);
@@ -154,7 +159,7 @@ async fn send(session: &Session, client: &ClientWithMiddleware, url: &str) -> Op
 fn answers() -> Vec<Reply> {
     let json = |status: u16, body: String| Reply::status(status).json(body);
     let form = form_body();
-    let percent: String = REFRESH.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let percent: String = percent(REFRESH);
     let echoes = [
         REFRESH.to_owned(),
         format!("the token {REFRESH} is spent"),
@@ -301,7 +306,7 @@ async fn no_kind_of_error_shows_a_secret() {
     // Settings with secrets at the wrong place.
     for origin in [
         format!("https://user:{}@api.example.com", URL_SAFE_NO_PAD.encode(SECRET)),
-        format!("https://{}@api.example.com", SECRET.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>()),
+        format!("https://{}@api.example.com", percent(SECRET)),
         format!("https://{} x/", URL_SAFE_NO_PAD.encode(SECRET)),
         SECRET.to_owned(),
     ] {
@@ -539,24 +544,26 @@ async fn no_public_value_shows_a_secret() {
     assert_clean();
 }
 
+async fn api_2(headers: HeaderMap) -> impl IntoResponse {
+    let token = headers.get(header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
+    if token == Some(format!("Bearer {ACCESS}").as_bytes()) {
+        return (StatusCode::UNAUTHORIZED, [("x-none", String::new())]);
+    }
+    (StatusCode::OK, [("refreshed-api-token", CAPTURED.to_owned())])
+}
+
+async fn token_2(headers: HeaderMap, body: String) -> impl IntoResponse {
+    assert!(body.starts_with(&form_body()) && headers.contains_key(header::AUTHORIZATION));
+    let body = format!(r#"{{"access_token":"{ISSUED}","refresh_token":"{ROTATED}"}}"#);
+    ([("set-cookie", format!("JWT_REFRESH_TOKEN={ROTATED}"))], body)
+}
+
 #[tokio::test]
 async fn http_2_shows_nothing_either() {
     listen();
-    async fn api(headers: HeaderMap) -> impl IntoResponse {
-        let token = headers.get(header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
-        if token == Some(format!("Bearer {ACCESS}").as_bytes()) {
-            return (StatusCode::UNAUTHORIZED, [("x-none", String::new())]);
-        }
-        (StatusCode::OK, [("refreshed-api-token", CAPTURED.to_owned())])
-    }
-    async fn token(headers: HeaderMap, body: String) -> impl IntoResponse {
-        assert!(body.starts_with(&form_body()) && headers.contains_key(header::AUTHORIZATION));
-        let body = format!(r#"{{"access_token":"{ISSUED}","refresh_token":"{ROTATED}"}}"#);
-        ([("set-cookie", format!("JWT_REFRESH_TOKEN={ROTATED}"))], body)
-    }
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
-    let router = Router::new().route("/token", any(token)).fallback(api);
+    let router = Router::new().route("/token", any(token_2)).fallback(api_2);
     let server = tokio::spawn(async move { axum::serve(listener, router).await });
 
     let http = || reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
@@ -589,5 +596,4 @@ fn a_secret_would_be_found_in_every_writing() {
     }
     assert!(leaks("nothing here", &[secret]).is_empty());
     assert!(writings(secret).iter().all(|writing| writing.len() >= 9));
-    let _: Arc<str> = Arc::from(basic_blob());
 }

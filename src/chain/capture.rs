@@ -110,6 +110,7 @@ fn read(session: &Session, response: &Response) -> std::result::Result<AccessTok
 }
 
 /// The one token that all the values agree on.
+#[allow(clippy::needless_pass_by_value, reason = "it is what `get_all` gives")]
 pub(crate) fn token_in(values: GetAll<'_, HeaderValue>) -> std::result::Result<AccessToken, CaptureIgnored> {
     let mut values = values.iter();
     let first = values.next().and_then(trim_header).ok_or(CaptureIgnored::Malformed)?;

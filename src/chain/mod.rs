@@ -16,7 +16,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use http::{Extensions, StatusCode, header::AUTHORIZATION};
 use reqwest::{Request, Response};
-use reqwest_middleware::ClientBuilder;
+use reqwest_middleware::{ClientBuilder, Next};
 
 #[cfg(fuzzing)]
 pub(crate) use self::capture::token_in;
@@ -97,6 +97,8 @@ fn note_outcome(response: &mut Response, change: impl FnOnce(&mut Outcome)) {
 /// What a logical request has spent. It lives in the request's extensions, which an outer retry keeps.
 #[derive(Clone, Copy, Default)]
 struct Budget {
+    /// It has started a refresh in the background. It may wait for that one.
+    renewing: bool,
     refreshed: bool,
     replayed: bool,
 }
@@ -200,6 +202,25 @@ impl SessionSource {
         let origin = session.origin_of(request.url());
         Ok(origin.map(|origin| (session, origin)))
     }
+}
+
+/// Sends a request that has waited, for the session that it had before: a future that tasks share may by now be polled by another
+/// one, whose scope says otherwise.
+async fn run_for(
+    session: Session,
+    source: &SessionSource,
+    request: Request,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> reqwest_middleware::Result<Response> {
+    if matches!(source, SessionSource::Fixed(_)) || extensions.get::<Session>().is_some() {
+        drop(session);
+        return next.run(request, extensions).await;
+    }
+    extensions.insert(session);
+    let answer = next.run(request, extensions).await;
+    extensions.remove::<Session>();
+    answer
 }
 
 /// The caller's own `Authorization` wins, and so does [`Anonymous`].

@@ -5,7 +5,7 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Next, Result};
 use tokio::time::{Instant, timeout};
 
-use super::{Budget, Future, Sent, SessionSource, middleware, note_outcome, unsent};
+use super::{Budget, Future, Sent, SessionSource, middleware, note_outcome, run_for, unsent};
 use crate::{
     error::{Error, ErrorKind},
     session::{Boarding, Ending, OnRefreshFailure, Session, Ticket},
@@ -38,7 +38,7 @@ impl Refresh {
         if !self.source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
             match self.source.signing(&request, extensions) {
                 Ok(Some((session, _))) => {
-                    return Box::pin(send_after_asking(session.into_session(), request, extensions, next));
+                    return Box::pin(send_after_asking(session.into_session(), &self.source, request, extensions, next));
                 }
                 Ok(None) => return next.run(request, extensions),
                 Err(error) => return unsent(error),
@@ -57,14 +57,26 @@ impl Refresh {
 
 /// The way of a request that may have to wait before it is sent.
 #[cold]
-async fn send_after_asking(session: Session, request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+async fn send_after_asking(
+    session: Session,
+    source: &SessionSource,
+    request: Request,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
     let limit = request.timeout().copied();
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
     let mut refreshed = false;
     // Once more if the user's word has overtaken the flight: what it gave may have to be renewed too.
     for _ in 0..2 {
-        match session.before_sending(!budget.refreshed && !budget.replayed) {
-            Boarding::Go => break,
+        match session.before_sending(!budget.renewing && !budget.refreshed && !budget.replayed) {
+            Boarding::Go { started } => {
+                if started {
+                    budget.renewing = true;
+                    extensions.insert(budget);
+                }
+                break;
+            }
             Boarding::Fail(error) => return Err(error.into()),
             Boarding::Wait(ticket) => {
                 if ticket.started {
@@ -82,8 +94,7 @@ async fn send_after_asking(session: Session, request: Request, extensions: &mut 
             }
         }
     }
-    drop(session);
-    let mut response = next.run(request, extensions).await?;
+    let mut response = run_for(session, source, request, extensions, next).await?;
     if refreshed {
         note_outcome(&mut response, |outcome| outcome.refreshed = true);
     }
@@ -112,8 +123,8 @@ async fn up(mut response: Response, extensions: &mut Extensions, limit: Option<D
         return Ok(response);
     }
     let session = &sent.session;
-    match session.after_refusal(generation) {
-        Boarding::Go => Ok(response),
+    match session.after_refusal(generation, !budget.renewing) {
+        Boarding::Go { .. } => Ok(response),
         Boarding::Fail(error) => failed(session, error, response),
         Boarding::Wait(ticket) => {
             budget.refreshed = true;

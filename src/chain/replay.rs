@@ -6,7 +6,7 @@ use reqwest_middleware::{Error, Next, Result};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome};
+use super::{Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome, run_for};
 use crate::{
     event::{Event, NotReplayed},
     outcome::Outcome,
@@ -52,7 +52,7 @@ impl Replay {
             if response.extensions().get::<Sent>().is_none() {
                 return Ok(response);
             }
-            Box::pin(up(response, again, extensions, next)).await
+            Box::pin(up(response, again, &self.source, extensions, next)).await
         })
     }
 
@@ -65,7 +65,13 @@ impl Replay {
 }
 
 #[cold]
-async fn up(mut response: Response, again: Again, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+async fn up(
+    mut response: Response,
+    again: Again,
+    source: &SessionSource,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
     let Some(mut sent) = response.extensions_mut().remove::<Sent>() else { return Ok(response) };
     if !sent.is_refused(&mut response) {
         return Ok(response);
@@ -88,7 +94,7 @@ async fn up(mut response: Response, again: Again, extensions: &mut Extensions, n
     extensions.insert(budget);
     drain(response).await;
 
-    let mut response = next.run(request, extensions).await?;
+    let mut response = run_for(session.clone(), source, request, extensions, next).await?;
     session.emit(&Event::Replayed { generation: state.generation(), status: response.status() });
     note_outcome(&mut response, |outcome| {
         outcome.replayed = true;

@@ -50,11 +50,20 @@ pub(crate) struct Cell {
     overtaken: Notify,
     /// The store's lock, while the flight has it: the session's own saves use it.
     lock: Mutex<Option<StoreLock>>,
+    /// Whether its task is gone: those who wait may be freed before that.
+    ended: watch::Sender<bool>,
 }
 
 impl Cell {
     pub(super) fn new(epoch: u64, generation: u64) -> Self {
-        Self { outcome: watch::Sender::new(None), epoch, generation, overtaken: Notify::new(), lock: Mutex::default() }
+        Self {
+            outcome: watch::Sender::new(None),
+            epoch,
+            generation,
+            overtaken: Notify::new(),
+            lock: Mutex::default(),
+            ended: watch::Sender::new(false),
+        }
     }
 
     /// Frees those who wait, unless they are free already.
@@ -81,9 +90,18 @@ impl Cell {
         outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(broken_off()))
     }
 
+    /// Waits until its task is gone, with all that it had to save.
+    pub(super) async fn ended(&self) {
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
     /// A share of the store's lock, if the flight has it.
     pub(super) fn lock(&self) -> Option<StoreLock> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(StoreLock::share)
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     fn set_lock(&self, lock: Option<StoreLock>) {
@@ -126,6 +144,7 @@ impl Drop for Guard {
         }
         self.session.end_flight(&self.cell, None);
         self.cell.set_lock(None);
+        self.cell.ended.send_replace(true);
     }
 }
 
@@ -159,7 +178,7 @@ async fn fly(guard: Guard) {
     telemetry::flight(outcome.as_ref().map(drop), begun.elapsed());
     guard.finish(outcome);
     drop(turn);
-    session.save_what_is_left();
+    session.save_what_is_left(false);
 }
 
 /// New tokens, and where they come from.
@@ -198,7 +217,7 @@ async fn obtain(
     log.catch_up();
     if matches!(look, Look::Same) && vault.has_unsaved() {
         // The last save failed: what it should have kept must be safe before it is spent.
-        session.save_under(cell.lock(), &log.tokens()).await;
+        session.save_under(cell, None, &log.tokens()).await;
     }
     loop {
         if let Look::Changed(theirs) = look {
@@ -266,10 +285,15 @@ impl Brought {
         let lifetime = tokens.lifetime(arrival);
         let tokens = tokens.with_lifetime(lifetime);
         if attempts > 0 && session.is_current(cell.epoch) {
+            let asked = log.tokens().refresh_token().cloned();
+            // Kept before it is saved: the runtime may go away meanwhile, and the one before is spent.
+            if let Some(refresh) = tokens.refresh_token() {
+                drop(session.keep_refresh(cell.epoch, refresh.clone()));
+            }
             if let Some(vault) = &session.0.vault {
                 vault.forget_given();
             }
-            session.save_under(cell.lock(), &tokens).await;
+            session.save_under(cell, asked.as_ref(), &tokens).await;
         }
         let Some(generation) = session.land(cell.epoch, &tokens, lifetime, arrival) else {
             return Ok(Ending::Overtaken);
@@ -321,9 +345,13 @@ impl FlightLog for Log {
     }
 
     async fn keep(&self, refresh_token: RefreshToken) {
+        let asked = FlightLog::tokens(self).refresh_token().cloned();
         self.ask_with(refresh_token.clone());
+        if let (Some(vault), Some(asked)) = (&self.session.0.vault, &asked) {
+            vault.is_spent(asked);
+        }
         if let Some(tokens) = self.session.keep_refresh(self.cell.epoch, refresh_token) {
-            self.session.save_under(self.cell.lock(), &tokens).await;
+            self.session.save_under(&self.cell, asked.as_ref(), &tokens).await;
         }
     }
 }
@@ -337,7 +365,7 @@ fn overtaken() -> Error {
 }
 
 /// `None` if the future panicked.
-async fn unwound<F: Future>(future: F) -> Option<F::Output> {
+pub(super) async fn unwound<F: Future>(future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
         Ok(poll) => poll.map(Some),

@@ -3,6 +3,8 @@
 mod builder;
 mod expiry;
 mod flight;
+mod memory;
+mod saver;
 mod scope;
 mod state;
 mod vault;
@@ -17,7 +19,11 @@ use std::{
 use arc_swap::ArcSwap;
 use http::HeaderName;
 use reqwest::{Request, Response};
-use tokio::{runtime::Handle, sync::watch, time::Instant};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    time::{Instant, timeout},
+};
 use url::Url;
 
 pub use self::{
@@ -69,7 +75,10 @@ type ReplayIf = Box<dyn Fn(&Request) -> bool + Send + Sync>;
 
 /// What a request is to do, with the flight to wait for.
 pub(crate) enum Boarding {
-    Go,
+    /// Go on. `started`: a flight began behind it.
+    Go {
+        started: bool,
+    },
     Wait(Ticket),
     Fail(Error),
 }
@@ -111,7 +120,7 @@ impl Session {
         let now = state.public(Instant::now());
         let sender = self.0.subscribers.get_or_init(|| watch::Sender::new(now));
         let receiver = sender.subscribe();
-        self.tell_subscribers(&state);
+        self.tell_subscribers(&state, true);
         receiver
     }
 
@@ -126,7 +135,7 @@ impl Session {
                 self.wait(&ticket).await?;
             }
             Boarding::Fail(error) => return Err(error),
-            Boarding::Go => {}
+            Boarding::Go { .. } => {}
         }
         Ok(self.load().tokens())
     }
@@ -140,7 +149,16 @@ impl Session {
     pub async fn replace_tokens(&self, tokens: Tokens) -> Result<(), Error> {
         let lifetime = tokens.lifetime(Arrival::Handed);
         let due = self.due(lifetime);
-        let epoch = self.overtake(Ok(Ending::Overtaken), |state| state.replace(&tokens, lifetime, due))?;
+        let epoch = self.overtake(Ok(Ending::Overtaken), |state| {
+            if let Some(vault) = &self.0.vault {
+                vault.announce(&tokens);
+            }
+            state.replace(&tokens, lifetime, due)
+        })?;
+        if let Some(vault) = &self.0.vault {
+            // Once more: a flight that was not yet overtaken may have put its own in place of it.
+            vault.announce(&tokens);
+        }
         self.save_now(epoch).await
     }
 
@@ -166,11 +184,18 @@ impl Session {
             state.phase = state::Phase::Closed;
             state.flight.clone()
         });
-        if let Some(flight) = flight {
-            flight.resolve(Err(Error::of(ErrorKind::Closed)));
-        }
-        drop(self.0.turn.lock().await);
+        let flights_end = async {
+            if let Some(flight) = flight {
+                flight.resolve(Err(Error::of(ErrorKind::Closed)));
+                flight.ended().await;
+            }
+            // One that was overtaken may still be winding up.
+            drop(self.0.turn.lock().await);
+        };
+        // Not for ever: their runtime may have come to a stop.
+        let _ = timeout(self.longest_flight(), flights_end).await;
         if let Some(vault) = &self.0.vault {
+            self.save_what_is_left(true);
             vault.settled().await;
         }
         Ok(())
@@ -246,15 +271,21 @@ impl Session {
         )
     }
 
-    /// After the API refused a token of generation `sent`.
-    pub(crate) fn after_refusal(&self, sent: u64) -> Boarding {
-        self.board(|state, now| state.after_refusal(sent, now), true)
+    /// After the API refused a token of generation `sent`. `may_start` as above.
+    pub(crate) fn after_refusal(&self, sent: u64, may_start: bool) -> Boarding {
+        self.board(
+            |state, now| match state.after_refusal(sent, now) {
+                Step::Wait if !may_start && state.flight.is_none() => Step::Go,
+                step => step,
+            },
+            true,
+        )
     }
 
     /// Waits for a flight, and says whether it brought a token. One that fails is no failure if the token has changed meanwhile.
     pub(crate) async fn wait(&self, ticket: &Ticket) -> Result<Ending, Error> {
         let begun = Instant::now();
-        let outcome = ticket.cell.wait().await;
+        let outcome = self.outcome_of(&ticket.cell).await;
         telemetry::wait(begun.elapsed());
         if outcome.is_err() {
             let state = self.load();
@@ -263,6 +294,27 @@ impl Session {
             }
         }
         outcome
+    }
+
+    async fn outcome_of(&self, cell: &Arc<Cell>) -> flight::Landing {
+        if Handle::try_current().is_err() {
+            // Nothing here could tell the time.
+            return cell.wait().await;
+        }
+        if let Ok(outcome) = timeout(self.longest_flight(), cell.wait()).await {
+            return outcome;
+        }
+        // The runtime that runs it is not shut down, but nobody drives it any more.
+        let error = Error::new(ErrorKind::Unavailable, "the runtime that runs the refresh has come to a stop");
+        self.end_flight(cell, Some(&error));
+        cell.resolve(Err(error.clone()));
+        Err(error)
+    }
+
+    /// Longer than any flight on a runtime that runs: its own limit, and what the store may take to save what it brought.
+    fn longest_flight(&self) -> Duration {
+        let saving = self.0.vault.as_ref().map_or(Duration::ZERO, |vault| vault.limit().saturating_mul(6));
+        self.0.flight_timeout.saturating_add(saving).saturating_add(Duration::from_secs(1))
     }
 
     /// Takes a token that an answer to a request of generation `sent` brought.
@@ -290,7 +342,7 @@ impl Session {
         let now = Instant::now();
         let state = self.load();
         match (decide(&state, now), &state.flight) {
-            (Step::Go, _) => return Boarding::Go,
+            (Step::Go, _) => return Boarding::Go { started: false },
             (Step::Fail(error), _) => return Boarding::Fail(error),
             (Step::Wait, Some(cell)) if state.refused || !refused => {
                 return Boarding::Wait(Ticket { cell: Arc::clone(cell), generation: state.generation, started: false });
@@ -302,7 +354,7 @@ impl Session {
         let boarding = self.update(|state| {
             let step = decide(state, now);
             let (background, generation) = match step {
-                Step::Go => return Boarding::Go,
+                Step::Go => return Boarding::Go { started: false },
                 Step::Fail(error) => return Boarding::Fail(error),
                 Step::GoAndRenew => (true, state.generation),
                 Step::Wait => (false, state.generation),
@@ -314,7 +366,7 @@ impl Session {
                 cell
             });
             let ticket = Ticket { cell: Arc::clone(cell), generation, started: started.is_some() };
-            if background { Boarding::Go } else { Boarding::Wait(ticket) }
+            if background { Boarding::Go { started: ticket.started } } else { Boarding::Wait(ticket) }
         });
         if let Some(cell) = started {
             flight::launch(self, cell);
@@ -338,13 +390,12 @@ impl Session {
     /// Makes what a flight brought visible. `None` if the user's word has overtaken it.
     fn land(&self, epoch: u64, tokens: &Tokens, lifetime: Option<Lifetime>, arrival: Arrival) -> Option<u64> {
         let due = self.due(lifetime);
-        let pause = Instant::now().checked_add(self.0.cooldown);
-        let probation = pause.filter(|_| arrival == Arrival::Issued);
+        let pause = Instant::now().checked_add(self.0.cooldown).filter(|_| arrival == Arrival::Issued);
         self.update(|state| {
             if state.epoch != epoch {
                 return None;
             }
-            state.land(tokens, lifetime, due, probation, pause);
+            state.land(tokens, lifetime, due, pause);
             Some(state.generation)
         })
     }
@@ -387,17 +438,18 @@ impl Session {
         state.renewable = self.0.is_renewable(&state);
         let state = Arc::new(state);
         self.0.current.store(Arc::clone(&state));
-        self.tell_subscribers(&state);
+        self.tell_subscribers(&state, false);
         result
     }
 
-    /// Called with the writer's lock held, so that subscribers hear the changes in their order.
-    fn tell_subscribers(&self, state: &State) {
+    /// Called with the writer's lock held, so that subscribers hear the changes in their order. `is_new`: somebody has subscribed.
+    fn tell_subscribers(&self, state: &State, is_new: bool) {
         let Some(sender) = self.0.subscribers.get() else { return };
         let now = Instant::now();
         let public = state.public(now);
-        sender.send_if_modified(|told| std::mem::replace(told, public) != public);
+        let changed = sender.send_if_modified(|told| std::mem::replace(told, public) != public);
         if let (state::Phase::CoolingDown { until, .. }, SessionState::CoolingDown) = (&state.phase, public)
+            && (changed || is_new)
             && sender.receiver_count() > 0
             && let Ok(runtime) = Handle::try_current()
         {
@@ -411,7 +463,7 @@ async fn tell_later(session: Weak<Inner>, until: Instant) {
     tokio::time::sleep_until(until).await;
     if let Some(session) = session.upgrade().map(Session) {
         let _writer = session.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        session.tell_subscribers(&session.load());
+        session.tell_subscribers(&session.load(), false);
     }
 }
 

@@ -11,13 +11,22 @@ use std::{
 };
 
 use task_local_extensions::{get_local_item, set_local_item};
+use tokio::task;
 
 use super::Session;
 
 /// The item in the task's extensions. They cannot forget an item, so that no session is `None`. Only the thread that polls the
 /// task comes to it: nobody ever waits for the lock.
 #[derive(Clone, Default)]
-struct Slot(Arc<Mutex<Option<Session>>>);
+struct Slot(Arc<Mutex<Option<Here>>>);
+
+/// A session, and the task that polls its scope. A `LocalSet` that is driven inside a scope polls its other tasks there as well,
+/// on behalf of whoever spawned them.
+#[derive(Clone)]
+struct Here {
+    session: Session,
+    task: Option<task::Id>,
+}
 
 impl Slot {
     /// The one of the extensions that are in force.
@@ -26,11 +35,12 @@ impl Slot {
     }
 
     fn session(&self) -> Option<Session> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        here.as_ref().filter(|here| here.task == task::try_id()).map(|here| here.session.clone())
     }
 
-    fn put(&self, session: Option<Session>) -> Option<Session> {
-        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), session)
+    fn put(&self, here: Option<Here>) -> Option<Here> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), here)
     }
 }
 
@@ -39,7 +49,7 @@ impl Session {
     /// [`with_scoped_sessions`](crate::ClientBuilderExt::with_scoped_sessions).
     ///
     /// It holds for this future alone: not for other tasks on the same thread, and not for what the future gives to
-    /// `tokio::spawn`, which starts a task of its own. There, scope the spawned future too:
+    /// `tokio::spawn` or `spawn_local`, which start tasks of their own. There, scope the spawned future too:
     ///
     /// ```
     /// # use reqwest_reauth::{Error, Session, Tokens};
@@ -78,7 +88,7 @@ impl Session {
 /// find this one's session.
 struct Restore {
     slot: Slot,
-    outer: Option<Session>,
+    outer: Option<Here>,
 }
 
 impl Restore {
@@ -88,7 +98,7 @@ impl Restore {
             now(set_local_item(slot.clone()));
             slot
         });
-        let outer = slot.put(Some(session.clone()));
+        let outer = slot.put(Some(Here { session: session.clone(), task: task::try_id() }));
         Self { slot, outer }
     }
 }

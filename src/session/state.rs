@@ -48,8 +48,11 @@ pub(crate) struct State {
     pub(super) refused: bool,
     /// Until when a token that the token endpoint issued, and that no answer has accepted yet, is not renewed again.
     pub(super) probation: Option<Instant>,
-    /// Until when a token that was expired on arrival is not renewed again for that reason.
-    pub(super) expiry_pause: Option<Instant>,
+    /// The cool-down's end after the token endpoint issued a token. Until then one that was expired on arrival, from there or from
+    /// a response header, is not renewed for that reason.
+    pub(super) issued_pause: Option<Instant>,
+    /// The cool-down's end after a flight broke off. Until then none begins that nobody waits for.
+    pub(super) broken_pause: Option<Instant>,
     pub(super) phase: Phase,
     pub(super) flight: Option<Arc<Cell>>,
 }
@@ -94,7 +97,8 @@ impl State {
             renewable: false,
             refused: false,
             probation: None,
-            expiry_pause: None,
+            issued_pause: None,
+            broken_pause: None,
             phase: Phase::Open,
             flight: None,
         }
@@ -140,7 +144,7 @@ impl State {
                     Step::Fail(cooling_down(cause))
                 }
             }
-            _ if self.expiry_pause.is_some_and(|until| now < until) => Step::Go,
+            _ if self.is_paused_for_expiry(now) => Step::Go,
             _ => Step::Wait,
         }
     }
@@ -162,7 +166,7 @@ impl State {
         match &self.phase {
             Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
             Phase::LoginRequired(cause) if self.access.is_none() => Step::Fail(cause.clone()),
-            _ if self.generation != sent => Step::Go,
+            _ if self.generation != sent && self.access.is_some() => Step::Go,
             _ if self.flight.is_some() => Step::Wait,
             _ if !self.renewable => Step::Go,
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
@@ -209,7 +213,7 @@ impl State {
 
     /// Whether a request that was refused with `other` has a token to be sent again with.
     pub(crate) fn has_newer_token_than(&self, other: &Self) -> bool {
-        self.generation != other.generation && self.access != other.access
+        self.generation != other.generation && self.access.is_some() && self.access != other.access
     }
 
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
@@ -227,7 +231,14 @@ impl State {
             Phase::CoolingDown { until, .. } => *until <= now,
             Phase::LoginRequired(_) | Phase::Closed => false,
         };
-        self.renewable && allowed && self.expiry_pause.is_none_or(|until| until <= now)
+        let broken = self.broken_pause.is_some_and(|until| now < until);
+        self.renewable && allowed && !broken && !self.is_paused_for_expiry(now)
+    }
+
+    /// Whether the token was expired on arrival, and the token endpoint was asked a moment ago: asking again would not help.
+    fn is_paused_for_expiry(&self, now: Instant) -> bool {
+        self.lifetime.is_some_and(|lifetime| lifetime.until <= lifetime.from)
+            && self.issued_pause.is_some_and(|until| now < until)
     }
 
     /// What [`Session::state`](super::Session::state) says. Worked out when asked: a cool-down that is over is none.
@@ -271,14 +282,13 @@ impl State {
         Captured::Adopted { generation: self.generation }
     }
 
-    /// What a flight brought. `probation`: until when the token is on trial, if the token endpoint issued it.
+    /// What a flight brought. `issued_pause`: the end of the cool-down, if the token endpoint issued it. Until then it is on trial.
     pub(super) fn land(
         &mut self,
         tokens: &Tokens,
         lifetime: Option<Lifetime>,
         due: Option<Instant>,
-        probation: Option<Instant>,
-        expiry_pause: Option<Instant>,
+        issued_pause: Option<Instant>,
     ) {
         if let Some(access) = tokens.access_token() {
             self.set_access(Some(access.clone()), lifetime, due);
@@ -287,8 +297,9 @@ impl State {
             self.refresh = Some(refresh.clone());
         }
         self.refused = false;
-        self.probation = probation;
-        self.expiry_pause = expiry_pause.filter(|_| lifetime.is_some_and(|lifetime| lifetime.until <= lifetime.from));
+        self.probation = issued_pause;
+        self.issued_pause = issued_pause;
+        self.broken_pause = None;
         if !matches!(self.phase, Phase::Closed) {
             self.phase = Phase::Open;
         }
@@ -299,14 +310,17 @@ impl State {
         if matches!(self.phase, Phase::Closed) {
             return;
         }
+        let pause = now.checked_add(cooldown).unwrap_or(now + LONGEST_COOLDOWN);
         self.phase = match error.kind() {
             ErrorKind::LoginRequired if !error.nothing_to_ask_with() => Phase::LoginRequired(error.clone()),
             // Nothing is known of the token endpoint: the next request may try.
-            ErrorKind::Internal => Phase::Open,
+            ErrorKind::Internal => {
+                self.broken_pause = Some(pause);
+                Phase::Open
+            }
             _ => {
                 let asked = error.retry_after().unwrap_or_default().min(LONGEST_COOLDOWN);
-                let until = now.checked_add(cooldown.max(asked)).unwrap_or(now + LONGEST_COOLDOWN);
-                Phase::CoolingDown { until, cause: error.clone() }
+                Phase::CoolingDown { until: pause.max(now + asked), cause: error.clone() }
             }
         };
     }
@@ -316,7 +330,7 @@ impl State {
         self.set_access(tokens.access_token().cloned(), lifetime, due);
         self.refresh = tokens.refresh_token().cloned();
         self.epoch += 1;
-        self.expiry_pause = None;
+        (self.issued_pause, self.broken_pause) = (None, None);
         self.phase = Phase::Open;
         self.flight.take()
     }

@@ -10,12 +10,15 @@ use std::{
 };
 
 use tokio::{
-    runtime::Handle,
     sync::{Mutex as AsyncMutex, watch},
     time::timeout,
 };
 
-use super::Session;
+use super::{
+    Session,
+    flight::{Cell, unwound},
+    memory::Memory,
+};
 use crate::{
     error::{Error, ErrorKind},
     event::Event,
@@ -28,25 +31,9 @@ pub(super) struct Vault {
     limit: Duration,
     memory: Mutex<Memory>,
     /// One save at a time.
-    saving: AsyncMutex<()>,
+    pub(super) saving: AsyncMutex<()>,
     /// Savers in the background.
-    savers: watch::Sender<usize>,
-}
-
-#[derive(Default)]
-struct Memory {
-    /// What the store held when this session last looked or saved.
-    seen: Option<Tokens>,
-    /// A save failed: this is what it should have kept.
-    unsaved: Option<Tokens>,
-    /// The refresh token came from the store, so that another process may have spent it.
-    borrowed: Option<RefreshToken>,
-    /// The refresh token that the session was given, as long as it has been neither stored nor spent.
-    given: Option<RefreshToken>,
-    /// A capture waits to be saved.
-    dirty: bool,
-    /// A saver is at work, or will be.
-    saver: bool,
+    pub(super) savers: watch::Sender<usize>,
 }
 
 /// What a look into the store shows.
@@ -65,13 +52,17 @@ impl Vault {
         Self { store, limit, memory, saving: AsyncMutex::new(()), savers: watch::Sender::new(0) }
     }
 
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+    pub(super) fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// Waits for the store's lock. Not bounded here: the flight is.
     pub(super) async fn lock(&self) -> Result<StoreLock, Error> {
-        self.store.lock().await
+        unwound(self.store.lock()).await.unwrap_or_else(|| Err(panicked()))
     }
 
     async fn load(&self) -> Result<Option<Tokens>, Error> {
@@ -79,8 +70,10 @@ impl Vault {
     }
 
     async fn bounded<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        match timeout(self.limit, work).await {
-            Ok(done) => done,
+        match timeout(self.limit, unwound(work)).await {
+            Ok(Some(done)) => done,
+            // What the flight has brought is not to be lost with it.
+            Ok(None) => Err(panicked()),
             Err(_) => Err(Error::new(ErrorKind::Store, "the store did not answer in time")),
         }
     }
@@ -89,7 +82,11 @@ impl Vault {
     pub(super) async fn look(&self, session: &Session) -> Look {
         match self.load().await {
             Ok(Some(found)) => self.compare(found, &session.load().tokens()),
-            Ok(None) => Look::Same,
+            Ok(None) => {
+                let mut memory = self.memory();
+                (memory.looked, memory.announced) = (true, false);
+                Look::Same
+            }
             Err(error) => {
                 session.emit(&Event::StoreFailed { error });
                 Look::Failed
@@ -99,13 +96,13 @@ impl Vault {
 
     fn compare(&self, found: Tokens, own: &Tokens) -> Look {
         let mut memory = self.memory();
-        let known = memory.seen.as_ref().is_some_and(|seen| seen.same_as(&found));
+        let known = memory.knows(&found);
         if memory.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(&found)) {
             // The save that seemed to fail was made all the same.
             memory.unsaved = None;
-            memory.seen = Some(found);
-            return Look::Same;
         }
+        (memory.looked, memory.announced) = (true, false);
+        memory.tried.clear();
         memory.seen = Some(found.clone());
         if memory.given.as_ref() == found.refresh_token() {
             memory.given = None;
@@ -121,6 +118,7 @@ impl Vault {
     pub(super) async fn open(&self) -> Result<Option<Tokens>, Error> {
         let found = self.load().await?;
         let mut memory = self.memory();
+        memory.looked = true;
         memory.seen.clone_from(&found);
         if memory.given.as_ref() == found.as_ref().and_then(Tokens::refresh_token) {
             memory.given = None;
@@ -150,8 +148,40 @@ impl Vault {
         memory.borrowed.as_ref() == Some(refresh) || memory.seen.as_ref().and_then(Tokens::refresh_token) == Some(refresh)
     }
 
+    /// The token endpoint has replaced this one.
+    pub(super) fn is_spent(&self, refresh: &RefreshToken) {
+        self.memory().given.take_if(|given| given == refresh);
+    }
+
     pub(super) fn has_unsaved(&self) -> bool {
-        self.memory().unsaved.is_some()
+        let memory = self.memory();
+        memory.unsaved.is_some() || memory.dirty && !memory.saver
+    }
+
+    /// The user has given these tokens: whatever the store holds is older, and they are to be saved.
+    pub(super) fn announce(&self, tokens: &Tokens) {
+        let mut memory = self.memory();
+        memory.unsaved = Some(tokens.clone());
+        (memory.announced, memory.dirty) = (true, false);
+        memory.given = tokens.refresh_token().cloned();
+        memory.borrowed = None;
+    }
+
+    /// Takes down what is to be saved, unless the user has spoken since.
+    fn intend(&self, session: &Session, epoch: u64, tokens: &Tokens) -> bool {
+        let mut memory = self.memory();
+        let current = session.is_current(epoch);
+        if current {
+            memory.unsaved = Some(tokens.clone());
+        }
+        current
+    }
+
+    /// Somebody else has stored it since this session last looked, though not before the answer to `asked` was known.
+    async fn is_theirs(&self, asked: Option<&RefreshToken>) -> bool {
+        let Ok(Some(found)) = self.load().await else { return false };
+        let memory = self.memory();
+        memory.looked && !memory.knows(&found) && found.refresh_token().is_some_and(|refresh| Some(refresh) != asked)
     }
 
     /// The session now has these tokens from the store.
@@ -162,9 +192,12 @@ impl Vault {
         memory.borrowed = tokens.refresh_token().cloned();
     }
 
-    /// Saves and takes down the result. A save that is dropped half-way counts as failed.
-    async fn save(&self, session: &Session, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
-        self.memory().unsaved = Some(tokens.clone());
+    /// Saves and takes down the result. The intention comes first: whoever waits for this may be gone before it is done.
+    pub(super) async fn save(&self, session: &Session, epoch: u64, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+        if !self.intend(session, epoch, tokens) {
+            return Ok(());
+        }
+        self.memory().tries(tokens);
         let saved = self.bounded(self.store.save(lock, tokens)).await;
         match &saved {
             Ok(()) => {
@@ -174,7 +207,12 @@ impl Vault {
                 }
                 memory.given = None;
                 memory.seen = Some(tokens.clone());
-                memory.unsaved = None;
+                memory.looked = true;
+                memory.tried.clear();
+                memory.settle(tokens);
+                if !memory.saver && tokens.same_as(&session.load().tokens()) {
+                    memory.dirty = false;
+                }
             }
             Err(error) => session.emit(&Event::StoreFailed { error: error.clone() }),
         }
@@ -188,48 +226,30 @@ impl Vault {
 }
 
 impl Session {
-    /// Saves what a flight brought, under its lock. It has looked already.
-    pub(super) async fn save_under(&self, lock: Option<StoreLock>, tokens: &Tokens) {
+    /// Saves what a flight brought, under its lock. It has looked already, unless it could not get the lock. `asked`: the refresh
+    /// token that this one came for.
+    pub(super) async fn save_under(&self, flight: &Cell, asked: Option<&RefreshToken>, tokens: &Tokens) {
         let Some(vault) = &self.0.vault else { return };
-        let lock = match lock {
-            Some(lock) => lock,
+        if !vault.intend(self, flight.epoch(), tokens) {
+            return;
+        }
+        let (lock, has_looked) = match flight.lock() {
+            Some(lock) => (lock, true),
             None => match vault.bounded(vault.store.lock()).await {
-                Ok(lock) => lock,
-                Err(error) => {
-                    vault.memory().unsaved = Some(tokens.clone());
-                    return self.emit(&Event::StoreFailed { error });
-                }
+                Ok(lock) => (lock, false),
+                Err(error) => return self.emit(&Event::StoreFailed { error }),
             },
         };
         let _one = vault.saving.lock().await;
-        let _ = vault.save(self, &lock, tokens).await;
-    }
-
-    /// Saves a captured token behind the request.
-    pub(super) fn save_soon(&self) {
-        let Some(vault) = &self.0.vault else { return };
-        let mut memory = vault.memory();
-        memory.dirty = true;
-        if memory.saver {
-            return;
+        // The user may have spoken while this waited, or another process while nobody held the lock: the next flight takes theirs.
+        if !self.is_current(flight.epoch()) || !has_looked && vault.is_theirs(asked).await {
+            return vault.memory().settle(tokens);
         }
-        let Ok(runtime) = Handle::try_current() else { return };
-        memory.saver = true;
-        drop(memory);
-        let saver = Saver::new(self.clone());
-        runtime.spawn(async move { saver.work().await });
-    }
-
-    /// A capture that came during a flight that brought nothing newer.
-    pub(super) fn save_what_is_left(&self) {
-        let dirty = self.0.vault.as_ref().is_some_and(|vault| vault.memory().dirty);
-        if dirty {
-            self.save_soon();
-        }
+        let _ = vault.save(self, flight.epoch(), &lock, tokens).await;
     }
 
     /// The lock of the running flight, or the store's own.
-    async fn lock_store(&self, vault: &Vault) -> Result<StoreLock, Error> {
+    pub(super) async fn lock_store(&self, vault: &Vault) -> Result<StoreLock, Error> {
         if let Some(lock) = self.load().flight.as_ref().and_then(|flight| flight.lock()) {
             return Ok(lock);
         }
@@ -245,7 +265,10 @@ impl Session {
         let lock = match self.lock_store(vault).await {
             Ok(lock) => lock,
             Err(error) => {
-                vault.memory().unsaved = Some(self.load().tokens());
+                let mut memory = vault.memory();
+                // What it held before is known: another content is somebody else's word.
+                memory.announced &= !memory.looked;
+                drop(memory);
                 self.emit(&Event::StoreFailed { error: error.clone() });
                 return Err(error);
             }
@@ -255,12 +278,8 @@ impl Session {
             return Ok(());
         }
         vault.look(self).await;
-        {
-            let mut memory = vault.memory();
-            memory.given.clone_from(&self.load().refresh);
-            (memory.borrowed, memory.dirty) = (None, false);
-        }
-        vault.save(self, &lock, &self.load().tokens()).await
+        vault.memory().dirty = false;
+        vault.save(self, epoch, &lock, &self.load().tokens()).await
     }
 
     /// Forgets what is stored.
@@ -275,76 +294,19 @@ impl Session {
         if let Err(error) = &cleared {
             self.emit(&Event::StoreFailed { error: error.clone() });
         }
-        let mut memory = vault.memory();
-        *memory = Memory { saver: memory.saver, ..Memory::default() };
-        drop(memory);
+        if self.is_current(epoch) {
+            let mut memory = vault.memory();
+            let old = std::mem::take(&mut *memory);
+            (memory.saver, memory.looked) = (old.saver, old.looked);
+            if cleared.is_err() {
+                // It may still be there, and is nobody else's word.
+                (memory.seen, memory.tried) = (old.seen, old.tried);
+            }
+        }
         cleared
     }
 }
 
-/// Saves captured tokens, the newest each time, until there is nothing left to save.
-struct Saver(Session);
-
-impl Saver {
-    fn new(session: Session) -> Self {
-        if let Some(vault) = &session.0.vault {
-            vault.savers.send_modify(|savers| *savers += 1);
-        }
-        Self(session)
-    }
-
-    async fn work(&self) {
-        let Some(vault) = &self.0.0.vault else { return };
-        loop {
-            vault.memory().dirty = false;
-            self.save_once(vault).await;
-            let mut memory = vault.memory();
-            if !memory.dirty {
-                memory.saver = false;
-                return;
-            }
-        }
-    }
-
-    async fn save_once(&self, vault: &Vault) {
-        let session = &self.0;
-        let lock = match session.lock_store(vault).await {
-            Ok(lock) => lock,
-            Err(error) => {
-                vault.memory().unsaved = Some(session.load().tokens());
-                return session.emit(&Event::StoreFailed { error });
-            }
-        };
-        let _one = vault.saving.lock().await;
-        let epoch = session.load().epoch;
-        match vault.look(session).await {
-            Look::Same => {}
-            Look::Changed(theirs) => {
-                // Another process has rotated it: ours is spent.
-                if let Some(refresh) = theirs.refresh_token() {
-                    vault.borrow(refresh);
-                    let _ = session.keep_refresh(epoch, refresh.clone());
-                }
-            }
-            // It may have been rotated: ours is not to be put back.
-            Look::Failed => {
-                vault.memory().unsaved = Some(session.load().tokens());
-                return;
-            }
-        }
-        let state = session.load();
-        if state.has_tokens() && state.epoch == epoch {
-            let _ = vault.save(session, &lock, &state.tokens()).await;
-        }
-    }
-}
-
-impl Drop for Saver {
-    fn drop(&mut self) {
-        if let Some(vault) = &self.0.0.vault {
-            // Its runtime may be gone before the work was done.
-            vault.memory().saver = false;
-            vault.savers.send_modify(|savers| *savers -= 1);
-        }
-    }
+fn panicked() -> Error {
+    Error::new(ErrorKind::Store, "the store panicked")
 }

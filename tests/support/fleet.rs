@@ -255,14 +255,14 @@ pub async fn four_processes_refresh_once_an_expiry(store: &str) {
         note_tokens(&server, &mut issued);
     }
     workers.iter_mut().for_each(Worker::go_on);
-    let mut served = 0;
+    let mut answered = 0;
     for (worker, name) in workers.iter_mut().zip(["one", "two", "three", "four"]) {
         let said: Vec<_> = std::iter::from_fn(|| worker.says()).collect();
         eprintln!("worker {name}: {said:?}");
         let [done] = &said[..] else { panic!("worker {name}: {said:?}") };
         let own: u64 = done.split(' ').nth(1).unwrap().parse().unwrap();
         assert!(own > 0);
-        served += own;
+        answered += own;
     }
     note_tokens(&server, &mut issued);
     let (counts, calls) = (server.counts(), server.token_requests());
@@ -270,7 +270,7 @@ pub async fn four_processes_refresh_once_an_expiry(store: &str) {
     assert!(calls.iter().all(|call| call.status.is_some_and(|status| status == 200)), "{calls:?}");
     assert_eq!(counts.reuses, 0);
     assert_eq!(server.concurrent_token_calls_max(), 1);
-    assert_eq!(counts.api_hits, served + counts.refused, "each request was served once");
+    assert_eq!(counts.api_hits, answered + counts.refused, "each request was served once");
     // Every token was used, but maybe the login's own and the last; and none was renewed before the last fifth of its life.
     let (first, last) = (*issued.keys().next().unwrap(), *issued.keys().next_back().unwrap());
     assert!(issued.len() as u64 == last - first + 1 && first <= 2 && last >= counts.token_calls, "{issued:?}");

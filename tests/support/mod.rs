@@ -1,5 +1,15 @@
 //! An API without a socket: for tests on the paused clock, where a socket would let time run.
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "each test file uses its own part"
+)]
+
+pub mod store;
+pub mod world;
 
 use std::{
     collections::VecDeque,
@@ -16,7 +26,7 @@ use async_trait::async_trait;
 use http::{Extensions, StatusCode, header};
 use reqwest::{Request, Response, ResponseBuilderExt};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
-use reqwest_reauth::{ClientBuilderExt, Error, ErrorKind, Event, Flight, Refresher, Session, Tokens};
+use reqwest_reauth::{ClientBuilderExt, Error, ErrorKind, Event, Flight, Refresher, Session, SessionState, Tokens};
 
 pub const ORIGIN: &str = "https://api.example.com";
 
@@ -90,8 +100,57 @@ impl Middleware for Api {
     }
 }
 
+/// A panic that a script asks for is not to fill the output.
+pub fn silence_scripted_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let scripted = info.payload().downcast_ref::<&str>().is_some_and(|text| text.contains("as the script says"));
+            if !scripted {
+                usual(info);
+            }
+        }));
+    });
+}
+
 pub fn answer(status: u16) -> http::response::Builder {
     http::Response::builder().status(status)
+}
+
+/// An access and a refresh token.
+pub fn pair(access: &str, refresh: &str) -> Tokens {
+    Tokens::new(access).unwrap().with_refresh_token(refresh).unwrap()
+}
+
+/// What the session holds: access and refresh token, empty where there is none.
+pub fn held(session: &Session) -> (String, String) {
+    session.tokens().as_ref().map(store::texts).unwrap_or_default()
+}
+
+pub fn texts(access: &str, refresh: &str) -> (String, String) {
+    (access.to_owned(), refresh.to_owned())
+}
+
+/// This crate's error in a request's.
+pub fn error_of(result: reqwest_middleware::Result<Response>) -> Error {
+    let error = result.expect_err("an answer came");
+    Error::find_in(&error).unwrap_or_else(|| panic!("not ours: {error:?}")).clone()
+}
+
+pub fn outcome_of(response: &Response) -> reqwest_reauth::Outcome {
+    response.extensions().get().cloned().unwrap_or_default()
+}
+
+pub async fn until(session: &Session, state: SessionState) {
+    session.subscribe().wait_for(|now| *now == state).await.unwrap();
+}
+
+/// Lets everything run that can run without time passing.
+pub async fn settle() {
+    for _ in 0..64 {
+        tokio::task::yield_now().await;
+    }
 }
 
 pub fn url(path: &str) -> String {
@@ -106,6 +165,7 @@ pub struct Issuer {
     now: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     asked: Arc<Mutex<Vec<Option<String>>>>,
+    begun: tokio::sync::watch::Sender<usize>,
     pub gate: Arc<tokio::sync::Semaphore>,
 }
 
@@ -117,6 +177,8 @@ pub enum Turn {
     Hang,
     /// Issues when the gate has a permit.
     Gated,
+    /// These tokens, after this delay.
+    Bring(Duration, Tokens),
 }
 
 impl Issuer {
@@ -127,12 +189,18 @@ impl Issuer {
             now: Arc::default(),
             most: Arc::default(),
             asked: Arc::default(),
+            begun: tokio::sync::watch::Sender::new(0),
             gate: Arc::new(tokio::sync::Semaphore::new(0)),
         }
     }
 
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Waits until this many calls have begun.
+    pub async fn until_called(&self, times: usize) {
+        self.begun.subscribe().wait_for(|calls| *calls >= times).await.unwrap();
     }
 
     /// The most calls at once.
@@ -163,6 +231,7 @@ impl Refresher for Issuer {
         self.most.fetch_max(at_once, Ordering::SeqCst);
         let tokens = flight.tokens();
         self.asked.lock().unwrap().push(tokens.refresh_token().map(|token| token.expose_secret().to_owned()));
+        self.begun.send_replace(call);
         let turn = self.script.lock().unwrap().pop_front();
         let (delay, lifetime) = match turn {
             None => (Duration::ZERO, None),
@@ -170,6 +239,10 @@ impl Refresher for Issuer {
             Some(Turn::Fail(delay, error)) => {
                 tokio::time::sleep(delay).await;
                 return Err(error);
+            }
+            Some(Turn::Bring(delay, tokens)) => {
+                tokio::time::sleep(delay).await;
+                return Ok(tokens);
             }
             Some(Turn::Panic) => panic!("the refresher panics, as the script says"),
             Some(Turn::Hang) => std::future::pending().await,

@@ -1,5 +1,5 @@
 //! A server that answers any bytes, for what no HTTP library would send.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "each test file uses its own part")]
 
 use std::{
     future::Future,
@@ -80,7 +80,7 @@ impl Reply {
     }
 
     /// The same answer with another status.
-    pub fn as_status(mut self, status: u16) -> Self {
+    pub fn with_status(mut self, status: u16) -> Self {
         self.head[9..12].copy_from_slice(status.to_string().as_bytes());
         self
     }

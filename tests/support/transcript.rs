@@ -1,6 +1,6 @@
 //! Everything that could be read of a process: every log line of every crate at TRACE, every panic message, and every text that a
 //! test shows it. And the ways in which a secret could be written there.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "each test file uses its own part")]
 
 use std::{
     error::Error as StdError,
@@ -96,7 +96,7 @@ pub fn writings(secret: &str) -> Vec<String> {
         secret[half..].to_owned(),
         form_urlencoded::byte_serialize(bytes).collect(),
         join(|byte| format!("%{byte:02X}"), ""),
-        join(|byte| format!("%{byte:02x}"), ""),
+        percent(secret),
         join(|byte| format!("{byte:02x}"), ""),
         join(|byte| format!("{byte:02X}"), ""),
         join(u8::to_string, ", "),
@@ -112,6 +112,11 @@ pub fn writings(secret: &str) -> Vec<String> {
         }
     }
     all
+}
+
+/// Each byte of it percent-encoded.
+pub fn percent(secret: &str) -> String {
+    secret.bytes().map(|byte| format!("%{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
 /// Where a text has one of these secrets, with a little of what is around.

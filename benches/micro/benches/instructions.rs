@@ -1,7 +1,14 @@
-//! Instructions a request: callgrind counts [`REQUESTS`] requests of each workload, after as many that are not counted.
+//! Instructions a request: callgrind counts [`REQUESTS`] requests of each workload, after as many that are not counted; and those of
+//! storms, against their ideal.
+
+use std::{sync::Arc, time::Duration};
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
-use reqwest_reauth_micro::{REQUESTS, Workload};
+use reqwest_reauth_micro::{
+    REQUESTS, Workload,
+    storm::{Ideal, Storm},
+};
+use tokio::runtime::{Builder, Runtime};
 
 fn warm(name: &str) -> Workload {
     let workload = Workload::new(name);
@@ -30,5 +37,31 @@ fn requests(workload: Workload) -> Workload {
     workload
 }
 
+/// The token endpoint answers as soon as everybody waits.
+fn storm(waiters: usize) -> (Runtime, Storm) {
+    (Builder::new_current_thread().enable_time().build().unwrap(), Storm::new(waiters, Duration::ZERO, Arc::new(|| ())))
+}
+
+fn ideal(waiters: usize) -> (Runtime, Ideal) {
+    (Builder::new_current_thread().enable_time().build().unwrap(), Ideal::new(waiters, Duration::ZERO, Arc::new(|| ())))
+}
+
+#[library_benchmark]
+#[bench::of_100(args = (100), setup = storm)]
+#[bench::of_1000(args = (1_000), setup = storm)]
+fn storms((runtime, storm): (Runtime, Storm)) -> (Runtime, Storm) {
+    runtime.block_on(storm.run());
+    (runtime, storm)
+}
+
+#[library_benchmark]
+#[bench::of_100(args = (100), setup = ideal)]
+#[bench::of_1000(args = (1_000), setup = ideal)]
+fn ideals((runtime, ideal): (Runtime, Ideal)) -> (Runtime, Ideal) {
+    runtime.block_on(ideal.run());
+    (runtime, ideal)
+}
+
 library_benchmark_group!(name = chain, benchmarks = requests);
-main!(library_benchmark_groups = chain);
+library_benchmark_group!(name = storming, benchmarks = [storms, ideals]);
+main!(library_benchmark_groups = chain, storming);

@@ -1,8 +1,12 @@
 //! The workloads: one request each, answered in process without a socket, so that what is measured is the middleware.
 
+pub mod plot;
+pub mod storm;
+
 use std::{
     future::{Future, ready},
     pin::{Pin, pin},
+    sync::LazyLock,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -15,6 +19,12 @@ use reqwest_reauth::{
 };
 
 pub const ORIGIN: &str = "https://api.example.com";
+
+/// The client under all chains. It is never asked to send.
+pub fn connection() -> reqwest::Client {
+    static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
+    CLIENT.clone()
+}
 
 /// The headers that a caller puts on: none, the first, or all three.
 const HEADERS: [(HeaderName, HeaderValue); 3] = [
@@ -72,7 +82,7 @@ impl Workload {
     pub fn new(name: &str) -> Self {
         let session = session().build().unwrap();
         let (what, headers) = name.rsplit_once('_').unwrap();
-        let client = ClientBuilder::new(reqwest::Client::new());
+        let client = ClientBuilder::new(connection());
         let own = session.clone();
         let (client, manner) = match what {
             "bare" => (client, Manner::Plain),

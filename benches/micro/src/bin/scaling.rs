@@ -1,0 +1,166 @@
+//! Storms and growth: from 1 to 10,000 requests that wait for one refresh, and from 1 to 100,000 sessions.
+//!
+//! ```text
+//! cargo run --release --manifest-path benches/micro/Cargo.toml --bin scaling
+//! ```
+//!
+//! prints the figures and writes `docs/scaling.svg`.
+
+use std::{
+    alloc::System,
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use reqwest_middleware::ClientBuilder;
+use reqwest_reauth::{ClientBuilderExt, Session};
+use reqwest_reauth_micro::{
+    End, ORIGIN, connection,
+    plot::{Series, slope, svg},
+    session,
+    storm::{Ideal, Look, Storm},
+};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tokio::runtime::{Builder, Runtime};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// How long the token endpoint takes in the storms that are timed.
+const DELAY: Duration = Duration::from_millis(100);
+
+fn main() {
+    storm(10_000);
+    let numbers = [1, 10, 100, 1_000, 10_000];
+    let waiters: Vec<_> = numbers.map(|waiters| (waiters, growth_of_waiters(waiters))).into();
+    let ideal: Vec<_> = numbers.map(|waiters| (waiters, growth_of_the_ideal(waiters))).into();
+    let sessions: Vec<_> = [1, 10, 100, 1_000, 10_000, 100_000].map(|sessions| (sessions, growth_of_sessions(sessions))).into();
+    report("requests refused at once", &waiters);
+    report("the ideal: two bare sends each, one wait for all", &ideal);
+    report("sessions made, used and dropped", &sessions);
+    let points = |figures: &[(usize, Duration)]| {
+        figures.iter().map(|&(number, time)| (number as f64, time.as_nanos() as f64)).collect::<Vec<_>>()
+    };
+    let series = [
+        Series { name: "requests refused at once, one refresh, all replayed", colour: "#c2410c", points: points(&waiters) },
+        Series { name: "two bare sends each, one wait for all", colour: "#737373", points: points(&ideal) },
+        Series { name: "sessions made, used and dropped", colour: "#1d4ed8", points: points(&sessions) },
+    ];
+    let picture = svg("Time on the processor, by number (dotted: exactly linear)", "requests or sessions", &series);
+    fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/scaling.svg"), picture).unwrap();
+}
+
+/// A storm against the ideal: two sends each and one wait for all.
+fn storm(waiters: usize) {
+    const RUNS: u32 = 5;
+    let runtime = runtime();
+    let (mut ours, mut ideal) = (Vec::new(), Vec::new());
+    let (mut our_processor, mut ideal_processor) = (Duration::ZERO, Duration::ZERO);
+    let (our_memory, ideal_memory) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    for _ in 0..RUNS {
+        let storm = Storm::new(waiters, DELAY, memory_into(&our_memory));
+        let (elapsed, processor) = timed(|| runtime.block_on(storm.run()));
+        ours.push(elapsed);
+        our_processor += processor;
+        let least = Ideal::new(waiters, DELAY, memory_into(&ideal_memory));
+        let (elapsed, processor) = timed(|| runtime.block_on(least.run()));
+        ideal.push(elapsed);
+        ideal_processor += processor;
+    }
+    println!("{waiters} requests refused at once, a token endpoint that takes {DELAY:?}, one thread: one call, all served");
+    println!("| | time | on the processor | memory a waiter |");
+    println!("| --- | ---: | ---: | ---: |");
+    for (name, mut elapsed, processor, memory) in [
+        ("through the chain", ours, our_processor, our_memory),
+        ("the ideal: two bare sends each, one wait for all", ideal, ideal_processor, ideal_memory),
+    ] {
+        elapsed.sort();
+        let memory = memory.load(Ordering::Relaxed) / waiters;
+        println!("| {name} | {:.0?} | {:.0?} | {memory} B |", elapsed[elapsed.len() / 2], processor / RUNS);
+    }
+    println!();
+}
+
+/// What is in use when everybody waits, above what was in use when this was made.
+fn memory_into(memory: &Arc<AtomicUsize>) -> Look {
+    let memory = Arc::clone(memory);
+    let before = in_use();
+    Arc::new(move || memory.store(in_use() - before, Ordering::Relaxed))
+}
+
+fn in_use() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated.wrapping_sub(stats.bytes_deallocated)
+}
+
+/// The token endpoint answers as soon as everybody waits, so that nothing but work is measured.
+fn growth_of_waiters(waiters: usize) -> Duration {
+    let runtime = runtime();
+    let storms: Vec<_> = (0..runs(waiters)).map(|_| Storm::new(waiters, Duration::ZERO, Arc::new(|| ()))).collect();
+    timed(|| storms.iter().for_each(|storm| runtime.block_on(storm.run()))).1 / runs(waiters)
+}
+
+fn growth_of_the_ideal(waiters: usize) -> Duration {
+    let runtime = runtime();
+    let ideals: Vec<_> = (0..runs(waiters)).map(|_| Ideal::new(waiters, Duration::ZERO, Arc::new(|| ()))).collect();
+    timed(|| ideals.iter().for_each(|ideal| runtime.block_on(ideal.run()))).1 / runs(waiters)
+}
+
+fn runs(waiters: usize) -> u32 {
+    u32::try_from(50_000 / waiters).unwrap().clamp(10, 20_000)
+}
+
+/// Sessions made, one request sent through each, and all dropped.
+fn growth_of_sessions(sessions: usize) -> Duration {
+    let client = ClientBuilder::new(connection()).with_scoped_sessions().with(End).build();
+    let runtime = runtime();
+    let runs = u32::try_from((200_000 / sessions).max(3)).unwrap();
+    let use_them = || async {
+        let all: Vec<Session> = (0..sessions).map(|_| session().build().unwrap()).collect();
+        for session in &all {
+            session.scope(client.get(ORIGIN).send()).await.unwrap();
+        }
+    };
+    timed(|| (0..runs).for_each(|_| runtime.block_on(use_them()))).1 / runs
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+/// Time by the clock, and time on the processor. The latter comes in ticks of some milliseconds on many a system.
+fn timed(work: impl FnOnce()) -> (Duration, Duration) {
+    let (start, before) = (Instant::now(), on_processor());
+    work();
+    let elapsed = start.elapsed();
+    match (before, on_processor()) {
+        (Some(before), Some(after)) => (elapsed, after - before),
+        _ => (elapsed, elapsed),
+    }
+}
+
+/// This thread's time on the processor, where the system tells: what others do meanwhile does not count.
+fn on_processor() -> Option<Duration> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?))
+}
+
+fn report(what: &str, figures: &[(usize, Duration)]) {
+    println!("| {what} | on the processor | each |");
+    println!("| ---: | ---: | ---: |");
+    for (number, time) in figures {
+        println!("| {number} | {time:.1?} | {:.2?} |", *time / u32::try_from(*number).unwrap());
+    }
+    // A handful shows what is paid once; growth shows beyond.
+    let many: Vec<_> = figures
+        .iter()
+        .filter(|(number, _)| *number >= 100)
+        .map(|&(number, time)| (number as f64, time.as_nanos() as f64))
+        .collect();
+    println!("slope from 100 on: {:.2}\n", slope(&many));
+}

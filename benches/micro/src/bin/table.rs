@@ -1,0 +1,220 @@
+//! Prints the table of what a request costs, and holds the instructions against the figures that are committed.
+//!
+//! ```text
+//! table             the table: instructions, allocations, bytes, time
+//! table --check     instructions only; fails where a workload takes over 5 % more than `benches/instructions.toml` says
+//! table --accept    writes `benches/instructions.toml` anew
+//! ```
+
+use std::{
+    alloc::System,
+    collections::BTreeMap,
+    env, fs, hint,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use reqwest_reauth_micro::{NAMES, REQUESTS, Workload};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// What a workload may take more than the committed figure, in percent.
+const TOLERANCE: f64 = 5.0;
+
+type Counts = BTreeMap<String, u64>;
+
+fn main() -> ExitCode {
+    let argument = env::args().nth(1);
+    let counts = match why_not_count() {
+        None => Some(count()),
+        Some(why) => {
+            eprintln!("no instruction counts: {why}");
+            // Where it counts, a missing tool is a failure; elsewhere it is a pity.
+            if env::var_os("CI").is_some() {
+                return ExitCode::FAILURE;
+            }
+            None
+        }
+    };
+    match (argument.as_deref(), counts) {
+        (Some("--check"), Some(counts)) => check(&counts),
+        (Some("--accept"), Some(counts)) => accept(&counts),
+        (Some("--check" | "--accept"), None) => ExitCode::SUCCESS,
+        (_, counts) => {
+            print(counts.as_ref());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+// ---- instructions
+
+fn why_not_count() -> Option<String> {
+    let is_there = |tool: &str| Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    ["valgrind", "gungraun-runner"].into_iter().find(|tool| !is_there(tool)).map(|tool| format!("{tool} is not installed"))
+}
+
+/// Runs `benches/instructions.rs` under callgrind. Instructions a request, by workload.
+fn count() -> Counts {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = PathBuf::from(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| here.join("target").into()));
+    let status = Command::new(env!("CARGO"))
+        .args(["bench", "--quiet", "--locked", "--bench", "instructions", "--", "--save-summary=json"])
+        .current_dir(here)
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "counting failed");
+    let results = target.join("gungraun/reqwest-reauth-micro/instructions");
+    let read = |name: &str| {
+        let summary = fs::read(results.join(name).join("summary.json")).unwrap();
+        let summary: serde_json::Value = serde_json::from_slice(&summary).unwrap();
+        let total = &summary["profiles"][0]["data"]["total"]["metrics"]["Ir"]["values"]["new"];
+        total.as_u64().unwrap_or_else(|| panic!("no count for {name}"))
+    };
+    let requests = NAMES.iter().map(|name| ((*name).to_owned(), read(&format!("chain/requests.{name}")) / REQUESTS));
+    let storms = [
+        ("storm_100", "storms.of_100"),
+        ("storm_1000", "storms.of_1000"),
+        ("bare_storm_100", "ideals.of_100"),
+        ("bare_storm_1000", "ideals.of_1000"),
+    ];
+    let waiters = |name: &str| name.rsplit_once('_').unwrap().1.parse::<u64>().unwrap();
+    requests.chain(storms.map(|(name, of)| (name.to_owned(), read(&format!("storming/{of}")) / waiters(name)))).collect()
+}
+
+fn committed() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../instructions.toml")
+}
+
+fn accept(counts: &Counts) -> ExitCode {
+    let header = "# Instructions a request, whole and above the bare client: `scripts/bench-instructions.sh --accept` writes them.\n\
+                  # Differences are compared, so that what reqwest changes in itself does not count.\n";
+    let table: Counts = counts.keys().map(|name| (name.clone(), above_bare(name, counts).unwrap_or(counts[name]))).collect();
+    fs::write(committed(), format!("{header}{}", toml::to_string(&table).unwrap())).unwrap();
+    ExitCode::SUCCESS
+}
+
+fn check(counts: &Counts) -> ExitCode {
+    let before: Counts = toml::from_str(&fs::read_to_string(committed()).unwrap()).unwrap();
+    let mut failed = false;
+    for name in counts.keys() {
+        // The bare client is reqwest's affair.
+        let Some(now) = above_bare(name, counts) else { continue };
+        let Some(&then) = before.get(name) else {
+            println!("{name:15} {now:6}, and no committed figure");
+            failed = true;
+            continue;
+        };
+        let more = (now as f64 / then as f64 - 1.0) * 100.0;
+        let verdict = if more > TOLERANCE { "TOO MUCH" } else { "" };
+        println!("{name:15} {then:6} -> {now:6}  {more:+6.1} %  {verdict}");
+        failed |= more > TOLERANCE;
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// What a workload takes beyond the bare client with as many headers.
+fn above_bare(name: &str, counts: &Counts) -> Option<u64> {
+    let bare = bare(name)?;
+    Some(counts[name] - counts[&bare])
+}
+
+fn bare(name: &str) -> Option<String> {
+    let (what, number) = name.rsplit_once('_').unwrap();
+    match what {
+        "bare" | "bare_storm" => None,
+        "storm" => Some(format!("bare_{name}")),
+        _ => Some(format!("bare_{number}")),
+    }
+}
+
+// ---- the table
+
+fn print(counts: Option<&Counts>) {
+    println!("| a request through                       | headers | instructions | allocations |  bytes | time, ns |");
+    println!("| --------------------------------------- | ------: | -----------: | ----------: | -----: | -------: |");
+    for name in NAMES {
+        let (what, headers) = name.rsplit_once('_').unwrap();
+        let (allocations, bytes) = allocated(name);
+        let (instructions, allocations, bytes, time) = match bare(name) {
+            None => (
+                counts.map(|counts| counts[name].to_string()),
+                format!("{allocations}"),
+                format!("{bytes}"),
+                format!("{:.0}", nanoseconds(&Workload::new(name))),
+            ),
+            Some(bare) => {
+                let (bare_allocations, bare_bytes) = allocated(&bare);
+                (
+                    counts.and_then(|counts| above_bare(name, counts)).map(|more| format!("+{more}")),
+                    format!("+{}", allocations - bare_allocations),
+                    format!("+{}", bytes - bare_bytes),
+                    format!("{:+.0}", nanoseconds_above(name, &bare)),
+                )
+            }
+        };
+        let instructions = instructions.unwrap_or_else(|| "-".to_owned());
+        println!("| {:39} | {headers:>7} | {instructions:>12} | {allocations:>11} | {bytes:>6} | {time:>8} |", describe(what));
+    }
+    println!(
+        "\n`+`: above the bare client with as many headers. Time is the median of paired runs in one process, on a machine that"
+    );
+    println!("other work shares; instructions, allocations and bytes do not depend on it.");
+}
+
+fn describe(what: &str) -> &str {
+    match what {
+        "bare" => "`ClientWithMiddleware`, nothing in it",
+        "authorize" => "`Authorize` alone",
+        "capture" => "`Capture` alone",
+        "refresh" => "`Refresh` alone",
+        "replay" => "`Replay` alone",
+        "chain" => "the whole chain",
+        "outcome" => "- and the answer's `Outcome` looked for",
+        "per_request" => "- with a session of the request's own",
+        "in_scope" => "- with the task's session",
+        "scope_each" => "- and a scope entered for each request",
+        other => other,
+    }
+}
+
+/// Allocations and bytes a request.
+fn allocated(name: &str) -> (usize, usize) {
+    let workload = Workload::new(name);
+    workload.run(REQUESTS);
+    let region = Region::new(ALLOCATOR);
+    workload.run(REQUESTS);
+    let change = region.change();
+    let requests = usize::try_from(REQUESTS).unwrap();
+    let grown = usize::try_from(change.bytes_reallocated.max(0)).unwrap();
+    ((change.allocations + change.reallocations) / requests, (change.bytes_allocated + grown) / requests)
+}
+
+const ROUNDS: usize = 201;
+const A_ROUND: u64 = 500;
+
+fn nanoseconds(workload: &Workload) -> f64 {
+    let start = Instant::now();
+    hint::black_box(workload).run(A_ROUND);
+    start.elapsed().as_nanos() as f64 / A_ROUND as f64
+}
+
+/// The median of the differences, run by turns, so that what else the machine does falls on both.
+fn nanoseconds_above(name: &str, bare: &str) -> f64 {
+    let (with, without) = (Workload::new(name), Workload::new(bare));
+    let mut differences: Vec<f64> = (0..ROUNDS)
+        .map(|round| {
+            if round % 2 == 0 {
+                nanoseconds(&with) - nanoseconds(&without)
+            } else {
+                let without = nanoseconds(&without);
+                nanoseconds(&with) - without
+            }
+        })
+        .collect();
+    differences.sort_by(f64::total_cmp);
+    differences[ROUNDS / 2]
+}

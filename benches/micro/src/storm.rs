@@ -1,0 +1,150 @@
+//! Storms: requests that are all refused at once, through one session; and the ideal that they are held against.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Extensions, header::AUTHORIZATION};
+use reqwest::{Request, Response};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
+use reqwest_reauth::{ClientBuilderExt, Outcome, Session, Tokens, refresh_with};
+use tokio::{
+    sync::{Barrier, watch},
+    task::JoinSet,
+};
+
+use crate::{ORIGIN, answer, connection};
+
+/// One client whose requests are all refused at once, and a token endpoint that answers after `delay`.
+pub struct Storm {
+    client: ClientWithMiddleware,
+    waiters: usize,
+    calls: Arc<AtomicUsize>,
+}
+
+/// What to do when everybody waits, before the token endpoint answers: look at the memory, for one.
+pub type Look = Arc<dyn Fn() + Send + Sync>;
+
+impl Storm {
+    pub fn new(waiters: usize, delay: Duration, look: Look) -> Self {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let tokens = Tokens::new("old").unwrap().with_refresh_token("a-refresh-token").unwrap();
+        let renew = {
+            let calls = Arc::clone(&calls);
+            refresh_with(move |_| {
+                calls.fetch_add(1, Ordering::SeqCst);
+                let look = Arc::clone(&look);
+                async move {
+                    pause(delay).await;
+                    look();
+                    Tokens::new("new")
+                }
+            })
+        };
+        let session = Session::builder(tokens).origin(ORIGIN).refresher(renew).build().unwrap();
+        let client = ClientBuilder::new(connection()).with_session(session).with(Refusing::all(waiters)).build();
+        Self { client, waiters, calls }
+    }
+
+    /// Sends, and sees that one call of the token endpoint served all, each of whom waited for it.
+    pub async fn run(&self) {
+        let mut tasks = JoinSet::new();
+        for _ in 0..self.waiters {
+            let request = self.client.get(ORIGIN).send();
+            tasks.spawn(async move {
+                let response = request.await.unwrap();
+                assert_eq!(response.status(), 200);
+                assert!(response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.refreshed && outcome.replayed));
+            });
+        }
+        tasks.join_all().await;
+        assert_eq!(self.calls.load(Ordering::SeqCst), 1);
+    }
+}
+
+/// The least that a storm can cost: two sends each through a bare client, with one wait between them for all.
+pub struct Ideal {
+    client: ClientWithMiddleware,
+    waiters: usize,
+    delay: Duration,
+    look: Look,
+}
+
+impl Ideal {
+    pub fn new(waiters: usize, delay: Duration, look: Look) -> Self {
+        let client = ClientBuilder::new(connection()).with(Refusing::all(waiters)).build();
+        Self { client, waiters, delay, look }
+    }
+
+    pub async fn run(&self) {
+        let (answered, _) = watch::channel(false);
+        let refused = Arc::new(AtomicUsize::new(0));
+        let mut tasks = JoinSet::new();
+        for _ in 0..self.waiters {
+            let (client, refused) = (self.client.clone(), Arc::clone(&refused));
+            let mut answer = answered.subscribe();
+            tasks.spawn(async move {
+                let response = client.get(ORIGIN).header(AUTHORIZATION, "Bearer old").send().await.unwrap();
+                assert_eq!(response.status(), 401);
+                refused.fetch_add(1, Ordering::SeqCst);
+                answer.wait_for(|answered| *answered).await.unwrap();
+                let response = client.get(ORIGIN).header(AUTHORIZATION, "Bearer new").send().await.unwrap();
+                assert_eq!(response.status(), 200);
+            });
+        }
+        // Everybody is to be refused before the wait begins.
+        while refused.load(Ordering::SeqCst) < self.waiters {
+            tokio::task::yield_now().await;
+        }
+        pause(self.delay).await;
+        (self.look)();
+        answered.send_replace(true);
+        tasks.join_all().await;
+    }
+}
+
+/// Without a delay, others run first all the same.
+async fn pause(delay: Duration) {
+    if delay.is_zero() {
+        tokio::task::yield_now().await;
+    } else {
+        tokio::time::sleep(delay).await;
+    }
+}
+
+/// Refuses the old token, when so many requests have come with it that all are refused at once.
+struct Refusing(Arc<Barrier>);
+
+impl Refusing {
+    fn all(waiters: usize) -> Self {
+        Self(Arc::new(Barrier::new(waiters)))
+    }
+}
+
+impl Middleware for Refusing {
+    fn handle<'this, 'extensions, 'next, 'future>(
+        &'this self,
+        request: Request,
+        _: &'extensions mut Extensions,
+        _: Next<'next>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response>> + Send + 'future>>
+    where
+        'this: 'future,
+        'extensions: 'future,
+        'next: 'future,
+        Self: 'future,
+    {
+        if request.headers()[AUTHORIZATION] == "Bearer new" {
+            return Box::pin(std::future::ready(Ok(answer(&request, 200))));
+        }
+        Box::pin(async move {
+            self.0.wait().await;
+            Ok(answer(&request, 401))
+        })
+    }
+}

@@ -1,0 +1,75 @@
+//! Throughput over loopback: this crate, its peers and clients written by hand, each against plain reqwest with a fixed header.
+//!
+//! ```text
+//! cargo run --release --manifest-path benches/peers/Cargo.toml
+//! ```
+//!
+//! Each contestant runs by turns with the plain client of the reqwest version that it is made for, so that what else the machine
+//! does in the meantime falls on both. Two figures: the median of the pairs' ratios, and in brackets the ratio of the fastest runs,
+//! which on a busy machine are those that nothing disturbed.
+
+mod clients;
+mod server;
+
+use std::time::{Duration, Instant};
+
+use clients::Client;
+use tokio::task::JoinSet;
+
+const IN_FLIGHT: [usize; 3] = [1, 64, 256];
+const ROUNDS: usize = 201;
+const REQUESTS: usize = 512;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let url = server::start();
+    let contestants = clients::contestants(&url).await;
+    println!("| requests a second, as a fraction of plain reqwest's: median of pairs (fastest runs) | 1 in flight | 64 | 256 |");
+    println!("| --- | ---: | ---: | ---: |");
+    for contestant in contestants {
+        print!("| {}", contestant.name);
+        for in_flight in IN_FLIGHT {
+            let (median, fastest) = ratios(&contestant.client, &contestant.plain, in_flight).await;
+            print!(" | {median:.3} ({fastest:.3})");
+        }
+        println!(" |");
+    }
+}
+
+/// Throughput as a fraction of the plain client's.
+async fn ratios(client: &Client, plain: &Client, in_flight: usize) -> (f64, f64) {
+    // Connections are opened before anything is measured.
+    run(client, in_flight).await;
+    run(plain, in_flight).await;
+    let mut pairs = Vec::with_capacity(ROUNDS);
+    let (mut fastest, mut fastest_plain) = (Duration::MAX, Duration::MAX);
+    for round in 0..ROUNDS {
+        let (ours, theirs) = if round % 2 == 0 {
+            let ours = run(client, in_flight).await;
+            (ours, run(plain, in_flight).await)
+        } else {
+            let theirs = run(plain, in_flight).await;
+            (run(client, in_flight).await, theirs)
+        };
+        pairs.push(theirs.as_secs_f64() / ours.as_secs_f64());
+        fastest = fastest.min(ours);
+        fastest_plain = fastest_plain.min(theirs);
+    }
+    pairs.sort_by(f64::total_cmp);
+    (pairs[ROUNDS / 2], fastest_plain.as_secs_f64() / fastest.as_secs_f64())
+}
+
+async fn run(client: &Client, in_flight: usize) -> Duration {
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..in_flight {
+        let client = client.clone();
+        tasks.spawn(async move {
+            for _ in 0..REQUESTS / in_flight {
+                assert_eq!(client().await, 200);
+            }
+        });
+    }
+    tasks.join_all().await;
+    start.elapsed()
+}

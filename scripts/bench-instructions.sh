@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Counts the instructions of a request through the chain and fails where a workload takes over 5 % more than
+# benches/instructions.toml says. `--accept` writes that file anew instead.
+#
+# Without valgrind or gungraun-runner it says so and passes, except in CI.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exec cargo run --quiet --release --locked --manifest-path benches/micro/Cargo.toml --bin table -- "${1:---check}"

@@ -1,0 +1,47 @@
+//! What a session remembers of its store.
+
+use std::collections::VecDeque;
+
+use crate::token::{RefreshToken, Tokens};
+
+#[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(super) struct Memory {
+    /// What the store held when this session last looked or saved.
+    pub(super) seen: Option<Tokens>,
+    /// This session has looked, or saved.
+    pub(super) looked: bool,
+    /// What a save is to keep, until it is known to have kept it.
+    pub(super) unsaved: Option<Tokens>,
+    /// Saves that were tried since this session last looked, and may have been made all the same. The last few.
+    pub(super) tried: VecDeque<Tokens>,
+    /// What is unsaved is the user's word, and the store has not been looked into since: what it holds is older.
+    pub(super) announced: bool,
+    /// The refresh token came from the store, so that another process may have spent it.
+    pub(super) borrowed: Option<RefreshToken>,
+    /// The refresh token that the session was given, as long as it has been neither stored nor spent.
+    pub(super) given: Option<RefreshToken>,
+    /// A capture waits to be saved.
+    pub(super) dirty: bool,
+    /// A saver is at work, or will be.
+    pub(super) saver: bool,
+}
+
+impl Memory {
+    /// Whether the store holds what this session has seen there, may have put there, or is to put something newer in place of.
+    pub(super) fn knows(&self, found: &Tokens) -> bool {
+        self.announced || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
+    }
+
+    pub(super) fn tries(&mut self, tokens: &Tokens) {
+        self.tried.truncate(7);
+        self.tried.push_front(tokens.clone());
+    }
+
+    /// These tokens are saved, or no longer to be.
+    pub(super) fn settle(&mut self, tokens: &Tokens) {
+        if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(tokens)) {
+            (self.unsaved, self.announced) = (None, false);
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! When the API refuses the token (contract §3), end to end without a socket.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
+use reqwest_reauth::{
+    ClientBuilderExt, Error, ErrorKind, NotReplayed, OnRefreshFailure, Session, SessionBuilder, SessionState, Tokens,
+};
+use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
+use support::{Api, Issuer, ORIGIN, Turn, answer, error_of, outcome_of, pair, settle, unavailable, url};
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn builder(issuer: &Issuer) -> SessionBuilder {
+    Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone())
+}
+
+/// Answers the first token so, and accepts every other.
+fn refusing(answering: impl Fn() -> http::response::Builder + Send + Sync + 'static) -> Api {
+    Api::new(move |seen| {
+        let answer = if seen.token() == Some("t0") { answering() } else { answer(200) };
+        async move { answer }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn which_answers_renew_the_token() {
+    type Headers = &'static [(&'static str, &'static str)];
+    const CHALLENGE: &str = "www-authenticate";
+    const TABLE: &[(u16, Headers, bool)] = &[
+        (401, &[], true),
+        (401, &[(CHALLENGE, "Bearer")], true),
+        (401, &[(CHALLENGE, "Basic realm=\"x\""), (CHALLENGE, "Bearer")], true),
+        (401, &[(CHALLENGE, "Basic realm=\"x\"")], false),
+        (401, &[(CHALLENGE, "Bearer error=\"insufficient_scope\"")], false),
+        (401, &[(CHALLENGE, "Bearer error=\"insufficient_user_authentication\"")], false),
+        (401, &[(CHALLENGE, "Bearer error=\"insufficient_claims\"")], false),
+        (401, &[(CHALLENGE, "Basic"), ("refreshed-api-token", "c1")], true),
+        (403, &[], false),
+        (403, &[(CHALLENGE, "Bearer error=\"invalid_token\"")], true),
+        (403, &[("refreshed-api-token", "c1")], true),
+        (407, &[(CHALLENGE, "Bearer error=\"invalid_token\"")], false),
+        (421, &[], false),
+        (425, &[], false),
+        (419, &[], false),
+    ];
+    for (status, headers, refused) in TABLE {
+        let issuer = Issuer::new([]);
+        let session = builder(&issuer).build().unwrap();
+        let (status, headers) = (*status, *headers);
+        let api = refusing(move || headers.iter().fold(answer(status), |answer, (name, value)| answer.header(*name, *value)));
+        let response = api.client(&session).get(url("/")).send().await.unwrap();
+        let expected = if *refused { 200 } else { status };
+        assert_eq!(response.status().as_u16(), expected, "{status} {headers:?}");
+        assert_eq!(outcome_of(&response).replayed, *refused, "{status} {headers:?}");
+        let captured = headers.iter().any(|(name, _)| *name == "refreshed-api-token");
+        assert_eq!(issuer.calls(), usize::from(*refused && !captured), "{status} {headers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_403_refuses_a_token_that_has_ended_meanwhile() {
+    let issuer = Issuer::new([]);
+    let tokens = pair("t0", "r0").with_expires_in(10 * SECOND);
+    let session =
+        Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).refresh_ahead(Duration::ZERO).build().unwrap();
+    let api = Api::new(|seen| async move {
+        if seen.token() == Some("t0") {
+            tokio::time::sleep(11 * SECOND).await;
+            return answer(403);
+        }
+        answer(200)
+    });
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((issuer.calls(), api.tokens_seen()), (1, vec!["t0".to_owned(), "t1".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_if_replaces_the_rule_and_is_handed_the_verdict() {
+    let issuer = Issuer::new([]);
+    let verdicts = Arc::new(Mutex::new(Vec::new()));
+    let rule = {
+        let verdicts = Arc::clone(&verdicts);
+        move |response: &reqwest::Response, verdict: reqwest_reauth::Verdict| {
+            verdicts.lock().unwrap().push((response.status().as_u16(), verdict.refused, verdict.token_expired));
+            response.status() == 419
+        }
+    };
+    let session = builder(&issuer).rejected_if(rule).build().unwrap();
+    let response = refusing(|| answer(419)).client(&session).get(url("/")).send().await.unwrap();
+    assert!(response.status() == 200 && outcome_of(&response).replayed);
+    assert_eq!(*verdicts.lock().unwrap(), [(419, false, false), (200, false, false)]);
+
+    verdicts.lock().unwrap().clear();
+    let api = Api::accepting(|_| false);
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
+    assert_eq!((&*verdicts.lock().unwrap(), api.seen().len(), issuer.calls()), (&vec![(401, true, false)], 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_refusal_of_an_old_token_is_replayed_without_a_call() {
+    let issuer = Issuer::new([]);
+    let session = builder(&issuer).build().unwrap();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let api = Api::new({
+        let gate = Arc::clone(&gate);
+        move |seen| {
+            let gate = Arc::clone(&gate);
+            async move {
+                if seen.token() != Some("t0") {
+                    return answer(200);
+                }
+                gate.acquire().await.unwrap().forget();
+                answer(401)
+            }
+        }
+    });
+    let client = api.client(&session);
+    let requests: Vec<_> = (0..20).map(|_| tokio::spawn(client.get(url("/")).send())).collect();
+    settle().await;
+    session.refresh().await.unwrap();
+    gate.add_permits(20);
+    for request in requests {
+        let response = request.await.unwrap().unwrap();
+        assert!(response.status() == 200 && outcome_of(&response).replayed && !outcome_of(&response).refreshed);
+    }
+    assert_eq!(issuer.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_cannot_renew_hands_the_refusal_through() {
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).build().unwrap();
+    let api = Api::accepting(|_| false);
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), api.seen().len()), (401, 1));
+    assert!(outcome_of(&response).refresh_error.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_on_trial_is_not_renewed_again_until_it_was_accepted_or_the_pause_is_over() {
+    let issuer = Issuer::new([]);
+    let session = builder(&issuer).build().unwrap();
+    let refusing = Api::accepting(|_| false);
+    let client = refusing.client(&session);
+    let response = client.get(url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), issuer.calls()), (401, 1));
+    assert_eq!(outcome_of(&response).not_replayed, Some(NotReplayed::AlreadyReplayed));
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 401);
+    assert_eq!((issuer.calls(), session.state()), (1, SessionState::Active));
+
+    // An answer of another kind accepts it, even a 500.
+    let other = Api::new(|_| async { answer(500) });
+    other.client(&session).get(url("/")).send().await.unwrap();
+    client.get(url("/")).send().await.unwrap();
+    assert_eq!(issuer.calls(), 2);
+
+    tokio::time::advance(10 * SECOND).await;
+    client.get(url("/")).send().await.unwrap();
+    assert_eq!(issuer.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_from_the_store_is_not_on_trial() {
+    let issuer = Issuer::new([]);
+    let store = support::store::FakeStore::holding(pair("s", "rs"));
+    let session = builder(&issuer).store(store).build().unwrap();
+    let api = Api::accepting(|token| token == "t1");
+    let client = api.client(&session);
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 401);
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((api.tokens_seen(), issuer.calls()), (["t0", "s", "s", "t1"].map(str::to_owned).to_vec(), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requests_own_timeout_bounds_its_wait_and_the_flight_goes_on() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        for answered in [false, true] {
+            let issuer = Issuer::new([Turn::Issue(20 * SECOND, None)]);
+            let mut tokens = pair("t0", "r0");
+            if !answered {
+                tokens = tokens.with_expires_in(Duration::ZERO);
+            }
+            let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).on_refresh_failure(choice);
+            let session = session.build().unwrap();
+            let api = Api::accepting(|token| token == "t1");
+            let client = api.client(&session);
+            let begun = Instant::now();
+            let result = client.get(url("/")).timeout(3 * SECOND).send().await;
+            assert_eq!(begun.elapsed(), 3 * SECOND);
+            let error = match result {
+                Ok(response) => {
+                    assert!(answered && choice == OnRefreshFailure::ReturnResponse);
+                    assert_eq!(response.status(), 401);
+                    outcome_of(&response).refresh_error.unwrap()
+                }
+                Err(error) => Error::find_in(&error).unwrap().clone(),
+            };
+            assert_eq!(error.kind(), ErrorKind::TimedOut);
+            assert_eq!(error.api_status().map(|status| status.as_u16()), answered.then_some(401));
+            assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+            assert_eq!(issuer.calls(), 1);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_failed_refresh_the_refused_token_is_not_sent_again() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+        let session = builder(&issuer).on_refresh_failure(choice).build().unwrap();
+        let api = refusing(|| answer(401).header("x-says", "no"));
+        let error = match api.client(&session).get(url("/")).send().await {
+            Ok(response) => {
+                assert_eq!((response.status().as_u16(), &response.headers()["x-says"]), (401, &"no".parse().unwrap()));
+                outcome_of(&response).refresh_error.unwrap()
+            }
+            Err(error) => Error::find_in(&error).unwrap().clone(),
+        };
+        assert_eq!((error.kind(), error.status().unwrap().as_u16()), (ErrorKind::Unavailable, 502));
+        assert_eq!((error.api_status().unwrap().as_u16(), api.seen().len()), (401, 1));
+    }
+}
+
+fn under_retry(api: &Api, session: &Session) -> ClientWithMiddleware {
+    let policy = ExponentialBackoff::builder().build_with_max_retries(3);
+    let client = ClientBuilder::new(reqwest::Client::new()).with(RetryTransientMiddleware::new_with_policy(policy));
+    client.with_session(session.clone()).with(api.clone()).build()
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_an_outer_retry_a_request_is_replayed_once_and_starts_one_refresh() {
+    let issuer = Issuer::new([]);
+    let session = builder(&issuer).build().unwrap();
+    // 401, replayed: 503, retried: the fresh token is refused too.
+    let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let api = Api::new(move |_| {
+        let status = [401, 503, 401, 503][count.fetch_add(1, std::sync::atomic::Ordering::SeqCst).min(3)];
+        async move { answer(status) }
+    });
+    let response = under_retry(&api, &session).get(url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), issuer.calls()), (401, 1));
+    assert_eq!(outcome_of(&response).not_replayed, Some(NotReplayed::AlreadyReplayed));
+    assert_eq!(api.tokens_seen(), ["t0", "t1", "t1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_refresh_is_found_under_an_outer_retry_and_not_retried() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = builder(&issuer).build().unwrap();
+    let api = Api::accepting(|_| false);
+    let error = error_of(under_retry(&api, &session).get(url("/")).send().await);
+    assert_eq!((error.kind(), error.api_status().unwrap().as_u16()), (ErrorKind::Unavailable, 401));
+    assert_eq!((api.seen().len(), issuer.calls()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_without_an_access_token_that_comes_during_a_request_is_renewed_for_its_replay() {
+    let issuer = Issuer::new([]);
+    let session = builder(&issuer).build().unwrap();
+    let api = Api::new({
+        let session = session.clone();
+        move |seen| {
+            let session = session.clone();
+            async move {
+                if seen.token() != Some("t0") {
+                    return answer(200);
+                }
+                session.replace_tokens(Tokens::from_refresh_token("rn").unwrap()).await.unwrap();
+                answer(401)
+            }
+        }
+    });
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((issuer.asked(), api.tokens_seen()), (vec![Some("rn".to_owned())], vec!["t0".to_owned(), "t1".to_owned()]));
+}

@@ -1,0 +1,178 @@
+//! Many sessions in one process: what each costs, and that none leaves a trace or delays another.
+
+mod support;
+
+use std::{sync::Mutex, time::Duration};
+
+use http::Extensions;
+use peak_alloc::PeakAlloc;
+use reqwest::{Request, Response, ResponseBuilderExt, header::AUTHORIZATION};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
+use reqwest_reauth::{ClientBuilderExt, OAuthRefresh, Outcome, Session, Tokens, refresh_with};
+use support::{ORIGIN, url};
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    time::Instant,
+};
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+/// What is in use is counted for the whole process: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The end of the chain: refuses every token but `new`, and keeps nothing.
+struct Api;
+
+#[async_trait::async_trait]
+impl Middleware for Api {
+    async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+        let status = if request.headers()[AUTHORIZATION] == "Bearer new" { 200 } else { 401 };
+        let answer = http::Response::builder().status(status).url(request.url().clone());
+        Ok(answer.body("").unwrap().into())
+    }
+}
+
+fn client() -> ClientWithMiddleware {
+    ClientBuilder::new(reqwest::Client::new()).with_scoped_sessions().with(Api).build()
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
+/// A session whose token is refused, and renewed, at its first request.
+fn session() -> Session {
+    let tokens = Tokens::new("old").unwrap().with_refresh_token("r").unwrap().with_expires_in(Duration::from_secs(3600));
+    let renew =
+        refresh_with(|_| async { Ok(Tokens::new("new")?.with_refresh_token("s")?.with_expires_in(Duration::from_secs(3600))) });
+    Session::builder(tokens).origin(ORIGIN).refresher(renew).build().unwrap()
+}
+
+async fn send(client: &ClientWithMiddleware, session: &Session) -> Response {
+    session.scope(client.get(url("/")).send()).await.unwrap()
+}
+
+/// Sends through each, refused and renewed once.
+async fn use_all(client: &ClientWithMiddleware, sessions: &[Session]) {
+    for session in sessions {
+        let response = send(client, session).await;
+        assert_eq!(response.status(), 200);
+        assert!(response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.refreshed && outcome.replayed));
+    }
+}
+
+/// Tasks that have ended are let go of by the runtime when it runs next.
+async fn settled() {
+    while Handle::current().metrics().num_alive_tasks() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn a_session_costs_at_most_two_kibibytes() {
+    const SESSIONS: usize = 10_000;
+    let _alone = ALONE.lock();
+    runtime().block_on(async {
+        let client = client();
+        use_all(&client, &[session()]).await;
+        settled().await;
+        let mut sessions = Vec::with_capacity(SESSIONS);
+        let before = MEMORY.current_usage();
+        sessions.extend((0..SESSIONS).map(|_| session()));
+        let fresh = (MEMORY.current_usage() - before) / SESSIONS;
+        use_all(&client, &sessions).await;
+        settled().await;
+        let used = MEMORY.current_usage().saturating_sub(before) / SESSIONS;
+        assert!(fresh <= 2048 && used <= 2048, "{fresh} bytes a session, {used} after a request and a refresh");
+        println!("{fresh} bytes a session, {used} after a request and a refresh");
+    });
+}
+
+#[test]
+fn a_session_with_a_token_endpoint_costs_at_most_two_kibibytes() {
+    const SESSIONS: usize = 10_000;
+    let _alone = ALONE.lock();
+    let with_endpoint = || {
+        let endpoint = OAuthRefresh::new("https://api.example.com/oauth/access_token").client_id("c");
+        let tokens = Tokens::new("t").unwrap().with_refresh_token("r").unwrap();
+        Session::builder(tokens).origin(ORIGIN).refresher(endpoint).build().unwrap()
+    };
+    drop(with_endpoint());
+    let mut sessions = Vec::with_capacity(SESSIONS);
+    let before = MEMORY.current_usage();
+    sessions.extend((0..SESSIONS).map(|_| with_endpoint()));
+    let each = (MEMORY.current_usage() - before) / SESSIONS;
+    assert!(each <= 2048, "{each} bytes a session");
+    println!("{each} bytes a session with a token endpoint");
+}
+
+#[test]
+fn an_idle_session_runs_no_task_and_no_thread() {
+    let _alone = ALONE.lock();
+    runtime().block_on(async {
+        let client = client();
+        let threads = threads();
+        let sessions: Vec<_> = (0..1_000).map(|_| session()).collect();
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+        use_all(&client, &sessions).await;
+        settled().await;
+        // A timer is held by a task: without tasks there is none. Time passes, and nobody wakes up either.
+        tokio::time::sleep(Duration::from_secs(86_400)).await;
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+        assert_eq!(threads, self::threads());
+    });
+}
+
+/// The threads of this process, where the system tells. The harness runs the other tests on some of them, which wait.
+fn threads() -> Option<usize> {
+    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+}
+
+#[test]
+fn a_hundred_thousand_sessions_come_and_go_without_a_trace() {
+    const SESSIONS: usize = 100_000;
+    let _alone = ALONE.lock();
+    runtime().block_on(async {
+        let client = client();
+        // What the runtime, the client and the thread keep for good is there after some have come and gone.
+        use_all(&client, &(0..1_000).map(|_| session()).collect::<Vec<_>>()).await;
+        settled().await;
+        let before = MEMORY.current_usage();
+        let mut sessions: Vec<_> = (0..SESSIONS).map(|_| session()).collect();
+        use_all(&client, &sessions).await;
+        settled().await;
+        sessions.clear();
+        sessions.shrink_to_fit();
+        let left = MEMORY.current_usage().saturating_sub(before);
+        assert!(left < 4096, "{left} bytes are left of {SESSIONS} sessions");
+        println!("{left} bytes are left of {SESSIONS} sessions");
+    });
+}
+
+#[test]
+fn one_tenants_slow_refresh_delays_no_other() {
+    let _alone = ALONE.lock();
+    runtime().block_on(async {
+        let client = client();
+        let slow = refresh_with(|_| async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Tokens::new("new")
+        });
+        let slow = Session::builder(Tokens::new("old").unwrap()).origin(ORIGIN).refresher(slow).build().unwrap();
+        let start = Instant::now();
+        let waiting = tokio::spawn(slow.scope({
+            let client = client.clone();
+            async move { client.get(url("/")).send().await.unwrap().status() }
+        }));
+        tokio::task::yield_now().await;
+        for _ in 0..1_000 {
+            assert_eq!(send(&client, &session()).await.status(), 200);
+        }
+        // The clock is paused: it moves on only when all who can run have run.
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert!(!waiting.is_finished());
+        assert_eq!(waiting.await.unwrap(), 200);
+        assert!(start.elapsed() >= Duration::from_secs(2));
+    });
+}

@@ -1,0 +1,336 @@
+//! A session's life: its state, its subscribers, and the user's word against a flight (contract §6).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::time::Duration;
+
+use reqwest_reauth::{ErrorKind, Event, OnRefreshFailure, Session, SessionBuilder, SessionState, Tokens};
+use support::{
+    Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, outcome_of, pair, settle,
+    store::{Call, FakeStore, Fate},
+    texts, unavailable, until, url,
+};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, advance},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn builder(issuer: &Issuer) -> SessionBuilder {
+    Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone())
+}
+
+fn session(issuer: &Issuer) -> Session {
+    builder(issuer).build().unwrap()
+}
+
+fn refreshing(session: &Session) -> JoinHandle<Result<Tokens, reqwest_reauth::Error>> {
+    let session = session.clone();
+    tokio::spawn(async move { session.refresh().await })
+}
+
+/// Notes each state that a subscriber is told, until the session is closed.
+fn record(session: &Session) -> JoinHandle<Vec<SessionState>> {
+    let mut states = session.subscribe();
+    tokio::spawn(async move {
+        let mut told = vec![*states.borrow_and_update()];
+        while told.last() != Some(&SessionState::Closed) && states.changed().await.is_ok() {
+            told.push(*states.borrow_and_update());
+        }
+        told
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_and_subscribers_tell_the_truth_at_each_step() {
+    use SessionState::{Active, Closed, CoolingDown, LoginRequired, Refreshing};
+    let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Fail(SECOND, dead), Turn::Gated]);
+    let session = session(&issuer);
+    let told = record(&session);
+    settle().await;
+    session.refresh().await.unwrap_err();
+    assert_eq!(session.state(), CoolingDown);
+    tokio::time::sleep(10 * SECOND).await;
+    assert_eq!(session.state(), Active);
+    settle().await;
+    session.refresh().await.unwrap_err();
+    settle().await;
+    assert_eq!(session.state(), LoginRequired);
+    session.replace_tokens(pair("new", "rn")).await.unwrap();
+    assert_eq!(session.state(), Active);
+    settle().await;
+    let refresh = refreshing(&session);
+    until(&session, Refreshing).await;
+    settle().await;
+    session.clear().await.unwrap();
+    assert_eq!(session.state(), LoginRequired);
+    settle().await;
+    session.close().await.unwrap();
+    assert_eq!(session.state(), Closed);
+    refresh.await.unwrap().unwrap_err();
+    let expected =
+        [Active, Refreshing, CoolingDown, Active, Refreshing, LoginRequired, Active, Refreshing, LoginRequired, Closed];
+    assert_eq!(told.await.unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_subscribes_in_a_cool_down_hears_when_it_is_over() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = session(&issuer);
+    session.refresh().await.unwrap_err();
+    let begun = Instant::now();
+    until(&session, SessionState::Active).await;
+    assert!((10..=11).contains(&begun.elapsed().as_secs()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cool_down_costs_one_timer_however_much_happens_in_it() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = session(&issuer);
+    let _subscriber = session.subscribe();
+    session.refresh().await.unwrap_err();
+    settle().await;
+    let before = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let api = Api::new(|_| async { answer(200).header("refreshed-api-token", "t0") });
+    for _ in 0..50 {
+        api.client(&session).get(url("/")).send().await.unwrap();
+    }
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_lengthens_the_cool_down_up_to_five_minutes() {
+    for (asked, expected) in [(0, 10), (60, 60), (86_400, 300)] {
+        let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable().with_retry_after(asked * SECOND))]);
+        let session = session(&issuer);
+        session.refresh().await.unwrap_err();
+        let error = error_of(Api::accepting(|_| false).client(&session).get(url("/")).send().await);
+        assert_eq!((error.kind(), error.retry_after()), (ErrorKind::CoolingDown, Some(asked * SECOND)));
+        advance(Duration::from_secs(expected - 1)).await;
+        assert_eq!(session.state(), SessionState::CoolingDown, "{asked}");
+        advance(SECOND).await;
+        assert_eq!(session.state(), SessionState::Active, "{asked}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refresh_does_not_heed_the_cool_down_and_a_good_token_is_still_sent_in_it() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = session(&issuer);
+    session.refresh().await.unwrap_err();
+    let api = Api::accepting(|_| true);
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(store_texts(&session.refresh().await.unwrap()), texts("t2", "r2"));
+    assert_eq!(session.state(), SessionState::Active);
+}
+
+fn store_texts(tokens: &Tokens) -> (String, String) {
+    support::store::texts(tokens)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_capture_during_a_flight_frees_new_requests_and_is_replaced_by_what_the_flight_brings() {
+    let issuer = Issuer::new([Turn::Gated]);
+    let session = session(&issuer);
+    let api = Api::new(|seen| async move {
+        match (seen.token(), seen.url.ends_with("/capture")) {
+            (Some("t0"), true) => answer(200).header("refreshed-api-token", "c1"),
+            (Some("t0"), false) => answer(401),
+            _ => answer(200),
+        }
+    });
+    let client = api.client(&session);
+    // Sent with the old token, and answered after the flight has begun.
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let late = Api::new({
+        let gate = std::sync::Arc::clone(&gate);
+        move |_| {
+            let gate = std::sync::Arc::clone(&gate);
+            async move {
+                gate.notified().await;
+                answer(200).header("refreshed-api-token", "c1")
+            }
+        }
+    });
+    let late = tokio::spawn(late.client(&session).get(url("/capture")).send());
+    settle().await;
+    let refused = tokio::spawn(client.get(url("/")).send());
+    until(&session, SessionState::Refreshing).await;
+    let waiting = tokio::spawn(client.get(url("/")).send());
+    settle().await;
+    assert!(!waiting.is_finished());
+    gate.notify_one();
+    assert!(outcome_of(&late.await.unwrap().unwrap()).captured);
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(api.tokens_seen().last().unwrap(), "c1");
+    issuer.gate.add_permits(1);
+    assert_eq!(refused.await.unwrap().unwrap().status(), 200);
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+    assert_eq!((held(&session), session.generation()), (texts("t1", "r1"), 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_fails_is_no_failure_where_the_token_has_changed_meanwhile() {
+    let issuer = Issuer::new([Turn::Fail(5 * SECOND, unavailable())]);
+    let session = session(&issuer);
+    let api = Api::new(|seen| async move {
+        if seen.url.ends_with("/late") {
+            tokio::time::sleep(2 * SECOND).await;
+            return answer(200).header("refreshed-api-token", "c1");
+        }
+        answer(if seen.token() == Some("c1") { 200 } else { 401 })
+    });
+    let client = api.client(&session);
+    let late = tokio::spawn(client.get(url("/late")).send());
+    settle().await;
+    let response = client.get(url("/")).send().await.unwrap();
+    assert!(response.status() == 200 && outcome_of(&response).replayed && !outcome_of(&response).refreshed);
+    late.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_tokens_free_those_who_wait_and_what_the_flight_brings_is_dropped() {
+    let issuer = Issuer::new([Turn::Issue(60 * SECOND, None)]);
+    let session = session(&issuer);
+    let api = Api::accepting(|token| token == "new");
+    let requests: Vec<_> = (0..9).map(|_| tokio::spawn(api.client(&session).get(url("/")).send())).collect();
+    until(&session, SessionState::Refreshing).await;
+    settle().await;
+    let begun = Instant::now();
+    session.replace_tokens(pair("new", "rn")).await.unwrap();
+    for request in requests {
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    advance(120 * SECOND).await;
+    settle().await;
+    assert_eq!((held(&session), issuer.most()), (texts("new", "rn"), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clear_frees_those_who_wait_unsent() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
+    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+    let api = Api::accepting(|_| true);
+    let requests: Vec<_> = (0..9).map(|_| tokio::spawn(api.client(&session).get(url("/")).send())).collect();
+    until(&session, SessionState::Refreshing).await;
+    settle().await;
+    session.clear().await.unwrap();
+    for request in requests {
+        let error = error_of(request.await.unwrap());
+        assert_eq!((error.kind(), error.api_status()), (ErrorKind::LoginRequired, None));
+    }
+    assert!(api.seen().is_empty() && session.tokens().is_none());
+    session.replace_tokens(pair("new", "rn")).await.unwrap();
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_flights_in_a_row_are_never_two_calls_at_once() {
+    let issuer = Issuer::new([Turn::Issue(5 * SECOND, None), Turn::Issue(5 * SECOND, None)]);
+    let store = FakeStore::default();
+    store.next(Call::Save, [Fate::Gated]);
+    let session = builder(&issuer).store(store.clone()).build().unwrap();
+    let first = refreshing(&session);
+    tokio::time::sleep(6 * SECOND).await;
+    // The first is saving what it brought.
+    let replace = tokio::spawn({
+        let session = session.clone();
+        async move { session.replace_tokens(pair("new", "rn")).await }
+    });
+    settle().await;
+    let second = refreshing(&session);
+    settle().await;
+    assert_eq!(issuer.calls(), 1);
+    store.open_gate();
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    replace.await.unwrap().unwrap();
+    assert_eq!((issuer.most(), issuer.asked()), (1, vec![Some("r0".to_owned()), Some("rn".to_owned())]));
+    assert_eq!((held(&session), store.held()), (texts("t2", "r2"), Some(texts("t2", "r2"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_lets_a_flight_end_that_has_only_just_begun() {
+    let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
+    let session = session(&issuer);
+    // Polled once: the flight has its place, and its task has not run yet.
+    let mut refresh = Box::pin(session.refresh());
+    assert!(futures_poll(refresh.as_mut()).is_none());
+    session.close().await.unwrap();
+    assert_eq!((issuer.calls(), held(&session)), (1, texts("t1", "r1")));
+    assert_eq!(refresh.await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(session.replace_tokens(pair("new", "rn")).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(session.clear().await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(issuer.calls(), 1);
+}
+
+fn futures_poll<T>(future: std::pin::Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Option<T> {
+    match future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(value) => Some(value),
+        std::task::Poll::Pending => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_refused_when_the_session_was_closed_is_not_sent_again() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        let issuer = Issuer::new([]);
+        let session = builder(&issuer).on_refresh_failure(choice).build().unwrap();
+        let api = Api::new({
+            let session = session.clone();
+            move |_| {
+                let session = session.clone();
+                async move {
+                    session.close().await.unwrap();
+                    answer(401)
+                }
+            }
+        });
+        let kind = match api.client(&session).get(url("/")).send().await {
+            Ok(response) => outcome_of(&response).refresh_error.unwrap().kind(),
+            error => error_of(error).kind(),
+        };
+        assert_eq!((kind, api.seen().len(), issuer.calls()), (ErrorKind::Closed, 1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_can_use_the_session_and_its_panic_changes_nothing() {
+    let issuer = Issuer::new([]);
+    let events = Events::default();
+    let slot: std::sync::Arc<std::sync::OnceLock<Session>> = std::sync::Arc::default();
+    let session = builder(&issuer)
+        .on_event({
+            let slot = std::sync::Arc::clone(&slot);
+            move |_| {
+                if let Some(session) = slot.get() {
+                    let _ = (session.state(), session.tokens(), session.subscribe());
+                }
+            }
+        })
+        .on_event(|_| panic!("the listener panics"))
+        .on_event(events.listener())
+        .build()
+        .unwrap();
+    slot.set(session.clone()).unwrap();
+    let api = Api::accepting(|token| token == "t1");
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    let names: Vec<_> = events.all().iter().map(name).collect();
+    assert_eq!(names, ["started 1", "refreshed 2 after 1", "replayed 2: 200"]);
+}
+
+fn name(event: &Event) -> String {
+    match event {
+        Event::RefreshStarted { generation } => format!("started {generation}"),
+        Event::Refreshed { generation, attempts } => format!("refreshed {generation} after {attempts}"),
+        Event::Replayed { generation, status } => format!("replayed {generation}: {}", status.as_u16()),
+        other => format!("{other:?}"),
+    }
+}
