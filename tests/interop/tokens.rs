@@ -20,8 +20,10 @@ async fn tokens_of_two_seconds_are_renewed_in_time_whether_jwt_or_opaque() {
             requests += 1;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        // Joins the refresh that may be under way.
+        session.refresh().await.unwrap();
         let calls = peers.hits("POST /token").await;
-        assert!(requests > 20 && (2..=4).contains(&calls), "{format}: {requests} requests, {calls} calls");
+        assert!(requests > 20 && (2..=5).contains(&calls), "{format}: {requests} requests, {calls} calls");
         assert_eq!(session.generation(), 1 + calls);
         if format == "opaque" {
             // Nothing rounds its end: it is renewed before the provider refuses it.
