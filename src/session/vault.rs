@@ -14,11 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    Session,
-    flight::{Cell, unwound},
-    memory::Memory,
-};
+use super::{Session, cell::Cell, flight::unwound, memory::Memory};
 use crate::{
     error::{Error, ErrorKind},
     event::Event,
