@@ -7,13 +7,13 @@ use http::{
 use reqwest::{Request, Response};
 use reqwest_middleware::Next;
 
-use super::{Anonymous, Found, Future, Sent, SessionSource, is_left_alone, may_be_refusal, middleware, unsent};
-use crate::{error::Error, session::State};
+use super::{Found, Future, Sent, SessionSource, is_left_alone, may_be_refusal, middleware, unsent};
+use crate::{anonymous::Anonymous, error::Error, session::State};
 
 /// Puts `Authorization: Bearer …` on requests to the session's origins, and notes which generation of the token it was.
 ///
 /// The innermost of the four. It knows neither expiry nor refusals: those are [`Refresh`](super::Refresh)'s. A request with an
-/// `Authorization` of its own, with [`Anonymous`](super::Anonymous), or to another origin passes as it is. A session without a
+/// `Authorization` of its own, with [`Anonymous`], or to another origin passes as it is. A session without a
 /// token, or a closed one, fails the request unsent.
 ///
 /// ```

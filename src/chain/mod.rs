@@ -27,6 +27,7 @@ pub use self::{
     replay::{Replay, ReplayBody},
 };
 use crate::{
+    anonymous::Anonymous,
     error::{Error, ErrorKind},
     outcome::Outcome,
     policy,
@@ -75,19 +76,6 @@ impl From<Session> for SessionSource {
         Self::Fixed(session)
     }
 }
-
-/// Put among a request's extensions, sends it without a token: nothing is captured from it, refreshed or replayed for it.
-///
-/// ```no_run
-/// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
-/// use reqwest_reauth::Anonymous;
-///
-/// let health = client.get("https://api.example.com/health").with_extension(Anonymous).send().await?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct Anonymous;
 
 /// Changes the outcome that an answer carries.
 fn note_outcome(response: &mut Response, change: impl FnOnce(&mut Outcome)) {

@@ -4,11 +4,7 @@
 //! it goes on, since the token endpoint may have spent the refresh token already.
 
 use std::{
-    future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    task::Poll,
     time::Duration,
 };
 
@@ -30,6 +26,7 @@ use crate::{
     refresher::{Flight, FlightLog, Refresher},
     telemetry,
     token::{Arrival, RefreshToken, Tokens},
+    unwind::unwound,
 };
 
 /// Takes a flight off. Without a runtime to run it, it ends at once.
@@ -281,14 +278,4 @@ impl FlightLog for Log {
 
 fn overtaken() -> Error {
     Error::new(ErrorKind::Internal, "the tokens were replaced during the refresh")
-}
-
-/// `None` if the future panicked.
-pub(super) async fn unwound<F: Future>(future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(poll) => poll.map(Some),
-        Err(_) => Poll::Ready(None),
-    })
-    .await
 }
