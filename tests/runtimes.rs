@@ -25,7 +25,9 @@ fn runtime() -> Runtime {
 }
 
 fn session(issuer: &Issuer, store: impl TokenStore) -> Session {
-    Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store).build().unwrap()
+    // What hangs is not to be helped by a time limit.
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store);
+    session.store_timeout(2 * BOUND).build().unwrap()
 }
 
 #[test]
@@ -124,6 +126,20 @@ fn a_captured_token_whose_saver_went_away_with_its_runtime_is_saved_later() {
     second.block_on(session.refresh()).unwrap();
     let saves = store.saves();
     assert_eq!(saves, [texts("c1", "r0"), texts("t1", "r1")]);
+}
+
+#[test]
+fn a_captured_token_whose_saver_was_still_waiting_for_the_lock_is_saved_later() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, store.clone());
+    let (first, second) = (runtime(), runtime());
+    let other = second.block_on(store.occupy());
+    let api = Api::new(|_| async { support::answer(200).header("refreshed-api-token", "c1") });
+    first.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    first.shutdown_timeout(BOUND);
+    drop(other);
+    second.block_on(session.refresh()).unwrap();
+    assert_eq!(store.saves(), [texts("c1", "r0"), texts("t1", "r1")]);
 }
 
 #[test]
