@@ -91,6 +91,23 @@ mod tests {
     }
 
     #[test]
+    fn a_url_that_is_written_otherwise_is_still_of_the_origin() {
+        // Never with the prefix that a normalised URL has, so that scheme, host and port decide.
+        let table = [
+            ("https://api.example.com", "https://user@api.example.com/", true),
+            ("http://localhost:8080", "http://user@localhost:8080/", true),
+            ("https://api.example.com", "http://user@api.example.com:443/", false),
+            ("http://localhost:443", "https://user@localhost/", false),
+            ("https://api.example.com", "https://user@api.example.com:8443/", false),
+            ("https://api.example.com", "https://user@www.example.com/", false),
+        ];
+        for (origin, url, expected) in table {
+            let covers = Origin::parse(origin, false).unwrap().covers(&Url::parse(url).unwrap());
+            assert_eq!(covers, expected, "{origin} {url}");
+        }
+    }
+
+    #[test]
     fn what_is_no_safe_origin_is_refused() {
         for bad in [
             "",

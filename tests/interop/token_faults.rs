@@ -119,7 +119,7 @@ async fn each_fault_of_the_token_endpoint_ends_as_it_has_to() {
             }
         }
         if let Some(held_up) = fault.strip_prefix("slow ") {
-            // By then nginx would have passed the first call on, and the provider would have revoked the grant.
+            // The first call, had nginx passed it on after all, would have cost the grant by now.
             tokio::time::sleep_until((begun + MS(held_up.parse().unwrap()) + MS(300)).into()).await;
         }
         // Who asks past the cool-down gets tokens, unless the provider has revoked the grant.
