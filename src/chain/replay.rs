@@ -40,14 +40,14 @@ impl Replay {
     }
 
     fn down<'a>(&'a self, mut request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        let again = if is_left_alone(&request, extensions) || self.goes_elsewhere(&request, extensions) {
-            give_first_body(&mut request, extensions).map(|()| None)
-        } else {
-            Again::of(&mut request, extensions).map(Some)
-        };
-        let again = match again {
-            Ok(Some(again)) => again,
-            Ok(None) => return next.run(request, extensions),
+        if is_left_alone(&request, extensions) || self.goes_elsewhere(&request, extensions) {
+            return match give_first_body(&mut request, extensions) {
+                Ok(()) => next.run(request, extensions),
+                Err(error) => Box::pin(std::future::ready(Err(Error::middleware(error)))),
+            };
+        }
+        let again = match Again::of(&mut request, extensions) {
+            Ok(again) => again,
             Err(error) => return Box::pin(std::future::ready(Err(Error::middleware(error)))),
         };
         Box::pin(async move {
