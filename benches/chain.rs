@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     }
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/micro/Cargo.toml");
     let table = Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--release", "--locked", "--bin", "table", "--manifest-path"])
+        .args(["run", "--quiet", "--release", "--bin", "table", "--manifest-path"])
         .arg(manifest)
         .status();
     match table {

@@ -79,6 +79,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod anonymous;
 mod chain;
 mod error;
 mod event;
@@ -97,8 +98,10 @@ mod telemetry;
 #[cfg(feature = "test-util")]
 pub mod testing;
 mod token;
+mod unwind;
 
-pub use chain::{Anonymous, Authorize, Capture, ClientBuilderExt, Refresh, Replay, ReplayBody, SessionSource};
+pub use anonymous::Anonymous;
+pub use chain::{Authorize, Capture, ClientBuilderExt, Refresh, Replay, ReplayBody, SessionSource};
 pub use error::{Error, ErrorKind};
 pub use event::{CaptureIgnored, Event, NotReplayed};
 pub use oauth::OAuthRefresh;

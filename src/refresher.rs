@@ -42,6 +42,8 @@ pub trait Refresher: Send + Sync + 'static {
     }
 
     /// Whether these tokens are enough to ask with. Where they are not, a refused answer is handed to the caller. Default: yes.
+    ///
+    /// It is asked whenever the session changes, with the session locked: look at the tokens, and at nothing else.
     fn can_refresh(&self, tokens: &Tokens) -> bool {
         let _ = tokens;
         true

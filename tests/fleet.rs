@@ -118,6 +118,16 @@ struct Toll {
     path: std::path::PathBuf,
 }
 
+/// Some way into a rotation, however busy the machine is; a worker whose login is lost makes no more of them.
+fn a_moment_of_rotation(server: &AuthServer) {
+    let enough = server.token_calls() + fastrand::u64(0..3);
+    let patience = std::time::Instant::now() + Duration::from_millis(150);
+    while server.token_calls() < enough && std::time::Instant::now() < patience {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    std::thread::sleep(Duration::from_micros(fastrand::u64(0..10_000)));
+}
+
 /// Two hundred times: a worker that rotates all the time, killed at a random moment; then the next one, on the same file.
 async fn kill_two_hundred(rotation: Rotation) -> Toll {
     const KILLS: usize = 200;
@@ -134,7 +144,7 @@ async fn kill_two_hundred(rotation: Rotation) -> Toll {
         let name = number.to_string();
         let mut worker = Worker::start("rotate", &name, &server, path.to_str().unwrap(), &given);
         assert_eq!(worker.says().as_deref(), Some("ready"));
-        std::thread::sleep(Duration::from_micros(fastrand::u64(0..60_000)));
+        a_moment_of_rotation(&server);
         let said = worker.kill();
         last_calls_are_over(&server);
         asked.note(&server);

@@ -25,7 +25,9 @@ fn runtime() -> Runtime {
 }
 
 fn session(issuer: &Issuer, store: impl TokenStore) -> Session {
-    Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store).build().unwrap()
+    // What hangs is not to be helped by a time limit.
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store);
+    session.store_timeout(2 * BOUND).build().unwrap()
 }
 
 #[test]
@@ -127,6 +129,20 @@ fn a_captured_token_whose_saver_went_away_with_its_runtime_is_saved_later() {
 }
 
 #[test]
+fn a_captured_token_whose_saver_was_still_waiting_for_the_lock_is_saved_later() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, store.clone());
+    let (first, second) = (runtime(), runtime());
+    let other = second.block_on(store.occupy());
+    let api = Api::new(|_| async { support::answer(200).header("refreshed-api-token", "c1") });
+    first.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    first.shutdown_timeout(BOUND);
+    drop(other);
+    second.block_on(session.refresh()).unwrap();
+    assert_eq!(store.saves(), [texts("c1", "r0"), texts("t1", "r1")]);
+}
+
+#[test]
 fn a_flight_that_is_begun_without_a_runtime_ends_at_once() {
     let issuer = Issuer::new([]);
     let session = session(&issuer, MemoryStore::default());
@@ -136,4 +152,25 @@ fn a_flight_that_is_begun_without_a_runtime_ends_at_once() {
     drop(refresh);
     runtime().block_on(session.refresh()).unwrap();
     assert_eq!(held(&session), texts("t1", "r1"));
+}
+
+#[test]
+fn there_are_never_two_calls_at_once_though_the_first_cannot_be_called_off() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
+    let session = session.flight_timeout(Duration::from_millis(200)).build().unwrap();
+    // Nobody drives this runtime once the call has begun.
+    let still = Builder::new_current_thread().enable_all().build().unwrap();
+    still.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    still.block_on(issuer.until_called(1));
+    let runs = runtime();
+    runs.block_on(session.replace_tokens(pair("new", "rn"))).unwrap();
+    assert_eq!(runs.block_on(session.refresh()).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!((issuer.calls(), issuer.most()), (1, 1));
+    drop(still);
+    runs.block_on(session.refresh()).unwrap();
+    assert_eq!((issuer.asked(), issuer.most()), (vec![Some("r0".to_owned()), Some("rn".to_owned())], 1));
 }

@@ -1,5 +1,7 @@
 //! Many sessions in one process: what each costs, and that none leaves a trace or delays another.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod support;
 
 use std::{sync::Mutex, time::Duration};

@@ -162,7 +162,7 @@ async fn a_capture_during_a_flight_frees_new_requests_and_is_replaced_by_what_th
     until(&session, SessionState::Refreshing).await;
     let waiting = tokio::spawn(client.get(url("/")).send());
     settle().await;
-    assert!(!waiting.is_finished());
+    assert_eq!((waiting.is_finished(), api.seen().len()), (false, 1), "it waits, unsent");
     gate.notify_one();
     assert!(outcome_of(&late.await.unwrap().unwrap()).captured);
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
@@ -190,6 +190,25 @@ async fn a_flight_that_fails_is_no_failure_where_the_token_has_changed_meanwhile
     let response = client.get(url("/")).send().await.unwrap();
     assert!(response.status() == 200 && outcome_of(&response).replayed && !outcome_of(&response).refreshed);
     late.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_never_undoes_a_newer_token() {
+    let issuer = Issuer::new([]);
+    let session = session(&issuer);
+    let api = Api::new({
+        let session = session.clone();
+        move |_| {
+            let session = session.clone();
+            async move {
+                session.refresh().await.unwrap();
+                answer(200).header("refreshed-api-token", "c1")
+            }
+        }
+    });
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert!(!outcome_of(&response).captured);
+    assert_eq!((held(&session), session.generation()), (texts("t1", "r1"), 2));
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ use reqwest_reauth::{Authorize, Capture, Refresh, Replay, Session};
 use support::{Api, Issuer, ORIGIN, answer, held, outcome_of, pair, url};
 
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a layer")]
 struct Subset {
     replay: bool,
     refresh: bool,

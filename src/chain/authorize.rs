@@ -1,16 +1,19 @@
 use std::sync::Arc;
 
-use http::{Extensions, header::AUTHORIZATION};
+use http::{
+    Extensions,
+    header::{AUTHORIZATION, Entry},
+};
 use reqwest::{Request, Response};
 use reqwest_middleware::Next;
 
-use super::{Found, Future, Sent, SessionSource, may_be_refusal, middleware, unsent};
-use crate::session::State;
+use super::{Found, Future, Sent, SessionSource, is_left_alone, may_be_refusal, middleware, unsent};
+use crate::{anonymous::Anonymous, error::Error, session::State};
 
 /// Puts `Authorization: Bearer …` on requests to the session's origins, and notes which generation of the token it was.
 ///
 /// The innermost of the four. It knows neither expiry nor refusals: those are [`Refresh`](super::Refresh)'s. A request with an
-/// `Authorization` of its own, with [`Anonymous`](super::Anonymous), or to another origin passes as it is. A session without a
+/// `Authorization` of its own, with [`Anonymous`], or to another origin passes as it is. A session without a
 /// token, or a closed one, fails the request unsent.
 ///
 /// ```
@@ -38,14 +41,11 @@ impl Authorize {
     }
 
     fn down<'a>(&'a self, mut request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        let (session, origin) = match self.source.signing(&request, extensions) {
-            Ok(Some(signing)) => signing,
+        let (session, origin, state) = match self.sign(&mut request, extensions) {
+            Ok(Some(signed)) => signed,
             Ok(None) => return next.run(request, extensions),
-            Err(error) => return unsent(error),
-        };
-        let state = session.load_full();
-        match state.token_to_send() {
-            Ok(token) => request.headers_mut().insert(AUTHORIZATION, token.header().clone()),
+            // The caller's own header is sent whatever speaks against ours.
+            Err(_) if is_left_alone(&request, extensions) => return next.run(request, extensions),
             Err(error) => return unsent(error),
         };
         let answer = next.run(request, extensions);
@@ -56,6 +56,22 @@ impl Authorize {
             }
             Ok(response)
         })
+    }
+
+    /// Puts the header on, unless the request is none of ours.
+    fn sign(&self, request: &mut Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize, Arc<State>)>, Error> {
+        if extensions.get::<Anonymous>().is_some() {
+            return Ok(None);
+        }
+        let Some((session, origin)) = self.source.for_origin(request, extensions)? else { return Ok(None) };
+        let state = session.load_full();
+        let header = state.token_to_send()?.header();
+        // One look for the caller's own header and for the place of ours.
+        match request.headers_mut().entry(AUTHORIZATION) {
+            Entry::Occupied(_) => return Ok(None),
+            Entry::Vacant(place) => place.insert(header.clone()),
+        };
+        Ok(Some((session, origin, state)))
     }
 }
 

@@ -32,7 +32,8 @@ impl Capture {
     }
 
     fn down<'a>(&'a self, request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        if is_left_alone(&request, extensions) {
+        // Where the session is this middleware's own, the way up knows the header's name whosever the request is.
+        if !self.source.is_own(extensions) && is_left_alone(&request, extensions) {
             return Box::pin(self.unsigned(request, extensions, next));
         }
         let answer = next.run(request, extensions);
@@ -54,7 +55,7 @@ impl Capture {
                     take(&name, response);
                 }
             }
-            // It went elsewhere: nothing is taken, but nothing is to be printed either.
+            // Nobody's request, or one that went elsewhere: nothing is taken, but nothing is to be printed either.
             None => {
                 if let SessionSource::Fixed(session) = &self.source
                     && response.headers().contains_key(session.capture_header())

@@ -27,6 +27,7 @@ pub use self::{
     replay::{Replay, ReplayBody},
 };
 use crate::{
+    anonymous::Anonymous,
     error::{Error, ErrorKind},
     outcome::Outcome,
     policy,
@@ -75,19 +76,6 @@ impl From<Session> for SessionSource {
         Self::Fixed(session)
     }
 }
-
-/// Put among a request's extensions, sends it without a token: nothing is captured from it, refreshed or replayed for it.
-///
-/// ```no_run
-/// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
-/// use reqwest_reauth::Anonymous;
-///
-/// let health = client.get("https://api.example.com/health").with_extension(Anonymous).send().await?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct Anonymous;
 
 /// Changes the outcome that an answer carries.
 fn note_outcome(response: &mut Response, change: impl FnOnce(&mut Outcome)) {
@@ -192,12 +180,22 @@ impl SessionSource {
         }
     }
 
+    /// Whether the session for a request is the middleware's own, neither the request's nor the task's.
+    fn is_own(&self, extensions: &Extensions) -> bool {
+        matches!(self, Self::Fixed(_)) && extensions.get::<Session>().is_none()
+    }
+
     /// The session that is to sign this request, and which of its origins the request goes to. `None` for a request that is none
     /// of ours: it has an `Authorization` of its own, is anonymous, or goes elsewhere.
     fn signing(&self, request: &Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize)>, Error> {
         if is_left_alone(request, extensions) {
             return Ok(None);
         }
+        self.for_origin(request, extensions)
+    }
+
+    /// Likewise, whether the request is left alone or not.
+    fn for_origin(&self, request: &Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize)>, Error> {
         let session = self.find(extensions)?;
         let origin = session.origin_of(request.url());
         Ok(origin.map(|origin| (session, origin)))

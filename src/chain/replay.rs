@@ -40,11 +40,14 @@ impl Replay {
     }
 
     fn down<'a>(&'a self, mut request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        if is_left_alone(&request, extensions) || self.goes_elsewhere(&request, extensions) {
-            return next.run(request, extensions);
-        }
-        let again = match Again::of(&mut request, extensions) {
-            Ok(again) => again,
+        let again = if is_left_alone(&request, extensions) || self.goes_elsewhere(&request, extensions) {
+            give_first_body(&mut request, extensions).map(|()| None)
+        } else {
+            Again::of(&mut request, extensions).map(Some)
+        };
+        let again = match again {
+            Ok(Some(again)) => again,
+            Ok(None) => return next.run(request, extensions),
             Err(error) => return Box::pin(std::future::ready(Err(Error::middleware(error)))),
         };
         Box::pin(async move {
@@ -142,10 +145,8 @@ impl Again {
         };
         let first = request.body_mut().take();
         let copy = Copy::of(request);
-        *request.body_mut() = Some(match first {
-            Some(first) => first,
-            None => (body.0)()?,
-        });
+        *request.body_mut() = first;
+        give_first_body(request, extensions)?;
         Ok(Self { copy, body: Some(body.clone()) })
     }
 
@@ -163,6 +164,16 @@ impl Again {
         }
         Ok(request)
     }
+}
+
+/// A request without a body of its own gets its first from its [`ReplayBody`], also where it will not be sent again.
+fn give_first_body(request: &mut Request, extensions: &Extensions) -> io::Result<()> {
+    if request.body().is_none()
+        && let Some(body) = extensions.get::<ReplayBody>()
+    {
+        *request.body_mut() = Some((body.0)()?);
+    }
+    Ok(())
 }
 
 /// A copy that is almost never used. A map for the headers is made when it is.

@@ -1,11 +1,8 @@
 //! The loop. What awaits is here, what decides is in [`schedule`](super::schedule) and in [`verdict`].
 
 use std::{
-    future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     sync::Arc,
-    task::Poll,
     time::{Duration, SystemTime},
 };
 
@@ -26,6 +23,7 @@ use crate::{
     outcome::Outcome,
     session::Session,
     telemetry,
+    unwind::unwound,
 };
 
 pub(super) type Beat = Box<dyn Fn(&ClientWithMiddleware) -> RequestBuilder + Send + Sync>;
@@ -112,11 +110,11 @@ impl Worker {
     async fn beat(&self) -> Beaten {
         let failed = |why| Beaten::Failed { status: None, why };
         let Ok(request) = catch_unwind(AssertUnwindSafe(|| self.request())) else { return failed(Failure::Panicked) };
-        let response = match timeout(self.timeout, unwinding(request.send())).await {
+        let response = match timeout(self.timeout, unwound(request.send())).await {
             Err(_) => return failed(Failure::TimedOut),
-            Ok(Err(Panicked)) => return failed(Failure::Panicked),
-            Ok(Ok(Err(error))) => return not_sent(error),
-            Ok(Ok(Ok(response))) => response,
+            Ok(None) => return failed(Failure::Panicked),
+            Ok(Some(Err(error))) => return not_sent(error),
+            Ok(Some(Ok(response))) => response,
         };
         let beaten = self.judge(&response);
         drain(response).await;
@@ -209,19 +207,7 @@ async fn drain(mut response: Response) {
             }
         }
     };
-    let _ = timeout(MOST_BODY_TIME, unwinding(read)).await;
-}
-
-struct Panicked;
-
-/// A panic while the future is polled ends it, and not the task.
-async fn unwinding<F: Future>(future: F) -> Result<F::Output, Panicked> {
-    let mut future = pin!(future);
-    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(poll) => poll.map(Ok),
-        Err(_) => Poll::Ready(Err(Panicked)),
-    })
-    .await
+    let _ = timeout(MOST_BODY_TIME, unwound(read)).await;
 }
 
 #[cfg(test)]

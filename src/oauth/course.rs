@@ -20,7 +20,8 @@ use url::Url;
 
 use super::{
     Settings,
-    classify::{Failure, Judgement, Verdict, judge},
+    classify::{Judgement, Verdict, judge},
+    failure::Failure,
     report::foreign,
     request::{self, NoAnswer},
     response::Members,

@@ -6,6 +6,7 @@
 mod classify;
 mod cookies;
 mod course;
+mod failure;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod hygiene;

@@ -2,8 +2,9 @@
 
 use super::{
     ClientAuth,
-    classify::{Failure, known_code},
+    classify::known_code,
     course::{Cause, Inner, State},
+    failure::Failure,
     hygiene::Secrets,
     request,
     response::Members,

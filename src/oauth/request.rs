@@ -16,7 +16,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{ClientAuth, Settings};
-use crate::token::RefreshToken;
+use crate::{anonymous::Anonymous, token::RefreshToken};
 
 /// The most that is read of an answer, in bytes.
 pub(super) const BODY_LIMIT: usize = 1024 * 1024;
@@ -55,7 +55,12 @@ pub(super) async fn ask(
 ) -> Result<Answer, NoAnswer> {
     let begun = Instant::now();
     let limit = settings.attempt_timeout;
-    let request = http.post(endpoint.clone()).headers(headers(&settings.client)).body(form(settings, refresh_token));
+    let request = http
+        .post(endpoint.clone())
+        .headers(headers(&settings.client))
+        .body(form(settings, refresh_token))
+        // A client that was passed in may have this crate's chain. It would sign, or wait for the very refresh that this is.
+        .with_extension(Anonymous);
     let response = timeout(limit, request.send()).await.map_err(|_| NoAnswer::TimedOut)?.map_err(NoAnswer::Failed)?;
     let status = response.status();
     let headers = response.headers().clone();

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, header::RETRY_AFTER};
 
-use super::classify::Failure;
+use super::failure::Failure;
 
 /// How a refresh is paced.
 #[derive(Clone, Copy, Debug)]

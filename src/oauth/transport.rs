@@ -4,7 +4,7 @@ use http::StatusCode;
 use reqwest_middleware::Error as MiddlewareError;
 use reqwest_retry::RetryError;
 
-use super::classify::{Failure, refused};
+use super::{classify::refused, failure::Failure};
 
 /// A client that was passed in may have middleware, and that may wrap what went wrong.
 pub(super) enum Transport {

@@ -4,11 +4,7 @@
 //! it goes on, since the token endpoint may have spent the refresh token already.
 
 use std::{
-    future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    task::Poll,
     time::Duration,
 };
 
@@ -16,98 +12,22 @@ use async_trait::async_trait;
 use http::StatusCode;
 use tokio::{
     runtime::Handle,
-    sync::{Notify, watch},
     time::{Instant, timeout},
 };
 
-use super::{Session, vault::Look};
+use super::{
+    Session,
+    cell::{Cell, Ending, Landing, broken_off},
+    vault::Look,
+};
 use crate::{
     error::{Error, ErrorKind},
     event::Event,
     refresher::{Flight, FlightLog, Refresher},
-    store::StoreLock,
     telemetry,
     token::{Arrival, RefreshToken, Tokens},
+    unwind::unwound,
 };
-
-/// How a flight ends for those who wait: whether it brought a token, or was overtaken by the user's word.
-pub(super) type Landing = Result<Ending, Error>;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    Landed,
-    Overtaken,
-}
-
-/// Where a flight and those who wait for it meet.
-pub(crate) struct Cell {
-    outcome: watch::Sender<Option<Landing>>,
-    /// Of the session's state when it began.
-    epoch: u64,
-    /// The generation to be renewed.
-    generation: u64,
-    /// The user has spoken: what the flight brings is not wanted any more.
-    overtaken: Notify,
-    /// The store's lock, while the flight has it: the session's own saves use it.
-    lock: Mutex<Option<StoreLock>>,
-    /// Whether its task is gone: those who wait may be freed before that.
-    ended: watch::Sender<bool>,
-}
-
-impl Cell {
-    pub(super) fn new(epoch: u64, generation: u64) -> Self {
-        Self {
-            outcome: watch::Sender::new(None),
-            epoch,
-            generation,
-            overtaken: Notify::new(),
-            lock: Mutex::default(),
-            ended: watch::Sender::new(false),
-        }
-    }
-
-    /// Frees those who wait, unless they are free already.
-    pub(super) fn resolve(&self, outcome: Landing) {
-        self.outcome.send_if_modified(|slot| {
-            let first = slot.is_none();
-            if first {
-                *slot = Some(outcome);
-            }
-            first
-        });
-    }
-
-    /// The user's word overtakes the flight: whoever waits goes on with it, and the call is given up.
-    pub(super) fn overtake(&self, outcome: Landing) {
-        self.resolve(outcome);
-        self.overtaken.notify_one();
-    }
-
-    /// The flight's outcome. Whoever leads it, on whichever runtime: a flight that dies resolves too.
-    pub(super) async fn wait(&self) -> Landing {
-        let mut outcome = self.outcome.subscribe();
-        let outcome = outcome.wait_for(Option::is_some).await;
-        outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(broken_off()))
-    }
-
-    /// Waits until its task is gone, with all that it had to save.
-    pub(super) async fn ended(&self) {
-        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
-    }
-
-    /// A share of the store's lock, if the flight has it.
-    pub(super) fn lock(&self) -> Option<StoreLock> {
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(StoreLock::share)
-    }
-
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
-    fn set_lock(&self, lock: Option<StoreLock>) {
-        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = lock;
-    }
-}
 
 /// Takes a flight off. Without a runtime to run it, it ends at once.
 pub(super) fn launch(session: &Session, cell: Arc<Cell>) {
@@ -129,7 +49,7 @@ impl Guard {
         session.end_flight(cell, outcome.as_ref().err());
         cell.set_lock(None);
         if let Err(error) = &outcome
-            && session.is_current(cell.epoch)
+            && session.is_current(cell.epoch())
         {
             session.emit(&Event::RefreshFailed { error: error.clone() });
         }
@@ -139,12 +59,12 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.cell.outcome.borrow().is_none() {
+        if !self.cell.is_resolved() {
             self.finish(Err(broken_off()));
         }
         self.session.end_flight(&self.cell, None);
         self.cell.set_lock(None);
-        self.cell.ended.send_replace(true);
+        self.cell.end();
     }
 }
 
@@ -159,10 +79,10 @@ async fn fly(guard: Guard) {
         // A flight that was overtaken may still be winding up. Never two calls at once.
         turn = Some(inner.turn.lock().await);
         log.catch_up();
-        session.emit(&Event::RefreshStarted { generation: cell.generation });
+        session.emit(&Event::RefreshStarted { generation: cell.generation() });
         tokio::select! {
             biased;
-            () = cell.overtaken.notified() => Err(overtaken()),
+            () = cell.overtaken() => Err(overtaken()),
             obtained = unwound(obtain(session, cell, &log, &waits_for_lock)) => {
                 obtained.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "the refresher panicked")))
             }
@@ -228,7 +148,7 @@ async fn obtain(
                 // Kept at once: whatever becomes of this flight, the session's own is the older one.
                 vault.borrow(refresh);
                 log.ask_with(refresh.clone());
-                drop(session.keep_refresh(cell.epoch, refresh.clone()));
+                drop(session.keep_refresh(cell.epoch(), refresh.clone()));
             }
         }
         let asked = log.tokens().refresh_token().cloned();
@@ -284,18 +204,18 @@ impl Brought {
         }
         let lifetime = tokens.lifetime(arrival);
         let tokens = tokens.with_lifetime(lifetime);
-        if attempts > 0 && session.is_current(cell.epoch) {
+        if attempts > 0 && session.is_current(cell.epoch()) {
             let asked = log.tokens().refresh_token().cloned();
             // Kept before it is saved: the runtime may go away meanwhile, and the one before is spent.
             if let Some(refresh) = tokens.refresh_token() {
-                drop(session.keep_refresh(cell.epoch, refresh.clone()));
+                drop(session.keep_refresh(cell.epoch(), refresh.clone()));
             }
             if let Some(vault) = &session.0.vault {
                 vault.forget_given();
             }
             session.save_under(cell, asked.as_ref(), &tokens).await;
         }
-        let Some(generation) = session.land(cell.epoch, &tokens, lifetime, arrival) else {
+        let Some(generation) = session.land(cell.epoch(), &tokens, lifetime, arrival) else {
             return Ok(Ending::Overtaken);
         };
         if attempts == 0
@@ -323,7 +243,7 @@ impl Log {
     /// Takes what the session has got while the flight waited. What the user has given since is another flight's.
     fn catch_up(&self) {
         let state = self.session.load();
-        if state.epoch == self.cell.epoch {
+        if state.epoch == self.cell.epoch() {
             *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = state.tokens();
         }
     }
@@ -350,26 +270,12 @@ impl FlightLog for Log {
         if let (Some(vault), Some(asked)) = (&self.session.0.vault, &asked) {
             vault.is_spent(asked);
         }
-        if let Some(tokens) = self.session.keep_refresh(self.cell.epoch, refresh_token) {
+        if let Some(tokens) = self.session.keep_refresh(self.cell.epoch(), refresh_token) {
             self.session.save_under(&self.cell, asked.as_ref(), &tokens).await;
         }
     }
 }
 
-fn broken_off() -> Error {
-    Error::new(ErrorKind::Internal, "the runtime that ran the refresh is gone")
-}
-
 fn overtaken() -> Error {
     Error::new(ErrorKind::Internal, "the tokens were replaced during the refresh")
-}
-
-/// `None` if the future panicked.
-pub(super) async fn unwound<F: Future>(future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(poll) => poll.map(Some),
-        Err(_) => Poll::Ready(None),
-    })
-    .await
 }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::flight::Cell;
+use super::cell::Cell;
 use crate::{
     error::{Error, ErrorKind},
     token::{AccessToken, Lifetime, RefreshToken, Tokens},

@@ -14,16 +14,13 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    Session,
-    flight::{Cell, unwound},
-    memory::Memory,
-};
+use super::{Session, cell::Cell, memory::Memory};
 use crate::{
     error::{Error, ErrorKind},
     event::Event,
     store::{StoreLock, TokenStore},
     token::{RefreshToken, Tokens},
+    unwind::unwound,
 };
 
 pub(super) struct Vault {

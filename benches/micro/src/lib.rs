@@ -103,9 +103,11 @@ impl Workload {
 
     /// Sends this many requests, one after the other.
     pub fn run(&self, requests: u64) {
+        // Boxed, so that all manners run the same code.
+        let all: Pin<Box<dyn Future<Output = ()> + '_>> = Box::pin(self.send_all(requests));
         match self.manner {
-            Manner::InScope => now(self.session.scope(async { self.send_all(requests).await })),
-            _ => now(self.send_all(requests)),
+            Manner::InScope => now(self.session.scope(all)),
+            _ => now(all),
         }
     }
 

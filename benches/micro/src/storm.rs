@@ -1,11 +1,13 @@
 //! Storms: requests that are all refused at once, through one session; and the ideal that they are held against.
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -14,6 +16,8 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
 use reqwest_reauth::{ClientBuilderExt, Outcome, Session, Tokens, refresh_with};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
     sync::{Barrier, watch},
     task::JoinSet,
 };
@@ -114,6 +118,56 @@ async fn pause(delay: Duration) {
         tokio::task::yield_now().await;
     } else {
         tokio::time::sleep(delay).await;
+    }
+}
+
+/// A server on a socket, on a thread of its own: refuses the old token when so many connections have come with it, and issues a new
+/// one at `POST /token` after `delay`. Gives back its address, and how often a token was asked for.
+pub fn serve(waiters: usize, delay: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (address, calls) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&calls);
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener).unwrap();
+            let everybody = Arc::new(Barrier::new(waiters));
+            loop {
+                let (connection, _) = listener.accept().await.unwrap();
+                tokio::spawn(answer_all(connection, Arc::clone(&everybody), delay, Arc::clone(&counted)));
+            }
+        });
+    });
+    (address, calls)
+}
+
+async fn answer_all(mut connection: TcpStream, everybody: Arc<Barrier>, delay: Duration, calls: Arc<AtomicUsize>) {
+    connection.set_nodelay(true).unwrap();
+    let mut buffer = Vec::with_capacity(4096);
+    while connection.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
+        let text = String::from_utf8_lossy(&buffer);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        // The form names the refresh token last.
+        if head.starts_with("POST") && !body.ends_with("a-refresh-token") {
+            continue;
+        }
+        let (status, body) = if head.starts_with("POST") {
+            calls.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(delay).await;
+            ("200 OK", r#"{"access_token":"new","expires_in":3600}"#)
+        } else if head.contains("Bearer new") {
+            ("200 OK", "{}")
+        } else {
+            everybody.wait().await;
+            ("401 Unauthorized", "{}")
+        };
+        let answer =
+            format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        buffer.clear();
+        if connection.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
     }
 }
 

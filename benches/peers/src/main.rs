@@ -1,7 +1,7 @@
 //! Throughput over loopback: this crate, its peers and clients written by hand, each against plain reqwest with a fixed header.
 //!
 //! ```text
-//! cargo run --release --manifest-path benches/peers/Cargo.toml
+//! cargo run --release --manifest-path benches/peers/Cargo.toml [-- PART_OF_A_NAME]
 //! ```
 //!
 //! Each contestant runs by turns with the plain client of the reqwest version that it is made for, so that what else the machine
@@ -26,18 +26,23 @@ async fn main() {
     let contestants = clients::contestants(&url).await;
     println!("| requests a second, as a fraction of plain reqwest's: median of pairs (fastest runs) | 1 in flight | 64 | 256 |");
     println!("| --- | ---: | ---: | ---: |");
-    for contestant in contestants {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
+    let mut plain = Vec::new();
+    for contestant in contestants.into_iter().filter(|contestant| contestant.name.contains(&wanted)) {
+        plain.clear();
         print!("| {}", contestant.name);
         for in_flight in IN_FLIGHT {
-            let (median, fastest) = ratios(&contestant.client, &contestant.plain, in_flight).await;
+            let (median, fastest, fastest_plain) = ratios(&contestant.client, &contestant.plain, in_flight).await;
             print!(" | {median:.3} ({fastest:.3})");
+            plain.push(format!("{fastest_plain:.1?}"));
         }
         println!(" |");
     }
+    println!("\na request through the last's plain client, in the fastest run: {}", plain.join(", "));
 }
 
-/// Throughput as a fraction of the plain client's.
-async fn ratios(client: &Client, plain: &Client, in_flight: usize) -> (f64, f64) {
+/// Throughput as a fraction of the plain client's, and the plain client's time a request.
+async fn ratios(client: &Client, plain: &Client, in_flight: usize) -> (f64, f64, Duration) {
     // Connections are opened before anything is measured.
     run(client, in_flight).await;
     run(plain, in_flight).await;
@@ -56,7 +61,8 @@ async fn ratios(client: &Client, plain: &Client, in_flight: usize) -> (f64, f64)
         fastest_plain = fastest_plain.min(theirs);
     }
     pairs.sort_by(f64::total_cmp);
-    (pairs[ROUNDS / 2], fastest_plain.as_secs_f64() / fastest.as_secs_f64())
+    let fastest = fastest_plain.as_secs_f64() / fastest.as_secs_f64();
+    (pairs[ROUNDS / 2], fastest, fastest_plain / u32::try_from(REQUESTS).unwrap())
 }
 
 async fn run(client: &Client, in_flight: usize) -> Duration {

@@ -18,15 +18,18 @@ use std::{
 };
 
 use reqwest_middleware::ClientBuilder;
-use reqwest_reauth::{ClientBuilderExt, Session};
+use reqwest_reauth::{ClientBuilderExt, OAuthRefresh, Session, Tokens};
 use reqwest_reauth_micro::{
     End, ORIGIN, connection,
     plot::{Series, slope, svg},
     session,
-    storm::{Ideal, Look, Storm},
+    storm::{Ideal, Look, Storm, serve},
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinSet,
+};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -35,6 +38,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const DELAY: Duration = Duration::from_millis(100);
 
 fn main() {
+    storm_over_sockets(256);
     storm(10_000);
     let numbers = [1, 10, 100, 1_000, 10_000];
     let waiters: Vec<_> = numbers.map(|waiters| (waiters, growth_of_waiters(waiters))).into();
@@ -53,6 +57,37 @@ fn main() {
     ];
     let picture = svg("Time on the processor, by number (dotted: exactly linear)", "requests or sessions", &series);
     fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/scaling.svg"), picture).unwrap();
+}
+
+/// All over loopback, the token endpoint too.
+fn storm_over_sockets(waiters: usize) {
+    let mut runs = Vec::new();
+    for _ in 0..9 {
+        let (address, calls) = serve(waiters, DELAY);
+        let tokens = Tokens::new("old").unwrap().with_refresh_token("a-refresh-token").unwrap();
+        let session = Session::builder(tokens)
+            .origin(format!("http://{address}"))
+            .refresher(OAuthRefresh::new(format!("http://{address}/token")))
+            .build()
+            .unwrap();
+        let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let (elapsed, _) = timed(|| {
+            runtime.block_on(async {
+                let mut tasks = JoinSet::new();
+                for _ in 0..waiters {
+                    let request = client.get(format!("http://{address}/")).send();
+                    tasks.spawn(async move { assert_eq!(request.await.unwrap().status(), 200) });
+                }
+                tasks.join_all().await;
+            });
+        });
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+        runs.push(elapsed);
+    }
+    runs.sort();
+    println!("{waiters} requests over sockets refused at once, a token endpoint that takes {DELAY:?}: one call, all served in");
+    println!("{:.0?} (median), {:.0?} (fastest), of which the connections are a part\n", runs[runs.len() / 2], runs[0]);
 }
 
 /// A storm against the ideal: two sends each and one wait for all.

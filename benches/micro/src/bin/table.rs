@@ -62,7 +62,7 @@ fn count() -> Counts {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = PathBuf::from(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| here.join("target").into()));
     let status = Command::new(env!("CARGO"))
-        .args(["bench", "--quiet", "--locked", "--bench", "instructions", "--", "--save-summary=json"])
+        .args(["bench", "--quiet", "--bench", "instructions", "--", "--save-summary=json"])
         .current_dir(here)
         .stdout(Stdio::null())
         .status();
@@ -158,6 +158,14 @@ fn print(counts: Option<&Counts>) {
         };
         let instructions = instructions.unwrap_or_else(|| "-".to_owned());
         println!("| {:39} | {headers:>7} | {instructions:>12} | {allocations:>11} | {bytes:>6} | {time:>8} |", describe(what));
+    }
+    if let Some(counts) = counts {
+        println!("\n| refused at once | instructions a waiter | the ideal: two bare sends each, one wait for all |");
+        println!("| ---: | ---: | ---: |");
+        for waiters in ["100", "1000"] {
+            let ideal = counts[&format!("bare_storm_{waiters}")];
+            println!("| {waiters} | {} | {ideal} |", counts[&format!("storm_{waiters}")]);
+        }
     }
     println!(
         "\n`+`: above the bare client with as many headers. Time is the median of paired runs in one process, on a machine that"
