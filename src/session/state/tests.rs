@@ -30,6 +30,7 @@ fn without_token(now: Instant) -> State {
     State { access: None, lifetime: None, due: None, ..good(now) }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as the field has it")]
 fn flight() -> Option<Arc<Cell>> {
     Some(Arc::new(Cell::new(0, 7)))
 }
