@@ -373,3 +373,6 @@ fn cooling_down(cause: &Error) -> Error {
     }
     error
 }
+
+#[cfg(test)]
+mod tests;

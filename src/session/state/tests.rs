@@ -1,0 +1,266 @@
+//! Each decision as a table: a state, and what it says to everybody who asks.
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Far enough from the clock's beginning to look back.
+fn now() -> Instant {
+    Instant::now() + 100_000 * SECOND
+}
+
+/// A token in the middle of its life, and something to renew it with.
+fn good(now: Instant) -> State {
+    let tokens = Tokens::new("t").unwrap().with_refresh_token("r").unwrap();
+    let lifetime = Lifetime { from: now - 50 * SECOND, until: now + 50 * SECOND };
+    let mut state = State::new(&tokens, Some(lifetime), Some(now + 40 * SECOND));
+    state.renewable = true;
+    state.generation = 7;
+    state
+}
+
+fn expired(now: Instant) -> State {
+    let mut state = good(now);
+    state.lifetime = Some(Lifetime { from: now - 100 * SECOND, until: now });
+    state.due = Some(now - 20 * SECOND);
+    state
+}
+
+fn without_token(now: Instant) -> State {
+    State { access: None, lifetime: None, due: None, ..good(now) }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "as the field has it")]
+fn flight() -> Option<Arc<Cell>> {
+    Some(Arc::new(Cell::new(0, 7)))
+}
+
+fn error(kind: ErrorKind) -> Error {
+    Error::new(kind, "x")
+}
+
+fn cooling(until: Instant) -> Phase {
+    Phase::CoolingDown { until, cause: error(ErrorKind::Unavailable) }
+}
+
+fn told(step: Step) -> String {
+    match step {
+        Step::Go => "go".to_owned(),
+        Step::GoAndRenew => "renew".to_owned(),
+        Step::Wait => "wait".to_owned(),
+        Step::Fail(error) => format!("{:?}", error.kind()),
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn what_each_state_says_to_everybody_who_asks() {
+    let now = now();
+    let nothing = Phase::CoolingDown { until: now + SECOND, cause: no_token() };
+    let dead = || Phase::LoginRequired(error(ErrorKind::LoginRequired));
+    let on_arrival = |pause| {
+        let end = now - SECOND;
+        State { lifetime: Some(Lifetime { from: end, until: end }), due: Some(end), issued_pause: Some(pause), ..good(now) }
+    };
+    let logged_out = { let mut state = good(now); state.clear(); state };
+    // Before sending; after a refusal of the present token and of an earlier one; on demand; when signing; told to the public.
+    let table = [
+        ("good", good(now), "go wait go wait signs Active"),
+        ("no refresher", State { renewable: false, ..good(now) }, "go go go LoginRequired signs Active"),
+        ("no known end", State { lifetime: None, due: None, ..good(now) }, "go wait go wait signs Active"),
+        ("due", State { due: Some(now), ..good(now) }, "renew wait go wait signs Active"),
+        ("due a moment later", State { due: Some(now + Duration::from_nanos(1)), ..good(now) }, "go wait go wait signs Active"),
+        ("due, no refresher", State { due: Some(now), renewable: false, ..good(now) }, "go go go LoginRequired signs Active"),
+        ("due, under way", State { due: Some(now), flight: flight(), ..good(now) }, "go wait go wait signs Refreshing"),
+        ("due, cooling", State { due: Some(now), phase: cooling(now + SECOND), ..good(now) }, "go CoolingDown go wait signs CoolingDown"),
+        ("due, cooled", State { due: Some(now), phase: cooling(now), ..good(now) }, "renew wait go wait signs Active"),
+        ("due, dead", State { due: Some(now), phase: dead(), ..good(now) }, "go LoginRequired go LoginRequired signs LoginRequired"),
+        ("due, broken", State { due: Some(now), broken_pause: Some(now + SECOND), ..good(now) }, "go wait go wait signs Active"),
+        ("due, mended", State { due: Some(now), broken_pause: Some(now), ..good(now) }, "renew wait go wait signs Active"),
+        ("refused, under way", State { refused: true, flight: flight(), ..good(now) }, "wait wait go wait signs Refreshing"),
+        ("dead", State { phase: dead(), ..good(now) }, "go LoginRequired go LoginRequired signs LoginRequired"),
+        ("nothing to ask with", State { phase: nothing.clone(), ..good(now) }, "go go go wait signs CoolingDown"),
+        ("on trial", State { probation: Some(now + SECOND), ..good(now) }, "go go go wait signs Active"),
+        ("trial over", State { probation: Some(now), ..good(now) }, "go wait go wait signs Active"),
+        ("expired", expired(now), "wait wait go wait signs Active"),
+        ("expired, no refresher", State { renewable: false, ..expired(now) }, "go go go LoginRequired signs Active"),
+        ("expired, under way", State { flight: flight(), ..expired(now) }, "wait wait go wait signs Refreshing"),
+        ("expired, no refresher, under way", State { renewable: false, flight: flight(), ..expired(now) }, "wait wait go wait signs Refreshing"),
+        ("expired, dead", State { phase: dead(), ..expired(now) }, "LoginRequired LoginRequired go LoginRequired signs LoginRequired"),
+        ("expired, cooling", State { phase: cooling(now + SECOND), ..expired(now) }, "CoolingDown CoolingDown go wait signs CoolingDown"),
+        ("expired, cooled", State { phase: cooling(now), ..expired(now) }, "wait wait go wait signs Active"),
+        ("expired, nothing to ask with", State { phase: nothing.clone(), ..expired(now) }, "go go go wait signs CoolingDown"),
+        ("expired on arrival", on_arrival(now + SECOND), "go wait go wait signs Active"),
+        ("expired on arrival, later", on_arrival(now), "wait wait go wait signs Active"),
+        ("expired later than on arrival", State { issued_pause: Some(now + SECOND), ..expired(now) }, "wait wait go wait signs Active"),
+        ("no token", without_token(now), "wait wait wait wait LoginRequired Active"),
+        ("no token, no refresher", State { renewable: false, ..without_token(now) }, "LoginRequired go go LoginRequired LoginRequired LoginRequired"),
+        ("no token, under way", State { flight: flight(), ..without_token(now) }, "wait wait wait wait LoginRequired Refreshing"),
+        ("no token, cooling", State { phase: cooling(now + SECOND), ..without_token(now) }, "CoolingDown CoolingDown CoolingDown wait LoginRequired CoolingDown"),
+        ("no token, cooled", State { phase: cooling(now), ..without_token(now) }, "wait wait wait wait LoginRequired Active"),
+        ("no token, nothing to ask with", State { phase: nothing, ..without_token(now) }, "LoginRequired go go wait LoginRequired CoolingDown"),
+        ("no token, dead", State { phase: dead(), ..without_token(now) }, "LoginRequired LoginRequired LoginRequired LoginRequired LoginRequired LoginRequired"),
+        ("logged out", logged_out, "LoginRequired LoginRequired LoginRequired LoginRequired LoginRequired LoginRequired"),
+        ("closed", State { phase: Phase::Closed, ..good(now) }, "Closed Closed Closed Closed Closed Closed"),
+        ("closed, under way", State { phase: Phase::Closed, flight: flight(), ..without_token(now) }, "Closed Closed Closed Closed Closed Closed"),
+    ];
+    for (name, state, expected) in table {
+        let signs = state.token_to_send().map_or_else(|error| format!("{:?}", error.kind()), |_| "signs".to_owned());
+        let is = [
+            told(state.before_sending(now)),
+            told(state.after_refusal(state.generation(), now)),
+            told(state.after_refusal(6, now)),
+            told(state.on_demand()),
+            signs,
+            format!("{:?}", state.public(now)),
+        ];
+        assert_eq!(is.join(" "), expected, "{name}");
+        // The short cut that almost all requests take never says something else.
+        if state.is_quiet(|| now) {
+            assert_eq!(is[0], "go", "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_short_cut_is_for_good_tokens_and_reads_the_clock_only_for_those_that_end() {
+    let now = now();
+    assert!(good(now).is_quiet(|| now));
+    let never = || panic!("the clock was read");
+    assert!(State { due: None, ..good(now) }.is_quiet(never));
+    assert!(State { renewable: false, ..expired(now) }.is_quiet(never));
+    assert!(!State { due: Some(now), ..good(now) }.is_quiet(|| now));
+    for state in [
+        without_token(now),
+        State { flight: flight(), ..good(now) },
+        State { phase: cooling(now), ..good(now) },
+        State { phase: Phase::Closed, ..good(now) },
+    ] {
+        assert!(!state.is_quiet(never));
+    }
+}
+
+#[test]
+fn a_failed_flight_leaves_behind_what_its_kind_asks_for() {
+    let now = now();
+    let after = |error: &Error, cooldown: u32| {
+        let mut state = good(now);
+        state.fail(error, now, cooldown * SECOND);
+        let until = match &state.phase {
+            Phase::CoolingDown { until, .. } => Some((*until - now).as_secs()),
+            _ => None,
+        };
+        (state.public(now), until, state.broken_pause.map(|until| (until - now).as_secs()))
+    };
+    let asks = |seconds: u32| error(ErrorKind::Unavailable).with_retry_after(seconds * SECOND);
+    let table = [
+        (error(ErrorKind::LoginRequired), 10, (SessionState::LoginRequired, None, None)),
+        // Nobody was asked, so nobody has said no.
+        (no_token(), 10, (SessionState::CoolingDown, Some(10), None)),
+        (error(ErrorKind::Internal), 10, (SessionState::Active, None, Some(10))),
+        (error(ErrorKind::Unavailable), 10, (SessionState::CoolingDown, Some(10), None)),
+        (error(ErrorKind::BadResponse), 10, (SessionState::CoolingDown, Some(10), None)),
+        (error(ErrorKind::ClientRejected), 10, (SessionState::CoolingDown, Some(10), None)),
+        (asks(5), 10, (SessionState::CoolingDown, Some(10), None)),
+        (asks(60), 10, (SessionState::CoolingDown, Some(60), None)),
+        (asks(301), 10, (SessionState::CoolingDown, Some(300), None)),
+        (asks(u32::MAX), 1000, (SessionState::CoolingDown, Some(1000), None)),
+        (error(ErrorKind::Unavailable), 0, (SessionState::Active, Some(0), None)),
+    ];
+    for (error, cooldown, expected) in table {
+        assert_eq!(after(&error, cooldown), expected, "{error:?} {cooldown}");
+    }
+    let mut endless = good(now);
+    endless.fail(&error(ErrorKind::Unavailable), now, Duration::MAX);
+    assert_eq!(endless.public(now + 299 * SECOND), SessionState::CoolingDown);
+
+    let mut closed = State { phase: Phase::Closed, ..good(now) };
+    closed.fail(&error(ErrorKind::Unavailable), now, SECOND);
+    assert_eq!(closed.public(now), SessionState::Closed);
+}
+
+#[test]
+fn the_error_of_a_cool_down_says_what_its_cause_said() {
+    let cause = error(ErrorKind::Unavailable).with_status(http::StatusCode::BAD_GATEWAY).with_retry_after(7 * SECOND);
+    let told = cooling_down(&cause);
+    assert_eq!(told.kind(), ErrorKind::CoolingDown);
+    assert_eq!((told.status(), told.retry_after()), (cause.status(), Some(7 * SECOND)));
+    assert!(std::error::Error::source(&told).is_some());
+    let told = cooling_down(&error(ErrorKind::BadResponse));
+    assert_eq!((told.status(), told.retry_after()), (None, None));
+}
+
+#[test]
+fn only_an_answer_to_the_present_generation_brings_a_token() {
+    let now = now();
+    let token = AccessToken::new("new").unwrap();
+    let lifetime = Some(Lifetime { from: now, until: now + SECOND });
+    let mut state = State { refused: true, probation: Some(now), ..good(now) };
+    assert_eq!(state.capture(6, &token, lifetime, None), Captured::Superseded);
+    assert_eq!(state.capture(7, &AccessToken::new("t").unwrap(), lifetime, None), Captured::Unchanged);
+    assert!(state.refused && state.generation == 7);
+    assert_eq!(state.capture(7, &token, lifetime, Some(now)), Captured::Adopted { generation: 8 });
+    assert_eq!(state.tokens().access_token(), Some(&token));
+    assert!(!state.refused && state.probation.is_none() && state.due == Some(now) && !state.is_on_probation());
+    // The refresh token is another matter.
+    assert!(state.refresh.is_some());
+
+    let mut closed = State { phase: Phase::Closed, ..good(now) };
+    assert_eq!(closed.capture(7, &token, lifetime, None), Captured::Superseded);
+}
+
+#[test]
+fn what_a_flight_brings_replaces_what_it_has_and_leaves_the_rest() {
+    let now = now();
+    let pause = Some(now + SECOND);
+    let before = || State { refused: true, broken_pause: pause, phase: cooling(now + SECOND), ..good(now) };
+
+    let mut state = before();
+    state.land(&Tokens::new("new").unwrap(), None, None, pause);
+    assert_eq!((state.generation, state.epoch), (8, 0));
+    assert!(!state.refused && state.is_on_probation() && state.broken_pause.is_none() && state.lifetime.is_none());
+    assert_eq!(state.public(now), SessionState::Active);
+    assert_eq!(state.refresh.as_ref().unwrap().expose_secret(), "r");
+
+    // The same access token again is no new generation.
+    let mut state = before();
+    state.land(&Tokens::new("t").unwrap().with_refresh_token("r2").unwrap(), None, None, None);
+    assert_eq!(state.generation, 7);
+    assert!(!state.refused && !state.is_on_probation());
+    assert_eq!(state.refresh.as_ref().unwrap().expose_secret(), "r2");
+
+    let mut closed = State { phase: Phase::Closed, ..good(now) };
+    closed.land(&Tokens::new("new").unwrap(), None, None, pause);
+    assert_eq!(closed.public(now), SessionState::Closed);
+}
+
+#[test]
+fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
+    let now = now();
+    let pause = Some(now + SECOND);
+    let dead = Phase::LoginRequired(error(ErrorKind::LoginRequired));
+    let mut state = State { flight: flight(), issued_pause: pause, broken_pause: pause, phase: dead, ..good(now) };
+    assert!(state.replace(&Tokens::new("new").unwrap(), None, None).is_some());
+    assert_eq!((state.generation, state.epoch), (8, 1));
+    assert!(state.flight.is_none() && state.refresh.is_none() && state.issued_pause.is_none() && state.broken_pause.is_none());
+    assert_eq!(state.public(now), SessionState::Active);
+    assert!(state.has_tokens() && state.replace(&Tokens::empty(), None, None).is_none());
+    assert_eq!((state.generation, state.epoch, state.has_tokens()), (9, 2, false));
+
+    let mut state = State { flight: flight(), ..good(now) };
+    assert!(state.clear().is_some() && !state.has_tokens());
+    assert_eq!(state.public(now), SessionState::LoginRequired);
+    assert!(State { access: None, ..good(now) }.has_tokens());
+    assert!(State { refresh: None, ..good(now) }.has_tokens());
+}
+
+#[test]
+fn a_token_is_newer_only_if_it_is_another() {
+    let now = now();
+    let sent = good(now);
+    let other = AccessToken::new("new").ok();
+    assert!(State { generation: 8, access: other.clone(), ..good(now) }.has_newer_token_than(&sent));
+    assert!(!State { access: other, ..good(now) }.has_newer_token_than(&sent));
+    assert!(!State { generation: 8, ..good(now) }.has_newer_token_than(&sent));
+    assert!(!State { generation: 8, access: None, ..good(now) }.has_newer_token_than(&sent));
+}
