@@ -22,7 +22,7 @@ use reqwest_reauth::{
 };
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep_until},
+    time::{Interval, MissedTickBehavior, interval, interval_at, sleep_until},
 };
 
 use relay::Relay;
@@ -64,7 +64,9 @@ async fn main() -> Result<ExitCode, Failed> {
     let mut workers = JoinSet::new();
     for number in 0..WORKERS {
         let url = format!("{}/worker/{number}", api.origin());
-        workers.spawn(work(client.clone(), url, plan.pause(), begun + plan.length, Arc::clone(&tally)));
+        let first = begun + plan.pause().mul_f64(f64::from(number) / f64::from(WORKERS));
+        let due = interval_at(first.into(), plan.pause());
+        workers.spawn(work(client.clone(), url, due, begun + plan.length, Arc::clone(&tally)));
     }
     let held = tokio::spawn(watch_held(begun, plan.length));
     let forgetting = async {
@@ -98,8 +100,7 @@ fn fault(roll: f64) -> Answer {
     }
 }
 
-async fn work(client: ClientWithMiddleware, url: String, pause: Duration, end: Instant, tally: Arc<Tally>) {
-    let mut due = interval(pause);
+async fn work(client: ClientWithMiddleware, url: String, mut due: Interval, end: Instant, tally: Arc<Tally>) {
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut number = 0_u64;
     while due.tick().await.into_std() < end {
