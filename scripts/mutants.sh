@@ -22,7 +22,7 @@ declare -A about=(
   [oauth]=""
 )
 # Those that need a server, that test the test server, or that take long and are about something else.
-skipped=" auth_server fleet fleet_redis heartbeat memory redis scale "
+skipped=" auth_server fleet fleet_redis heartbeat memory metrics redis scale "
 
 # Nobody debugs a mutant.
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 RUST_BACKTRACE=0

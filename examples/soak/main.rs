@@ -101,7 +101,7 @@ fn fault(roll: f64) -> Answer {
 }
 
 async fn work(client: ClientWithMiddleware, url: String, mut due: Interval, end: Instant, tally: Arc<Tally>) {
-    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    due.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut number = 0_u64;
     while due.tick().await.into_std() < end {
         number += 1;
@@ -166,8 +166,9 @@ fn report(server: &AuthServer, tally: &Tally, took: Duration, held: &[Held], ali
     let mut held_flat = true;
     if let (Some(first), Some(last)) = (held.first(), held.last()) {
         println!("memory {} to {} KiB, files {} to {}", first.kib, last.kib, first.files, last.files);
-        // An allocator gives little back: what must not be is growth without end.
-        held_flat = last.kib <= first.kib + first.kib / 5 + 4096 && last.files <= first.files + 2 * WORKERS as usize;
+        // An allocator gives little back: what must not be is growth without end. A connection is four files here, of which the relay
+        // has two, and in a burst each worker has one.
+        held_flat = last.kib <= first.kib + first.kib / 5 + 4096 && last.files <= first.files + 4 * WORKERS as usize;
     }
     let musts = [
         ("refused outside outages", refused.len().to_string(), "0", refused.is_empty()),
