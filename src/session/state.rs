@@ -137,13 +137,7 @@ impl State {
             _ if self.flight.is_some() => Step::Wait,
             _ if !self.renewable => Step::Go,
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
-            Phase::CoolingDown { until, cause } if now < *until => {
-                if cause.nothing_to_ask_with() {
-                    Step::Go
-                } else {
-                    Step::Fail(cooling_down(cause))
-                }
-            }
+            Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
             _ if self.is_paused_for_expiry(now) => Step::Go,
             _ => Step::Wait,
         }
@@ -170,13 +164,7 @@ impl State {
             _ if self.flight.is_some() => Step::Wait,
             _ if !self.renewable => Step::Go,
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
-            Phase::CoolingDown { until, cause } if now < *until => {
-                if cause.nothing_to_ask_with() {
-                    Step::Go
-                } else {
-                    Step::Fail(cooling_down(cause))
-                }
-            }
+            Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
             _ if self.probation.is_some_and(|until| now < until) => Step::Go,
             _ => Step::Wait,
         }
@@ -361,6 +349,11 @@ pub(super) fn no_token() -> Error {
 /// Unlike [`no_token`] it is not passed over for the sake of a refused answer.
 pub(super) fn logged_out() -> Error {
     Error::new(ErrorKind::LoginRequired, "the session was cleared")
+}
+
+/// Where there was nothing to ask with, the session cannot renew: it goes on with what it has.
+fn step_while_cooling_down(cause: &Error) -> Step {
+    if cause.nothing_to_ask_with() { Step::Go } else { Step::Fail(cooling_down(cause)) }
 }
 
 fn cooling_down(cause: &Error) -> Error {

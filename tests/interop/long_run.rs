@@ -7,7 +7,7 @@ use std::{
 };
 
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
-use reqwest_reauth::{ClientBuilderExt as _, Event};
+use reqwest_reauth::{ClientBuilderExt as _, Event, Session, SessionState};
 use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
 use tokio::task::JoinSet;
 
@@ -158,9 +158,10 @@ async fn a_proxy_before_both_that_is_stopped_and_started_costs_no_request_with_a
 }
 
 /// Now no refresh is under way, so that stopping nginx cannot lose the answer to one: this provider revokes the grant for it.
-async fn after_a_refresh(session: &reqwest_reauth::Session) {
+async fn after_a_refresh(session: &Session) {
+    let mut states = session.subscribe();
     let generation = session.generation();
-    while session.generation() == generation {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    while session.generation() == generation || session.state() == SessionState::Refreshing {
+        states.changed().await.unwrap();
     }
 }
