@@ -5,9 +5,8 @@ use http::{
     header::{AUTHORIZATION, Entry},
 };
 use reqwest::{Request, Response};
-use reqwest_middleware::Next;
 
-use super::{Found, Future, Sent, SessionSource, is_left_alone, may_be_refusal, middleware, unsent};
+use super::{Below, Found, Future, Sent, SessionSource, is_left_alone, may_be_refusal, middleware, unsent};
 use crate::{anonymous::Anonymous, error::Error, session::State};
 
 /// Puts `Authorization: Bearer …` on requests to the session's origins, and notes which generation of the token it was.
@@ -39,59 +38,74 @@ impl Authorize {
     pub fn new(source: impl Into<SessionSource>) -> Self {
         Self { source: source.into() }
     }
+}
 
-    fn down<'a>(&'a self, mut request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        let (session, origin, state) = match self.sign(&mut request, extensions) {
-            Ok(Some(signed)) => signed,
-            Ok(None) => return next.run(request, extensions),
-            // The caller's own header is sent whatever speaks against ours.
-            Err(_) if is_left_alone(&request, extensions) => return next.run(request, extensions),
-            Err(error) => return unsent(error),
-        };
-        let answer = next.run(request, extensions);
-        Box::pin(async move {
-            let mut response = answer.await?;
-            if needs_note(&session, &state, &response) {
-                leave_note(session, state, origin, &mut response);
-            }
-            Ok(response)
-        })
-    }
-
-    /// Puts the header on, unless the request is none of ours.
-    fn sign(&self, request: &mut Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize, Arc<State>)>, Error> {
-        if extensions.get::<Anonymous>().is_some() {
-            return Ok(None);
+pub(super) fn down<'a>(
+    source: &'a SessionSource,
+    mut request: Request,
+    extensions: &'a mut Extensions,
+    below: Below<'a>,
+) -> Future<'a> {
+    let signed = match sign(source, &mut request, extensions) {
+        Ok(Some(signed)) => signed,
+        Ok(None) => return below.run(request, extensions),
+        // The caller's own header is sent whatever speaks against ours.
+        Err(_) if is_left_alone(&request, extensions) => return below.run(request, extensions),
+        Err(error) => return unsent(error),
+    };
+    let answer = below.run(request, extensions);
+    Box::pin(async move {
+        let mut response = answer.await?;
+        if signed.needs_note(&response) {
+            signed.leave_note(&mut response);
         }
-        let Some((session, origin)) = self.source.for_origin(request, extensions)? else { return Ok(None) };
-        let state = session.load_full();
-        let header = state.token_to_send()?.header();
-        // One look for the caller's own header and for the place of ours.
-        match request.headers_mut().entry(AUTHORIZATION) {
-            Entry::Occupied(_) => return Ok(None),
-            Entry::Vacant(place) => place.insert(header.clone()),
-        };
-        Ok(Some((session, origin, state)))
+        Ok(response)
+    })
+}
+
+/// Puts the header on, unless the request is none of ours.
+fn sign<'a>(source: &'a SessionSource, request: &mut Request, extensions: &Extensions) -> Result<Option<Signed<'a>>, Error> {
+    if extensions.get::<Anonymous>().is_some() {
+        return Ok(None);
     }
+    let Some((session, origin)) = source.for_origin(request, extensions)? else { return Ok(None) };
+    let state = session.load_full();
+    let header = state.token_to_send()?.header();
+    // One look for the caller's own header and for the place of ours.
+    match request.headers_mut().entry(AUTHORIZATION) {
+        Entry::Occupied(_) => return Ok(None),
+        Entry::Vacant(place) => place.insert(header.clone()),
+    };
+    Ok(Some(Signed { session, state, origin }))
 }
 
-/// Whether one of the others has to look at this answer. Almost none is.
-fn needs_note(session: &Found<'_>, state: &State, response: &Response) -> bool {
-    may_be_refusal(response.status())
-        || state.is_on_probation()
-        || session.rejected_if().is_some()
-        || response.headers().contains_key(session.capture_header())
+/// What is remembered of a request while it is out.
+pub(super) struct Signed<'a> {
+    pub(super) session: Found<'a>,
+    pub(super) state: Arc<State>,
+    /// Which of the session's origins it goes to.
+    pub(super) origin: usize,
 }
 
-#[cold]
-fn leave_note(session: Found<'_>, state: Arc<State>, origin: usize, response: &mut Response) {
-    response.extensions_mut().insert(Sent {
-        session: session.into_session(),
-        state,
-        origin,
-        brought_token: false,
-        refused: None,
-        captured: false,
-        refreshed: false,
-    });
+impl Signed<'_> {
+    /// Whether one of the others has to look at this answer. Almost none is.
+    pub(super) fn needs_note(&self, response: &Response) -> bool {
+        may_be_refusal(response.status())
+            || self.state.is_on_probation()
+            || self.session.rejected_if().is_some()
+            || response.headers().contains_key(self.session.capture_header())
+    }
+
+    #[cold]
+    pub(super) fn leave_note(self, response: &mut Response) {
+        response.extensions_mut().insert(Sent {
+            session: self.session.into_session(),
+            state: self.state,
+            origin: self.origin,
+            brought_token: false,
+            refused: None,
+            captured: false,
+            refreshed: false,
+        });
+    }
 }

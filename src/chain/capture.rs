@@ -1,8 +1,8 @@
 use http::{Extensions, HeaderName, HeaderValue, header::GetAll};
 use reqwest::{Request, Response};
-use reqwest_middleware::{Next, Result};
+use reqwest_middleware::Result;
 
-use super::{Future, Sent, SessionSource, is_left_alone, middleware, note_outcome};
+use super::{Below, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome};
 use crate::{
     event::{CaptureIgnored, Event},
     session::{Captured, Session},
@@ -30,52 +30,57 @@ impl Capture {
     pub fn new(source: impl Into<SessionSource>) -> Self {
         Self { source: source.into() }
     }
+}
 
-    fn down<'a>(&'a self, request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        // Where the session is this middleware's own, the way up knows the header's name whosever the request is.
-        if !self.source.is_own(extensions) && is_left_alone(&request, extensions) {
-            return Box::pin(self.unsigned(request, extensions, next));
-        }
-        let answer = next.run(request, extensions);
-        Box::pin(async move {
-            let mut response = answer.await?;
-            self.up(&mut response);
-            Ok(response)
-        })
+pub(super) fn down<'a>(
+    source: &'a SessionSource,
+    request: Request,
+    extensions: &'a mut Extensions,
+    below: Below<'a>,
+) -> Future<'a> {
+    // Where the session is this middleware's own, the way up knows the header's name whosever the request is.
+    if !source.is_own(extensions) && is_left_alone(&request, extensions) {
+        return Box::pin(unsigned(source, request, extensions, below));
     }
-
-    fn up(&self, response: &mut Response) {
-        match response.extensions_mut().get_mut::<Sent>() {
-            Some(sent) if sent.captured => {}
-            Some(sent) => {
-                sent.captured = true;
-                if let name = sent.session.capture_header().clone()
-                    && response.headers().contains_key(&name)
-                {
-                    take(&name, response);
-                }
-            }
-            // Nobody's request, or one that went elsewhere: nothing is taken, but nothing is to be printed either.
-            None => {
-                if let SessionSource::Fixed(session) = &self.source
-                    && response.headers().contains_key(session.capture_header())
-                {
-                    conceal(session.capture_header(), response);
-                }
-            }
-        }
-    }
-
-    /// A request that is not the session's: nothing is taken from its answer, but nothing of that is to be printed either.
-    #[cold]
-    async fn unsigned(&self, request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
-        let name = self.source.find(extensions).ok().map(|session| session.capture_header().clone());
-        let mut response = next.run(request, extensions).await?;
-        if let Some(name) = name {
-            conceal(&name, &mut response);
-        }
+    let answer = below.run(request, extensions);
+    Box::pin(async move {
+        let mut response = answer.await?;
+        up(source, &mut response);
         Ok(response)
+    })
+}
+
+pub(super) fn up(source: &SessionSource, response: &mut Response) {
+    match response.extensions_mut().get_mut::<Sent>() {
+        Some(sent) if sent.captured => {}
+        Some(sent) => {
+            sent.captured = true;
+            if let name = sent.session.capture_header().clone()
+                && response.headers().contains_key(&name)
+            {
+                take(&name, response);
+            }
+        }
+        // Nobody's request, or one that went elsewhere: nothing is taken, but nothing is to be printed either.
+        None => {
+            if let SessionSource::Fixed(session) = source
+                && response.headers().contains_key(session.capture_header())
+            {
+                conceal(session.capture_header(), response);
+            }
+        }
     }
+}
+
+/// A request that is not the session's: nothing is taken from its answer, but nothing of that is to be printed either.
+#[cold]
+async fn unsigned(source: &SessionSource, request: Request, extensions: &mut Extensions, below: Below<'_>) -> Result<Response> {
+    let name = source.find(extensions).ok().map(|session| session.capture_header().clone());
+    let mut response = below.run(request, extensions).await?;
+    if let Some(name) = name {
+        conceal(&name, &mut response);
+    }
+    Ok(response)
 }
 
 #[cold]

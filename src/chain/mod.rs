@@ -4,6 +4,8 @@
 //! Replay → Refresh → Capture → Authorize → the connection
 //! ```
 //!
+//! A client that has them all, and nothing between them, has them in one middleware, [`Chain`].
+//!
 //! On the way down they do as little as they can: nothing that a request which is not refused has to pay for. On the way up they
 //! learn what was sent from the [`Sent`] note, which [`Authorize`] leaves in the answer's extensions only when somebody needs it.
 
@@ -11,6 +13,7 @@ mod authorize;
 mod capture;
 mod refresh;
 mod replay;
+mod whole;
 
 use std::{fmt, ops::Deref, sync::Arc};
 
@@ -20,6 +23,7 @@ use reqwest_middleware::{ClientBuilder, Next};
 
 #[cfg(fuzzing)]
 pub(crate) use self::capture::token_in;
+use self::whole::Chain;
 pub use self::{
     authorize::Authorize,
     capture::Capture,
@@ -37,6 +41,9 @@ use crate::{
 /// Adds the whole chain to a client.
 pub trait ClientBuilderExt: Sized {
     /// Adds [`Replay`], [`Refresh`], [`Capture`] and [`Authorize`], in this order, for one session.
+    ///
+    /// They are added as one middleware, at half the cost of the four one by one
+    /// ([`with`](ClientBuilder::with)), which leave room for others between them.
     fn with_session(self, session: Session) -> Self;
 
     /// Adds the same four for the session of the task that sends: see [`Session::scope`].
@@ -45,20 +52,12 @@ pub trait ClientBuilderExt: Sized {
 
 impl ClientBuilderExt for ClientBuilder {
     fn with_session(self, session: Session) -> Self {
-        with_chain(self, SessionSource::Fixed(session))
+        self.with(Chain { source: SessionSource::Fixed(session) })
     }
 
     fn with_scoped_sessions(self) -> Self {
-        with_chain(self, SessionSource::Scoped)
+        self.with(Chain { source: SessionSource::Scoped })
     }
-}
-
-fn with_chain(client: ClientBuilder, source: SessionSource) -> ClientBuilder {
-    client
-        .with(Replay::new(source.clone()))
-        .with(Refresh::new(source.clone()))
-        .with(Capture::new(source.clone()))
-        .with(Authorize::new(source))
 }
 
 /// Where a middleware finds its session. A [`Session`] among the request's extensions goes before either.
@@ -209,14 +208,14 @@ async fn run_for(
     source: &SessionSource,
     request: Request,
     extensions: &mut Extensions,
-    next: Next<'_>,
+    below: Below<'_>,
 ) -> reqwest_middleware::Result<Response> {
     if matches!(source, SessionSource::Fixed(_)) || extensions.get::<Session>().is_some() {
         drop(session);
-        return next.run(request, extensions).await;
+        return below.run(request, extensions).await;
     }
     extensions.insert(session);
-    let answer = next.run(request, extensions).await;
+    let answer = below.run(request, extensions).await;
     extensions.remove::<Session>();
     answer
 }
@@ -233,6 +232,26 @@ impl fmt::Debug for Sent {
 }
 
 type Future<'a> = std::pin::Pin<Box<dyn std::future::Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>>;
+
+/// The way down of one of the four.
+type Down = for<'a> fn(&'a SessionSource, Request, &'a mut Extensions, Below<'a>) -> Future<'a>;
+
+/// What one of the four sends to: those that stand below it in the same middleware, then the next one.
+#[derive(Clone)]
+struct Below<'a> {
+    layers: &'static [Down],
+    source: &'a SessionSource,
+    next: Next<'a>,
+}
+
+impl<'a> Below<'a> {
+    fn run(self, request: Request, extensions: &'a mut Extensions) -> Future<'a> {
+        match self.layers.split_first() {
+            Some((down, layers)) => down(self.source, request, extensions, Self { layers, ..self }),
+            None => self.next.run(request, extensions),
+        }
+    }
+}
 
 /// Fails a request before it is sent.
 #[cold]
@@ -259,7 +278,7 @@ macro_rules! middleware {
                 'next: 'future,
                 Self: 'future,
             {
-                self.$down(request, extensions, next)
+                $down(&self.source, request, extensions, super::Below { layers: &[], source: &self.source, next })
             }
         }
     };

@@ -2,10 +2,10 @@ use std::time::Duration;
 
 use http::Extensions;
 use reqwest::{Request, Response};
-use reqwest_middleware::{Next, Result};
+use reqwest_middleware::Result;
 use tokio::time::{Instant, timeout};
 
-use super::{Budget, Future, Sent, SessionSource, middleware, note_outcome, run_for, unsent};
+use super::{Below, Budget, Future, Sent, SessionSource, middleware, note_outcome, run_for, unsent};
 use crate::{
     error::{Error, ErrorKind},
     session::{Boarding, Ending, OnRefreshFailure, Session, Ticket},
@@ -32,27 +32,32 @@ impl Refresh {
     pub fn new(source: impl Into<SessionSource>) -> Self {
         Self { source: source.into() }
     }
+}
 
-    fn down<'a>(&'a self, request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        // A session that is quiet has nothing to ask of any request, its own or not: so almost none is looked at closer.
-        if !self.source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
-            match self.source.signing(&request, extensions) {
-                Ok(Some((session, _))) => {
-                    return Box::pin(send_after_asking(session.into_session(), &self.source, request, extensions, next));
-                }
-                Ok(None) => return next.run(request, extensions),
-                Err(error) => return unsent(error),
+pub(super) fn down<'a>(
+    source: &'a SessionSource,
+    request: Request,
+    extensions: &'a mut Extensions,
+    below: Below<'a>,
+) -> Future<'a> {
+    // A session that is quiet has nothing to ask of any request, its own or not: so almost none is looked at closer.
+    if !source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
+        match source.signing(&request, extensions) {
+            Ok(Some((session, _))) => {
+                return Box::pin(send_after_asking(session.into_session(), source, request, extensions, below));
             }
+            Ok(None) => return below.run(request, extensions),
+            Err(error) => return unsent(error),
         }
-        let limit = request.timeout().copied();
-        Box::pin(async move {
-            let response = next.run(request, extensions).await?;
-            if response.extensions().get::<Sent>().is_none() {
-                return Ok(response);
-            }
-            Box::pin(up(response, extensions, limit)).await
-        })
     }
+    let limit = request.timeout().copied();
+    Box::pin(async move {
+        let response = below.run(request, extensions).await?;
+        if response.extensions().get::<Sent>().is_none() {
+            return Ok(response);
+        }
+        Box::pin(up(response, extensions, limit)).await
+    })
 }
 
 /// The way of a request that may have to wait before it is sent.
@@ -62,7 +67,7 @@ async fn send_after_asking(
     source: &SessionSource,
     request: Request,
     extensions: &mut Extensions,
-    next: Next<'_>,
+    below: Below<'_>,
 ) -> Result<Response> {
     let limit = request.timeout().copied();
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
@@ -94,7 +99,7 @@ async fn send_after_asking(
             }
         }
     }
-    let mut response = run_for(session, source, request, extensions, next).await?;
+    let mut response = run_for(session, source, request, extensions, below).await?;
     if refreshed {
         note_outcome(&mut response, |outcome| outcome.refreshed = true);
     }
@@ -103,7 +108,7 @@ async fn send_after_asking(
 
 /// Renews the token if the answer refuses it.
 #[cold]
-async fn up(mut response: Response, extensions: &mut Extensions, limit: Option<Duration>) -> Result<Response> {
+pub(super) async fn up(mut response: Response, extensions: &mut Extensions, limit: Option<Duration>) -> Result<Response> {
     let mut sent = match response.extensions_mut().get_mut::<Sent>() {
         Some(sent) if !sent.refreshed => {
             sent.refreshed = true;

@@ -2,11 +2,11 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 use http::{Extensions, HeaderName, HeaderValue, Method, Version};
 use reqwest::{Body, Request, Response};
-use reqwest_middleware::{Error, Next, Result};
+use reqwest_middleware::{Error, Result};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome, run_for};
+use super::{Below, Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome, run_for};
 use crate::{
     event::{Event, NotReplayed},
     outcome::Outcome,
@@ -38,42 +38,47 @@ impl Replay {
     pub fn new(source: impl Into<SessionSource>) -> Self {
         Self { source: source.into() }
     }
+}
 
-    fn down<'a>(&'a self, mut request: Request, extensions: &'a mut Extensions, next: Next<'a>) -> Future<'a> {
-        if is_left_alone(&request, extensions) || self.goes_elsewhere(&request, extensions) {
-            return match give_first_body(&mut request, extensions) {
-                Ok(()) => next.run(request, extensions),
-                Err(error) => Box::pin(std::future::ready(Err(Error::middleware(error)))),
-            };
-        }
-        let again = match Again::of(&mut request, extensions) {
-            Ok(again) => again,
-            Err(error) => return Box::pin(std::future::ready(Err(Error::middleware(error)))),
+pub(super) fn down<'a>(
+    source: &'a SessionSource,
+    mut request: Request,
+    extensions: &'a mut Extensions,
+    below: Below<'a>,
+) -> Future<'a> {
+    if is_left_alone(&request, extensions) || goes_elsewhere(source, &request, extensions) {
+        return match give_first_body(&mut request, extensions) {
+            Ok(()) => below.run(request, extensions),
+            Err(error) => Box::pin(std::future::ready(Err(Error::middleware(error)))),
         };
-        Box::pin(async move {
-            let response = next.clone().run(request, &mut *extensions).await?;
-            if response.extensions().get::<Sent>().is_none() {
-                return Ok(response);
-            }
-            Box::pin(up(response, again, &self.source, extensions, next)).await
-        })
     }
-
-    fn goes_elsewhere(&self, request: &Request, extensions: &Extensions) -> bool {
-        match &self.source {
-            SessionSource::Fixed(session) => extensions.get::<Session>().is_none() && session.origin_of(request.url()).is_none(),
-            SessionSource::Scoped => false,
+    let again = match Again::of(&mut request, extensions) {
+        Ok(again) => again,
+        Err(error) => return Box::pin(std::future::ready(Err(Error::middleware(error)))),
+    };
+    Box::pin(async move {
+        let response = below.clone().run(request, &mut *extensions).await?;
+        if response.extensions().get::<Sent>().is_none() {
+            return Ok(response);
         }
+        Box::pin(up(response, again, source, extensions, below)).await
+    })
+}
+
+fn goes_elsewhere(source: &SessionSource, request: &Request, extensions: &Extensions) -> bool {
+    match source {
+        SessionSource::Fixed(session) => extensions.get::<Session>().is_none() && session.origin_of(request.url()).is_none(),
+        SessionSource::Scoped => false,
     }
 }
 
 #[cold]
-async fn up(
+pub(super) async fn up(
     mut response: Response,
     again: Again,
     source: &SessionSource,
     extensions: &mut Extensions,
-    next: Next<'_>,
+    below: Below<'_>,
 ) -> Result<Response> {
     let Some(mut sent) = response.extensions_mut().remove::<Sent>() else { return Ok(response) };
     if !sent.is_refused(&mut response) {
@@ -97,7 +102,7 @@ async fn up(
     extensions.insert(budget);
     drain(response).await;
 
-    let mut response = run_for(session.clone(), source, request, extensions, next).await?;
+    let mut response = run_for(session.clone(), source, request, extensions, below).await?;
     session.emit(&Event::Replayed { generation: state.generation(), status: response.status() });
     note_outcome(&mut response, |outcome| {
         outcome.replayed = true;
@@ -131,7 +136,7 @@ async fn drain(mut response: Response) {
 }
 
 /// What a request is sent again from.
-struct Again {
+pub(super) struct Again {
     /// `None`: its body is a stream that nobody can make anew.
     copy: Option<Copy>,
     body: Option<ReplayBody>,
@@ -141,13 +146,18 @@ impl Again {
     /// `reqwest` takes the request by value, so that the copy has to be made beforehand.
     fn of(request: &mut Request, extensions: &Extensions) -> io::Result<Self> {
         let Some(body) = extensions.get::<ReplayBody>() else {
-            return Ok(Self { copy: Copy::of(request), body: None });
+            return Ok(Self::plain(request));
         };
         let first = request.body_mut().take();
         let copy = Copy::of(request);
         *request.body_mut() = first;
         give_first_body(request, extensions)?;
         Ok(Self { copy, body: Some(body.clone()) })
+    }
+
+    /// Likewise, where there is no [`ReplayBody`].
+    pub(super) fn plain(request: &Request) -> Self {
+        Self { copy: Copy::of(request), body: None }
     }
 
     fn request(self, session: &Session) -> std::result::Result<Request, NotReplayed> {

@@ -1,0 +1,230 @@
+//! `with_session` adds all four in one middleware: it does what the four do that stand one above the other.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use reqwest::Response;
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, RequestBuilder};
+use reqwest_reauth::{
+    Anonymous, Authorize, Capture, ClientBuilderExt, OnRefreshFailure, Outcome, Refresh, Replay, ReplayBody, Session,
+    SessionBuilder, SessionSource, Tokens,
+};
+use support::{Api, Events, Issuer, ORIGIN, Seen, Turn, answer, held, pair, settle, unavailable, url};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What the session is like when the request comes.
+#[derive(Clone, Copy, Debug)]
+enum Login {
+    Good,
+    Due,
+    Expired,
+    Issued,
+    OnlyAccess,
+    Unrenewable,
+    Failing,
+    FailingQuietly,
+    RuledByUs,
+    Cleared,
+    Closed,
+}
+
+const LOGINS: [Login; 11] = [
+    Login::Good,
+    Login::Due,
+    Login::Expired,
+    Login::Issued,
+    Login::OnlyAccess,
+    Login::Unrenewable,
+    Login::Failing,
+    Login::FailingQuietly,
+    Login::RuledByUs,
+    Login::Cleared,
+    Login::Closed,
+];
+
+impl Login {
+    async fn session(self, issuer: &Issuer, events: &Events) -> Session {
+        let new = |tokens: Tokens| Session::builder(tokens).origin(ORIGIN).on_event(events.listener());
+        let renewable = |tokens: Tokens| new(tokens).refresher(issuer.clone());
+        let good = || renewable(pair("t0", "r0").with_expires_in(HOUR));
+        let builder: SessionBuilder = match self {
+            Self::OnlyAccess => new(Tokens::new("t0").unwrap()),
+            Self::Unrenewable => renewable(Tokens::new("t0").unwrap()),
+            Self::FailingQuietly => good().on_refresh_failure(OnRefreshFailure::ReturnResponse),
+            Self::RuledByUs => good().rejected_if(|response, verdict| verdict.refused || response.status() == 404),
+            _ => good(),
+        };
+        let session = builder.build().unwrap();
+        match self {
+            Self::Due => tokio::time::advance(Duration::from_secs(3599)).await,
+            Self::Expired => tokio::time::advance(Duration::from_secs(3601)).await,
+            Self::Issued => drop(session.refresh().await.unwrap()),
+            Self::Cleared => session.clear().await.unwrap(),
+            Self::Closed => session.close().await.unwrap(),
+            _ => {}
+        }
+        session
+    }
+
+    fn script(self) -> Vec<Turn> {
+        match self {
+            Self::Failing | Self::FailingQuietly => vec![Turn::Fail(Duration::ZERO, unavailable())],
+            _ => vec![],
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Plainly,
+    WithBody,
+    WithStream,
+    WithReplayBody,
+    WithTimeout,
+    WithItsOwnHeader,
+    Anonymously,
+    Elsewhere,
+    ForItsOwnSession,
+}
+
+const REQUESTS: [Asked; 9] = [
+    Asked::Plainly,
+    Asked::WithBody,
+    Asked::WithStream,
+    Asked::WithReplayBody,
+    Asked::WithTimeout,
+    Asked::WithItsOwnHeader,
+    Asked::Anonymously,
+    Asked::Elsewhere,
+    Asked::ForItsOwnSession,
+];
+
+impl Asked {
+    fn request(self, client: &ClientWithMiddleware, session: &Session) -> RequestBuilder {
+        let post = || client.post(url("/things")).header("x-request-id", "7").header("x-request-id", "8");
+        let stream = || reqwest::Body::wrap_stream(futures_util::stream::once(async { Ok::<_, std::io::Error>("streamed") }));
+        match self {
+            Self::Plainly => post(),
+            Self::WithBody => post().body("buffered"),
+            Self::WithStream => post().body(stream()),
+            Self::WithReplayBody => post().with_extension(ReplayBody::new(|| "made".into())),
+            Self::WithTimeout => post().timeout(Duration::from_secs(5)),
+            Self::WithItsOwnHeader => post().header("authorization", "Bearer own"),
+            Self::Anonymously => post().with_extension(Anonymous),
+            Self::Elsewhere => client.post("https://elsewhere.example/things"),
+            Self::ForItsOwnSession => post().with_extension(session.clone()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Manner {
+    Accepts,
+    Reissues,
+    RefusesEverySecond,
+    RefusesAndReissues,
+    RefusesAlways,
+    Forbids,
+}
+
+const APIS: [Manner; 6] = [
+    Manner::Accepts,
+    Manner::Reissues,
+    Manner::RefusesEverySecond,
+    Manner::RefusesAndReissues,
+    Manner::RefusesAlways,
+    Manner::Forbids,
+];
+
+impl Manner {
+    fn api(self) -> Api {
+        let count = AtomicUsize::new(0);
+        Api::new(move |_| {
+            let first = count.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+            async move {
+                match self {
+                    Self::RefusesEverySecond if first => answer(401),
+                    Self::RefusesAndReissues if first => answer(401).header("refreshed-api-token", "c1"),
+                    Self::RefusesAlways => answer(401),
+                    Self::Reissues => answer(404).header("refreshed-api-token", "c1"),
+                    Self::Forbids => answer(403).header("www-authenticate", "Bearer error=\"insufficient_scope\""),
+                    _ => answer(200),
+                }
+            }
+        })
+    }
+}
+
+/// Status, outcome and whether the reissued token is marked sensitive, or the error.
+type Answered = Result<(u16, String, Option<bool>), String>;
+
+/// All that can be seen of two requests from outside.
+#[derive(Debug, PartialEq)]
+struct Witnessed {
+    answers: [Answered; 2],
+    seen: Vec<Seen>,
+    calls: usize,
+    held: (String, String),
+    generation: u64,
+    events: String,
+}
+
+async fn witness(login: Login, asked: Asked, api: Manner, scoped: bool, whole: bool) -> Witnessed {
+    let issuer = Issuer::new(login.script());
+    let events = Events::default();
+    let session = login.session(&issuer, &events).await;
+    let api = api.api();
+    let source = || if scoped { SessionSource::Scoped } else { SessionSource::Fixed(session.clone()) };
+    let client = ClientBuilder::new(reqwest::Client::new());
+    let client = match (whole, scoped) {
+        (true, false) => client.with_session(session.clone()),
+        (true, true) => client.with_scoped_sessions(),
+        (false, _) => client
+            .with(Replay::new(source()))
+            .with(Refresh::new(source()))
+            .with(Capture::new(source()))
+            .with(Authorize::new(source())),
+    };
+    let client = client.with(api.clone()).build();
+    // The second shows what the first has left behind.
+    let first = answer_of(session.scope(asked.request(&client, &session).send()).await);
+    settle().await;
+    let second = answer_of(session.scope(asked.request(&client, &session).send()).await);
+    settle().await;
+    Witnessed {
+        answers: [first, second],
+        seen: api.seen(),
+        calls: issuer.calls(),
+        held: held(&session),
+        generation: session.generation(),
+        events: format!("{:?}", events.all()),
+    }
+}
+
+fn answer_of(answer: reqwest_middleware::Result<Response>) -> Answered {
+    let response = answer.map_err(|error| format!("{error:#?}"))?;
+    let concealed = response.headers().get("refreshed-api-token").map(http::HeaderValue::is_sensitive);
+    Ok((response.status().as_u16(), format!("{:?}", response.extensions().get::<Outcome>()), concealed))
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_four_in_one_do_what_the_four_do() {
+    for login in LOGINS {
+        for asked in REQUESTS {
+            for api in APIS {
+                for scoped in [false, true] {
+                    let one = witness(login, asked, api, scoped, true).await;
+                    let four = witness(login, asked, api, scoped, false).await;
+                    assert_eq!(one, four, "{login:?}, asked {asked:?}, {api:?}, scoped: {scoped}");
+                }
+            }
+        }
+    }
+}
