@@ -252,6 +252,27 @@ async fn under_an_outer_retry_a_request_is_replayed_once_and_starts_one_refresh(
 }
 
 #[tokio::test(start_paused = true)]
+async fn under_an_outer_retry_an_expired_token_is_renewed_once() {
+    let short = Some(Duration::from_millis(1));
+    let issuer = Issuer::new([Turn::Issue(Duration::ZERO, short), Turn::Issue(Duration::ZERO, short)]);
+    let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
+    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).cooldown(Duration::ZERO).build().unwrap();
+    let api = Api::new({
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        move |_| {
+            let first = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+            async move {
+                // Longer than the token lives.
+                tokio::time::sleep(SECOND).await;
+                answer(if first { 503 } else { 200 })
+            }
+        }
+    });
+    assert_eq!(under_retry(&api, &session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((issuer.calls(), api.tokens_seen()), (1, vec!["t1".to_owned(), "t1".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_refresh_is_found_under_an_outer_retry_and_not_retried() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let session = builder(&issuer).build().unwrap();

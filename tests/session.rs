@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use reqwest_reauth::{ErrorKind, Event, OnRefreshFailure, Session, SessionBuilder, SessionState, Tokens};
+use reqwest_reauth::{ErrorKind, Event, Flight, OnRefreshFailure, Refresher, Session, SessionBuilder, SessionState, Tokens};
 use support::{
     Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, outcome_of, pair, settle,
     store::{Call, FakeStore, Fate},
@@ -352,4 +352,127 @@ fn name(event: &Event) -> String {
         Event::Replayed { generation, status } => format!("replayed {generation}: {}", status.as_u16()),
         other => format!("{other:?}"),
     }
+}
+
+/// Asks with a refresh token only.
+struct NeedsRefreshToken(Issuer);
+
+#[async_trait::async_trait]
+impl Refresher for NeedsRefreshToken {
+    async fn refresh(&self, flight: &Flight) -> Result<Tokens, reqwest_reauth::Error> {
+        self.0.refresh(flight).await
+    }
+
+    fn can_refresh(&self, tokens: &Tokens) -> bool {
+        tokens.refresh_token().is_some()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresher_with_nothing_to_ask_with_is_not_asked_unless_the_store_may_have_it() {
+    let issuer = Issuer::new([]);
+    let events = Events::default();
+    let builder = || {
+        let builder = Session::builder(Tokens::new("t0").unwrap()).origin(ORIGIN).refresher(NeedsRefreshToken(issuer.clone()));
+        builder.on_event(events.listener())
+    };
+    let api = Api::accepting(|token| token == "s0");
+    let session = builder().build().unwrap();
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
+    assert_eq!((issuer.calls(), session.state(), events.all().len()), (0, SessionState::Active, 0));
+
+    let session = builder().store(FakeStore::holding(pair("s0", "r9"))).build().unwrap();
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((issuer.calls(), held(&session)), (0, texts("s0", "r9")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_token_is_taken_if_it_has_not_ended() {
+    for (life, calls) in [(Duration::ZERO, 1), (60 * SECOND, 0)] {
+        let issuer = Issuer::new([]);
+        let store = FakeStore::holding(pair("s0", "r9").with_expires_in(life));
+        let session = builder(&issuer).store(store).build().unwrap();
+        session.refresh().await.unwrap();
+        assert_eq!((issuer.calls(), held(&session).0.as_str()), (calls, if calls == 0 { "s0" } else { "t1" }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_stores_lock_is_held_for_the_whole_of_a_flight_and_serves_the_sessions_own_saves() {
+    let issuer = Issuer::new([Turn::Gated]);
+    let store = FakeStore::default();
+    let session = builder(&issuer).store(store.clone()).build().unwrap();
+    let flight = refreshing(&session);
+    issuer.until_called(1).await;
+    assert!(!store.is_free());
+    let api = Api::new(|_| async { answer(200).header("refreshed-api-token", "c1") });
+    api.client(&session).get(url("/")).send().await.unwrap();
+    settle().await;
+    assert_eq!(store.held(), Some(texts("c1", "r0")));
+    issuer.gate.add_permits(1);
+    flight.await.unwrap().unwrap();
+    settle().await;
+    assert_eq!((store.held(), store.is_free()), (Some(texts("t1", "r1")), true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_requests_wait_for_a_flight_from_the_moment_that_its_token_is_refused() {
+    let issuer = Issuer::new([Turn::Gated]);
+    let session = session(&issuer);
+    let refuses = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let api = Api::new({
+        let refuses = std::sync::Arc::clone(&refuses);
+        move |seen| {
+            let refuse = refuses.load(std::sync::atomic::Ordering::SeqCst) && seen.token() == Some("t0");
+            async move { answer(if refuse { 401 } else { 200 }) }
+        }
+    });
+    let flight = refreshing(&session);
+    issuer.until_called(1).await;
+    let send = || {
+        let client = api.client(&session);
+        tokio::spawn(async move { client.get(url("/")).send().await.unwrap().status().as_u16() })
+    };
+    assert_eq!(send().await.unwrap(), 200);
+    refuses.store(true, std::sync::atomic::Ordering::SeqCst);
+    let first = send();
+    settle().await;
+    let second = send();
+    settle().await;
+    assert_eq!(api.tokens_seen(), ["t0", "t0"]);
+    issuer.gate.add_permits(1);
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (200, 200));
+    flight.await.unwrap().unwrap();
+    assert_eq!(api.tokens_seen(), ["t0", "t0", "t1", "t1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cool_down_that_nobody_watches_costs_no_task() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = session(&issuer);
+    drop(session.subscribe());
+    session.refresh().await.unwrap_err();
+    settle().await;
+    assert_eq!((session.state(), tokio::runtime::Handle::current().metrics().num_alive_tasks()), (SessionState::CoolingDown, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn debug_shows_where_a_session_stands_and_no_token() {
+    let issuer = Issuer::new([]);
+    let (built, unbuilt) = (format!("{:?}", session(&issuer)), format!("{:?}", builder(&issuer)));
+    assert!(built.contains("Active") && built.contains(ORIGIN), "{built}");
+    assert!(unbuilt.contains("AccessToken(..)"), "{unbuilt}");
+    for secret in ["t0", "r0"] {
+        assert!(!built.contains(secret) && !unbuilt.contains(secret), "{built} {unbuilt}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_says_which_generation_it_renews() {
+    let events = Events::default();
+    let session = builder(&Issuer::new([])).on_event(events.listener()).build().unwrap();
+    session.refresh().await.unwrap();
+    session.refresh().await.unwrap();
+    let begun = |event: &Event| if let Event::RefreshStarted { generation } = event { Some(*generation) } else { None };
+    assert_eq!(events.all().iter().filter_map(begun).collect::<Vec<_>>(), [1, 2]);
 }
