@@ -6,8 +6,10 @@ mod support;
 
 use std::time::Duration;
 
-use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
-use reqwest_reauth::{Authorize, Capture, Refresh, Replay, Session};
+use http::Extensions;
+use reqwest::{Request, Response};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
+use reqwest_reauth::{Authorize, Capture, ClientBuilderExt, Refresh, Replay, Session};
 use support::{Api, Issuer, ORIGIN, answer, held, outcome_of, pair, url};
 
 #[derive(Clone, Copy, Debug)]
@@ -165,5 +167,38 @@ async fn a_request_that_is_not_ours_passes_every_subset_untouched() {
         client.get(url("/")).with_extension(reqwest_reauth::Anonymous).send().await.unwrap();
         assert_eq!(api.tokens_seen(), ["", "own", ""], "{subset:?}");
         assert_eq!((held(&session).0.as_str(), issuer.calls()), ("t0", 0), "{subset:?}");
+
+        session.close().await.unwrap();
+        client.get(url("/")).header("authorization", "Bearer own").send().await.unwrap();
+        client.get(url("/")).with_extension(reqwest_reauth::Anonymous).send().await.unwrap();
+        assert_eq!(api.tokens_seen()[3..], ["own", ""], "{subset:?}");
     }
+}
+
+/// Notes whether the requests that pass have a session among their extensions.
+#[derive(Clone, Default)]
+struct Probe(std::sync::Arc<std::sync::Mutex<Vec<bool>>>);
+
+#[async_trait::async_trait]
+impl Middleware for Probe {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
+        self.0.lock().unwrap().push(extensions.get::<Session>().is_some());
+        next.run(request, extensions).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_chain_below_is_told_nothing_of_a_clients_own_session() {
+    let issuer = Issuer::new([]);
+    let session = session(&issuer);
+    let api = Api::accepting(|token| token == "t1");
+    let probe = Probe::default();
+    let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).with(probe.clone()).with(api.clone()).build();
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((api.tokens_seen().len(), probe.0.lock().unwrap().clone()), (2, vec![false, false]));
 }

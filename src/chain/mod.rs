@@ -15,7 +15,7 @@ mod refresh;
 mod replay;
 mod whole;
 
-use std::{fmt, ops::Deref, sync::Arc};
+use std::{ops::Deref, sync::Arc};
 
 use http::{Extensions, StatusCode, header::AUTHORIZATION};
 use reqwest::{Request, Response};
@@ -223,12 +223,6 @@ async fn run_for(
 /// The caller's own `Authorization` wins, and so does [`Anonymous`].
 fn is_left_alone(request: &Request, extensions: &Extensions) -> bool {
     request.headers().contains_key(AUTHORIZATION) || extensions.get::<Anonymous>().is_some()
-}
-
-impl fmt::Debug for Sent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sent").field("generation", &self.state.generation()).finish_non_exhaustive()
-    }
 }
 
 type Future<'a> = std::pin::Pin<Box<dyn std::future::Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>>;
