@@ -372,16 +372,23 @@ impl Refresher for NeedsRefreshToken {
 async fn a_refresher_with_nothing_to_ask_with_is_not_asked_unless_the_store_may_have_it() {
     let issuer = Issuer::new([]);
     let events = Events::default();
-    let builder = || {
-        let builder = Session::builder(Tokens::new("t0").unwrap()).origin(ORIGIN).refresher(NeedsRefreshToken(issuer.clone()));
+    let builder = |tokens| {
+        let builder = Session::builder(tokens).origin(ORIGIN).refresher(NeedsRefreshToken(issuer.clone()));
         builder.on_event(events.listener())
     };
     let api = Api::accepting(|token| token == "s0");
-    let session = builder().build().unwrap();
+    let session = builder(Tokens::new("t0").unwrap()).build().unwrap();
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
     assert_eq!((issuer.calls(), session.state(), events.all().len()), (0, SessionState::Active, 0));
 
-    let session = builder().store(FakeStore::holding(pair("s0", "r9"))).build().unwrap();
+    // Nor has the store: the request goes with what there is, and the answer stands.
+    for tokens in [Tokens::new("t0").unwrap(), Tokens::new("t0").unwrap().with_expires_in(Duration::ZERO)] {
+        let session = builder(tokens).store(FakeStore::default()).build().unwrap();
+        assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
+        assert_eq!((issuer.calls(), held(&session).0.as_str()), (0, "t0"));
+    }
+
+    let session = builder(Tokens::new("t0").unwrap()).store(FakeStore::holding(pair("s0", "r9"))).build().unwrap();
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
     assert_eq!((issuer.calls(), held(&session)), (0, texts("s0", "r9")));
 }

@@ -202,3 +202,17 @@ async fn another_chain_below_is_told_nothing_of_a_clients_own_session() {
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
     assert_eq!((api.tokens_seen().len(), probe.0.lock().unwrap().clone()), (2, vec![false, false]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_two_captures_one_captures() {
+    let events = support::Events::default();
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).on_event(events.listener()).build().unwrap();
+    let api = Api::new(|_| async { answer(200).header("refreshed-api-token", "c1") });
+    let client = ClientBuilder::new(reqwest::Client::new())
+        .with(Capture::new(session.clone()))
+        .with(Capture::new(session.clone()))
+        .with(Authorize::new(session.clone()));
+    let response = client.with(api).build().get(url("/")).send().await.unwrap();
+    assert!(outcome_of(&response).captured);
+    assert_eq!((held(&session).0.as_str(), events.all().len()), ("c1", 1));
+}

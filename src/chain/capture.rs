@@ -38,8 +38,7 @@ pub(super) fn down<'a>(
     extensions: &'a mut Extensions,
     below: Below<'a>,
 ) -> Future<'a> {
-    // Where the session is this middleware's own, the way up knows the header's name whosever the request is.
-    if !source.is_own(extensions) && is_left_alone(&request, extensions) {
+    if is_left_alone(&request, extensions) {
         return Box::pin(unsigned(source, request, extensions, below));
     }
     let answer = below.run(request, extensions);

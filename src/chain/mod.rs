@@ -179,11 +179,6 @@ impl SessionSource {
         }
     }
 
-    /// Whether the session for a request is the middleware's own, neither the request's nor the task's.
-    fn is_own(&self, extensions: &Extensions) -> bool {
-        matches!(self, Self::Fixed(_)) && extensions.get::<Session>().is_none()
-    }
-
     /// The session that is to sign this request, and which of its origins the request goes to. `None` for a request that is none
     /// of ours: it has an `Authorization` of its own, is anonymous, or goes elsewhere.
     fn signing(&self, request: &Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize)>, Error> {

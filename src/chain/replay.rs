@@ -46,7 +46,7 @@ pub(super) fn down<'a>(
     extensions: &'a mut Extensions,
     below: Below<'a>,
 ) -> Future<'a> {
-    if is_left_alone(&request, extensions) || goes_elsewhere(source, &request, extensions) {
+    if is_left_alone(&request, extensions) {
         return match give_first_body(&mut request, extensions) {
             Ok(()) => below.run(request, extensions),
             Err(error) => Box::pin(std::future::ready(Err(Error::middleware(error)))),
@@ -63,13 +63,6 @@ pub(super) fn down<'a>(
         }
         Box::pin(up(response, again, source, extensions, below)).await
     })
-}
-
-fn goes_elsewhere(source: &SessionSource, request: &Request, extensions: &Extensions) -> bool {
-    match source {
-        SessionSource::Fixed(session) => extensions.get::<Session>().is_none() && session.origin_of(request.url()).is_none(),
-        SessionSource::Scoped => false,
-    }
 }
 
 #[cold]
