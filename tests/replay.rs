@@ -487,3 +487,8 @@ async fn requests_that_are_refused_at_once_are_each_sent_once_more_after_one_ref
         assert!(matches!(&sends[..], [(true, first), (false, second)] if first == second), "{path}");
     }
 }
+
+#[test]
+fn a_replay_body_shows_nothing_of_itself() {
+    assert_eq!(format!("{:?}", ReplayBody::new(|| "secret".into())), "ReplayBody(..)");
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
-use reqwest_reauth::{Authorize, Capture, ClientBuilderExt, Refresh, Replay, Session};
+use reqwest_reauth::{Authorize, Capture, ClientBuilderExt, OnRefreshFailure, Refresh, Replay, Session};
 use support::{Api, Issuer, ORIGIN, answer, held, outcome_of, pair, url};
 
 #[derive(Clone, Copy, Debug)]
@@ -215,4 +215,24 @@ async fn of_two_captures_one_captures() {
     let response = client.with(api).build().get(url("/")).send().await.unwrap();
     assert!(outcome_of(&response).captured);
     assert_eq!((held(&session).0.as_str(), events.all().len()), ("c1", 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_refreshes_one_refreshes() {
+    for fails in [false, true] {
+        let script = if fails { vec![support::Turn::Fail(Duration::ZERO, support::unavailable())] } else { vec![] };
+        let issuer = Issuer::new(script);
+        let events = support::Events::default();
+        let builder = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).on_event(events.listener());
+        let session = builder.on_refresh_failure(OnRefreshFailure::ReturnResponse).build().unwrap();
+        let api = Api::accepting(|_| false);
+        let client = ClientBuilder::new(reqwest::Client::new())
+            .with(Refresh::new(session.clone()))
+            .with(Refresh::new(session.clone()))
+            .with(Authorize::new(session.clone()));
+        let response = client.with(api.clone()).build().get(url("/")).send().await.unwrap();
+        let outcome = outcome_of(&response);
+        assert_eq!((outcome.refreshed, outcome.refresh_error.is_some()), (!fails, fails));
+        assert_eq!((api.seen().len(), issuer.calls(), events.all().len()), (1, 1, 2));
+    }
 }

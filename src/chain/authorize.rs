@@ -105,7 +105,6 @@ impl Signed<'_> {
             brought_token: false,
             refused: None,
             captured: false,
-            refreshed: false,
         });
     }
 }

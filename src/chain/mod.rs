@@ -104,8 +104,6 @@ struct Sent {
     refused: Option<bool>,
     /// A [`Capture`] has looked at the answer. An outer one, of another chain, has nothing to add.
     captured: bool,
-    /// Likewise for [`Refresh`].
-    refreshed: bool,
 }
 
 impl Sent {

@@ -109,13 +109,7 @@ async fn send_after_asking(
 /// Renews the token if the answer refuses it.
 #[cold]
 pub(super) async fn up(mut response: Response, extensions: &mut Extensions, limit: Option<Duration>) -> Result<Response> {
-    let mut sent = match response.extensions_mut().get_mut::<Sent>() {
-        Some(sent) if !sent.refreshed => {
-            sent.refreshed = true;
-            sent.clone()
-        }
-        _ => return Ok(response),
-    };
+    let Some(mut sent) = response.extensions().get::<Sent>().cloned() else { return Ok(response) };
     let generation = sent.state.generation();
     if !sent.is_refused(&mut response) {
         if sent.state.is_on_probation() {
