@@ -10,7 +10,7 @@ use reqwest_reauth::{Error, ErrorKind, Event, Session, SessionBuilder, SessionSt
 use support::{
     Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, pair, settle,
     store::{Call, FakeStore, Fate, Op},
-    texts, until, url,
+    texts, unavailable, until, url,
 };
 use tokio::time::Instant;
 
@@ -269,4 +269,62 @@ async fn a_save_that_was_made_all_the_same_is_known_again_after_another_that_fai
     session.refresh().await.unwrap();
     let asked = ["r0", "r1", "r2"].map(|refresh| Some(refresh.to_owned()));
     assert_eq!((issuer.asked(), held(&session)), (asked.to_vec(), texts("t3", "r3")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_capture_beside_a_dead_login_on_disk_does_not_forget_the_one_that_was_given() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Issue(SECOND, None)]);
+    let store = FakeStore::holding(pair("old", "ro"));
+    let session = session(&issuer, &store);
+    reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
+    store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
+    assert_eq!(store.held(), Some(texts("c1", "ro")));
+    session.refresh().await.unwrap();
+    assert_eq!(issuer.asked(), [Some("ro".to_owned()), Some("r0".to_owned())]);
+}
+
+/// A token that is known and of no use: it has ended, and there is no refresh token beside it.
+fn ended() -> Tokens {
+    Tokens::new("ended").unwrap().with_expires_in(Duration::ZERO)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_refresh_token_that_was_never_in_the_store_was_spent_by_nobody_else() {
+    for (store, adopts) in [
+        (FakeStore::default(), false),
+        (FakeStore::holding(ended()), false),
+        (FakeStore::holding(Tokens::new("alone").unwrap()), true),
+    ] {
+        let issuer = Issuer::new([Turn::Fail(SECOND, dead())]);
+        let session = session(&issuer, &store);
+        if adopts {
+            session.refresh().await.unwrap();
+            assert_eq!((held(&session), issuer.calls()), (texts("alone", "r0"), 0));
+        }
+        let error = session.refresh().await.unwrap_err();
+        assert_eq!((error.kind(), issuer.asked()), (ErrorKind::LoginRequired, vec![Some("r0".to_owned())]));
+        assert!(!error.possibly_consumed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_refresh_token_that_was_once_in_the_store_may_have_been_spent_by_another() {
+    // Taken from there.
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Fail(SECOND, dead())]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let taking = Session::builder(Tokens::empty()).origin(ORIGIN).refresher(issuer.clone()).store(store.clone());
+    let taking = taking.build().unwrap();
+    assert_eq!(taking.refresh().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    store.put(ended());
+    assert!(taking.refresh().await.unwrap_err().possibly_consumed());
+    assert_eq!(issuer.asked(), ["rs", "rs"].map(|refresh| Some(refresh.to_owned())));
+
+    // Put there.
+    let issuer = Issuer::new([Turn::Issue(SECOND, None), Turn::Fail(SECOND, dead())]);
+    let store = FakeStore::default();
+    let putting = session(&issuer, &store);
+    putting.refresh().await.unwrap();
+    store.put(ended());
+    assert!(putting.refresh().await.unwrap_err().possibly_consumed());
+    assert_eq!(issuer.asked(), ["r0", "r1"].map(|refresh| Some(refresh.to_owned())));
 }
