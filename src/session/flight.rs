@@ -209,9 +209,6 @@ impl Brought {
             if let Some(refresh) = tokens.refresh_token() {
                 drop(session.keep_refresh(cell.epoch(), refresh.clone()));
             }
-            if let Some(vault) = &session.0.vault {
-                vault.forget_given(session, cell.epoch());
-            }
             session.save_under(cell, asked.as_ref(), &tokens).await;
         }
         let Some(generation) = session.land(cell.epoch(), &tokens, lifetime, arrival) else {
@@ -261,9 +258,6 @@ impl FlightLog for Log {
     async fn keep(&self, refresh_token: RefreshToken) {
         let asked = FlightLog::tokens(self).refresh_token().cloned();
         self.ask_with(refresh_token.clone());
-        if let Some(vault) = &self.session.0.vault {
-            vault.forget_given(&self.session, self.cell.epoch());
-        }
         if let Some(tokens) = self.session.keep_refresh(self.cell.epoch(), refresh_token) {
             self.session.save_under(&self.cell, asked.as_ref(), &tokens).await;
         }

@@ -124,14 +124,6 @@ impl Vault {
         self.memory().given.clone()
     }
 
-    /// The login is alive: what the session was given is spent, or not needed. Unless the user has given another since.
-    pub(super) fn forget_given(&self, session: &Session, epoch: u64) {
-        let mut memory = self.memory();
-        if session.is_current(epoch) {
-            memory.given = None;
-        }
-    }
-
     /// Whether another process may have spent this refresh token, and died before it could save the next: it is, or was, in the store.
     pub(super) fn is_shared(&self, refresh: &RefreshToken) -> bool {
         self.memory().shared.as_ref() == Some(refresh)
@@ -150,12 +142,16 @@ impl Vault {
         memory.given = tokens.refresh_token().cloned();
     }
 
-    /// Takes down what is to be saved, unless the user has spoken since.
-    fn intend(&self, session: &Session, epoch: u64, tokens: &Tokens) -> bool {
+    /// Takes down what is to be saved, unless the user has spoken since. `asked` as for [`Session::save_under`].
+    fn intend(&self, session: &Session, epoch: u64, asked: Option<&RefreshToken>, tokens: &Tokens) -> bool {
         let mut memory = self.memory();
         let current = session.is_current(epoch);
         if current {
             memory.unsaved = Some(tokens.clone());
+            if asked.is_some() {
+                // The login is alive: what the session was given is spent, or not needed.
+                memory.given = None;
+            }
         }
         current
     }
@@ -169,7 +165,7 @@ impl Vault {
 
     /// Saves and takes down the result. The intention comes first: whoever waits for this may be gone before it is done.
     pub(super) async fn save(&self, session: &Session, epoch: u64, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
-        if !self.intend(session, epoch, tokens) {
+        if !self.intend(session, epoch, None, tokens) {
             return Ok(());
         }
         self.memory().tries(tokens);
@@ -196,10 +192,10 @@ impl Vault {
 
 impl Session {
     /// Saves what a flight brought, under its lock. It has looked already, unless it could not get the lock. `asked`: the refresh
-    /// token that this one came for.
+    /// token for which the token endpoint gave these.
     pub(super) async fn save_under(&self, flight: &Cell, asked: Option<&RefreshToken>, tokens: &Tokens) {
         let Some(vault) = &self.0.vault else { return };
-        if !vault.intend(self, flight.epoch(), tokens) {
+        if !vault.intend(self, flight.epoch(), asked, tokens) {
             return;
         }
         let (lock, has_looked) = match flight.lock() {
@@ -247,7 +243,6 @@ impl Session {
             return Ok(());
         }
         vault.look(self).await;
-        vault.memory().dirty = false;
         vault.save(self, epoch, &lock, &self.load().tokens()).await
     }
 
@@ -269,7 +264,7 @@ impl Session {
             (memory.saver, memory.looked) = (old.saver, old.looked);
             if cleared.is_err() {
                 // It may still be there, and is nobody else's word.
-                (memory.seen, memory.shared, memory.tried) = (old.seen, old.shared, old.tried);
+                (memory.seen, memory.tried) = (old.seen, old.tried);
             }
         }
         cleared
