@@ -108,6 +108,14 @@ async fn a_failed_refresh_names_both_servers_and_cools_down() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_counts_the_attempts_unless_the_refresher_has() {
+    for (error, attempts) in [(unavailable(), 1), (unavailable().with_attempts(5), 5)] {
+        let issuer = Issuer::new([Turn::Fail(SECOND, error)]);
+        assert_eq!(session(&issuer).refresh().await.unwrap_err().attempts(), attempts);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_callers_choice_is_the_apis_own_answer() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap();

@@ -10,7 +10,7 @@ use reqwest_reauth::{Error, ErrorKind, Event, Session, SessionBuilder, SessionSt
 use support::{
     Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, pair, settle,
     store::{Call, FakeStore, Fate, Op},
-    texts, until, url,
+    texts, unavailable, until, url,
 };
 use tokio::time::Instant;
 
@@ -269,4 +269,131 @@ async fn a_save_that_was_made_all_the_same_is_known_again_after_another_that_fai
     session.refresh().await.unwrap();
     let asked = ["r0", "r1", "r2"].map(|refresh| Some(refresh.to_owned()));
     assert_eq!((issuer.asked(), held(&session)), (asked.to_vec(), texts("t3", "r3")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_capture_beside_a_dead_login_on_disk_does_not_forget_the_one_that_was_given() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Issue(SECOND, None)]);
+    let store = FakeStore::holding(pair("old", "ro"));
+    let session = session(&issuer, &store);
+    reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
+    store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
+    assert_eq!(store.held(), Some(texts("c1", "ro")));
+    session.refresh().await.unwrap();
+    assert_eq!(issuer.asked(), [Some("ro".to_owned()), Some("r0".to_owned())]);
+}
+
+/// A token that is known and of no use: it has ended, and there is no refresh token beside it.
+fn ended() -> Tokens {
+    Tokens::new("ended").unwrap().with_expires_in(Duration::ZERO)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_refresh_token_that_was_never_in_the_store_was_spent_by_nobody_else() {
+    for (store, adopts) in [
+        (FakeStore::default(), false),
+        (FakeStore::holding(ended()), false),
+        (FakeStore::holding(Tokens::new("alone").unwrap()), true),
+    ] {
+        let issuer = Issuer::new([Turn::Fail(SECOND, dead())]);
+        let session = session(&issuer, &store);
+        if adopts {
+            session.refresh().await.unwrap();
+            assert_eq!((held(&session), issuer.calls()), (texts("alone", "r0"), 0));
+        }
+        let error = session.refresh().await.unwrap_err();
+        assert_eq!((error.kind(), issuer.asked()), (ErrorKind::LoginRequired, vec![Some("r0".to_owned())]));
+        assert!(!error.possibly_consumed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_refresh_token_that_was_once_in_the_store_may_have_been_spent_by_another() {
+    // Taken from there.
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Fail(SECOND, dead())]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let taking = Session::builder(Tokens::empty()).origin(ORIGIN).refresher(issuer.clone()).store(store.clone());
+    let taking = taking.build().unwrap();
+    assert_eq!(taking.refresh().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    store.put(ended());
+    assert!(taking.refresh().await.unwrap_err().possibly_consumed());
+    assert_eq!(issuer.asked(), ["rs", "rs"].map(|refresh| Some(refresh.to_owned())));
+
+    // Put there.
+    let issuer = Issuer::new([Turn::Issue(SECOND, None), Turn::Fail(SECOND, dead())]);
+    let store = FakeStore::default();
+    let putting = session(&issuer, &store);
+    putting.refresh().await.unwrap();
+    store.put(ended());
+    assert!(putting.refresh().await.unwrap_err().possibly_consumed());
+    assert_eq!(issuer.asked(), ["r0", "r1"].map(|refresh| Some(refresh.to_owned())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refresh_token_that_was_given_is_for_a_dead_one_in_the_store_and_not_for_an_outage() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let session = session(&issuer, &store);
+    assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(issuer.asked(), [Some("rs".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_refresh_token_that_is_dead_does_not_block_the_one_that_was_given() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Issue(SECOND, None)]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let session = builder(&issuer, &store).restore().await.unwrap();
+    session.refresh().await.unwrap();
+    assert_eq!(issuer.asked(), [Some("rs".to_owned()), Some("r0".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refresh_token_that_was_given_is_nothing_to_fall_back_on_once_it_was_in_the_store() {
+    // Found there.
+    let (issuer, store) = (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::holding(pair("t0", "r0")));
+    let restored = builder(&issuer, &store).restore().await.unwrap();
+    store.put(Tokens::from_refresh_token("ro").unwrap());
+    assert_eq!(restored.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
+    assert_eq!(issuer.asked(), [Some("ro".to_owned())]);
+
+    // Put there.
+    let (issuer, store) = (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::default());
+    let capturing = session(&issuer, &store);
+    reissuing("c1").client(&capturing).get(url("/")).send().await.unwrap();
+    store.until(|ops| ops.ends_with(&[Op::Save("c1".into(), "r0".into()), Op::Unlock])).await;
+    store.put(Tokens::from_refresh_token("ro").unwrap());
+    assert_eq!(capturing.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
+    assert_eq!(issuer.asked(), [Some("ro".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_asks_with_what_a_saver_found_while_it_waited_for_the_lock() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
+    let session = session(&issuer, &store);
+    let other = store.occupy().await;
+    // The saver is before the flight in the queue for the lock.
+    reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
+    settle().await;
+    let refresh = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    until(&session, SessionState::Refreshing).await;
+    settle().await;
+    store.put(pair("other", "ro"));
+    drop(other);
+    refresh.await.unwrap().unwrap();
+    assert_eq!(issuer.asked(), [Some("ro".to_owned())]);
+    assert_eq!(store.saves(), [texts("c1", "ro"), texts("t1", "r1")]);
+    store.assert_orderly();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_saved_is_not_saved_again() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, &store);
+    session.refresh().await.unwrap();
+    session.refresh().await.unwrap();
+    session.close().await.unwrap();
+    assert_eq!(store.saves(), [texts("t1", "r1"), texts("t2", "r2")]);
 }

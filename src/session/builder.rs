@@ -235,11 +235,7 @@ impl Session {
     fn adopt(&self, stored: &Tokens) {
         let lifetime = stored.lifetime(Arrival::Handed);
         let state = self.load();
-        if self.land(state.epoch, stored, lifetime, Arrival::Handed).is_some()
-            && let Some(vault) = &self.0.vault
-        {
-            vault.adopted(stored);
-        }
+        self.land(state.epoch, stored, lifetime, Arrival::Handed);
     }
 }
 

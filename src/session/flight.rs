@@ -146,7 +146,6 @@ async fn obtain(
             }
             if let Some(refresh) = theirs.refresh_token().filter(|refresh| !tried.contains(refresh)) {
                 // Kept at once: whatever becomes of this flight, the session's own is the older one.
-                vault.borrow(refresh);
                 log.ask_with(refresh.clone());
                 drop(session.keep_refresh(cell.epoch(), refresh.clone()));
             }
@@ -210,19 +209,11 @@ impl Brought {
             if let Some(refresh) = tokens.refresh_token() {
                 drop(session.keep_refresh(cell.epoch(), refresh.clone()));
             }
-            if let Some(vault) = &session.0.vault {
-                vault.forget_given();
-            }
             session.save_under(cell, asked.as_ref(), &tokens).await;
         }
         let Some(generation) = session.land(cell.epoch(), &tokens, lifetime, arrival) else {
             return Ok(Ending::Overtaken);
         };
-        if attempts == 0
-            && let Some(vault) = &session.0.vault
-        {
-            vault.adopted(&tokens);
-        }
         session.emit(&Event::Refreshed { generation, attempts });
         Ok(Ending::Landed)
     }
@@ -267,9 +258,6 @@ impl FlightLog for Log {
     async fn keep(&self, refresh_token: RefreshToken) {
         let asked = FlightLog::tokens(self).refresh_token().cloned();
         self.ask_with(refresh_token.clone());
-        if let (Some(vault), Some(asked)) = (&self.session.0.vault, &asked) {
-            vault.is_spent(asked);
-        }
         if let Some(tokens) = self.session.keep_refresh(self.cell.epoch(), refresh_token) {
             self.session.save_under(&self.cell, asked.as_ref(), &tokens).await;
         }

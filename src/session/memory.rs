@@ -17,8 +17,8 @@ pub(super) struct Memory {
     pub(super) tried: VecDeque<Tokens>,
     /// What is unsaved is the user's word, and the store has not been looked into since: what it holds is older.
     pub(super) announced: bool,
-    /// The refresh token came from the store, so that another process may have spent it.
-    pub(super) borrowed: Option<RefreshToken>,
+    /// The refresh token that was last in the store, as far as is known: another process may have spent it.
+    pub(super) shared: Option<RefreshToken>,
     /// The refresh token that the session was given, as long as it has been neither stored nor spent.
     pub(super) given: Option<RefreshToken>,
     /// A capture waits to be saved.
@@ -31,6 +31,17 @@ impl Memory {
     /// Whether the store holds what this session has seen there, may have put there, or is to put something newer in place of.
     pub(super) fn knows(&self, found: &Tokens) -> bool {
         self.announced || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
+    }
+
+    /// The store holds these tokens.
+    pub(super) fn sees(&mut self, found: &Tokens) {
+        if let Some(refresh) = found.refresh_token() {
+            self.given.take_if(|given| given == refresh);
+            self.shared = Some(refresh.clone());
+        }
+        self.seen = Some(found.clone());
+        self.looked = true;
+        self.tried.clear();
     }
 
     pub(super) fn tries(&mut self, tokens: &Tokens) {

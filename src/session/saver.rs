@@ -72,7 +72,6 @@ impl Saver {
             Look::Changed(theirs) => {
                 // Another process has rotated it: ours is spent.
                 if let Some(refresh) = theirs.refresh_token() {
-                    vault.borrow(refresh);
                     let _ = session.keep_refresh(epoch, refresh.clone());
                 }
             }
@@ -85,7 +84,7 @@ impl Saver {
             Look::Same | Look::Failed => {}
         }
         let state = session.load();
-        if state.has_tokens() && state.epoch == epoch {
+        if state.has_tokens() {
             let _ = vault.save(session, epoch, &lock, &state.tokens()).await;
         }
     }

@@ -98,12 +98,8 @@ impl Vault {
             // The save that seemed to fail was made all the same.
             memory.unsaved = None;
         }
-        (memory.looked, memory.announced) = (true, false);
-        memory.tried.clear();
-        memory.seen = Some(found.clone());
-        if memory.given.as_ref() == found.refresh_token() {
-            memory.given = None;
-        }
+        memory.announced = false;
+        memory.sees(&found);
         if known || found.same_as(own) {
             return Look::Same;
         }
@@ -115,18 +111,12 @@ impl Vault {
     pub(super) async fn open(&self) -> Result<Option<Tokens>, Error> {
         let found = self.load().await?;
         let mut memory = self.memory();
-        memory.looked = true;
-        memory.seen.clone_from(&found);
-        if memory.given.as_ref() == found.as_ref().and_then(Tokens::refresh_token) {
-            memory.given = None;
+        match &found {
+            Some(found) => memory.sees(found),
+            None => memory.looked = true,
         }
         drop(memory);
         Ok(found)
-    }
-
-    /// Takes down that the session goes on with a refresh token from the store.
-    pub(super) fn borrow(&self, refresh: &RefreshToken) {
-        self.memory().borrowed = Some(refresh.clone());
     }
 
     /// The refresh token to fall back on when the one from the store is dead.
@@ -134,20 +124,9 @@ impl Vault {
         self.memory().given.clone()
     }
 
-    /// The login is alive: what the session was given is spent, or not needed.
-    pub(super) fn forget_given(&self) {
-        self.memory().given = None;
-    }
-
     /// Whether another process may have spent this refresh token, and died before it could save the next: it is, or was, in the store.
     pub(super) fn is_shared(&self, refresh: &RefreshToken) -> bool {
-        let memory = self.memory();
-        memory.borrowed.as_ref() == Some(refresh) || memory.seen.as_ref().and_then(Tokens::refresh_token) == Some(refresh)
-    }
-
-    /// The token endpoint has replaced this one.
-    pub(super) fn is_spent(&self, refresh: &RefreshToken) {
-        self.memory().given.take_if(|given| given == refresh);
+        self.memory().shared.as_ref() == Some(refresh)
     }
 
     pub(super) fn has_unsaved(&self) -> bool {
@@ -161,15 +140,18 @@ impl Vault {
         memory.unsaved = Some(tokens.clone());
         (memory.announced, memory.dirty) = (true, false);
         memory.given = tokens.refresh_token().cloned();
-        memory.borrowed = None;
     }
 
-    /// Takes down what is to be saved, unless the user has spoken since.
-    fn intend(&self, session: &Session, epoch: u64, tokens: &Tokens) -> bool {
+    /// Takes down what is to be saved, unless the user has spoken since. `asked` as for [`Session::save_under`].
+    fn intend(&self, session: &Session, epoch: u64, asked: Option<&RefreshToken>, tokens: &Tokens) -> bool {
         let mut memory = self.memory();
         let current = session.is_current(epoch);
         if current {
             memory.unsaved = Some(tokens.clone());
+            if asked.is_some() {
+                // The login is alive: what the session was given is spent, or not needed.
+                memory.given = None;
+            }
         }
         current
     }
@@ -181,17 +163,9 @@ impl Vault {
         memory.looked && !memory.knows(&found) && found.refresh_token().is_some_and(|refresh| Some(refresh) != asked)
     }
 
-    /// The session now has these tokens from the store.
-    pub(super) fn adopted(&self, tokens: &Tokens) {
-        let mut memory = self.memory();
-        memory.unsaved = None;
-        memory.dirty = false;
-        memory.borrowed = tokens.refresh_token().cloned();
-    }
-
     /// Saves and takes down the result. The intention comes first: whoever waits for this may be gone before it is done.
     pub(super) async fn save(&self, session: &Session, epoch: u64, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
-        if !self.intend(session, epoch, tokens) {
+        if !self.intend(session, epoch, None, tokens) {
             return Ok(());
         }
         self.memory().tries(tokens);
@@ -199,15 +173,9 @@ impl Vault {
         match &saved {
             Ok(()) => {
                 let mut memory = self.memory();
-                if memory.borrowed.as_ref() != tokens.refresh_token() {
-                    memory.borrowed = None;
-                }
-                memory.given = None;
-                memory.seen = Some(tokens.clone());
-                memory.looked = true;
-                memory.tried.clear();
+                memory.sees(tokens);
                 memory.settle(tokens);
-                if !memory.saver && tokens.same_as(&session.load().tokens()) {
+                if tokens.same_as(&session.load().tokens()) {
                     memory.dirty = false;
                 }
             }
@@ -224,10 +192,10 @@ impl Vault {
 
 impl Session {
     /// Saves what a flight brought, under its lock. It has looked already, unless it could not get the lock. `asked`: the refresh
-    /// token that this one came for.
+    /// token for which the token endpoint gave these.
     pub(super) async fn save_under(&self, flight: &Cell, asked: Option<&RefreshToken>, tokens: &Tokens) {
         let Some(vault) = &self.0.vault else { return };
-        if !vault.intend(self, flight.epoch(), tokens) {
+        if !vault.intend(self, flight.epoch(), asked, tokens) {
             return;
         }
         let (lock, has_looked) = match flight.lock() {
@@ -275,7 +243,6 @@ impl Session {
             return Ok(());
         }
         vault.look(self).await;
-        vault.memory().dirty = false;
         vault.save(self, epoch, &lock, &self.load().tokens()).await
     }
 
