@@ -19,7 +19,7 @@ declare -A about=(
   [policy]="rejection"
   [chain]="capture replay rejection origin subsets"
   [session]="flight session expiry session_store"
-  [oauth]=""
+  [oauth]="tls"
 )
 # Those that need a server, that test the test server, or that take long and are about something else.
 skipped=" auth_server fleet fleet_redis heartbeat memory metrics redis scale "

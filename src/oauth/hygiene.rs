@@ -95,6 +95,8 @@ mod tests {
             STANDARD.encode(pair("a:")),
             URL_SAFE.encode(pair("a")),
             STANDARD.encode(pair("abc")),
+            // The last characters that are the secret's alone.
+            STANDARD_NO_PAD.encode(secret)[22..30].to_owned(),
             format!("{}{secret}", "x".repeat(SHOWN - 10)),
         ];
         for text in dirty {
@@ -102,6 +104,8 @@ mod tests {
         }
         assert_eq!(secrets.clean("token expired\u{1b}").as_deref(), Some("token expired\\u{1b}"));
         assert!(secrets.clean(&"%".repeat(1000)).unwrap().len() <= SHOWN);
+        // Nobody sees it there.
+        assert!(secrets.clean(&format!("{}{secret}", "x".repeat(SHOWN + PIECE))).is_some());
     }
 
     #[test]
@@ -112,5 +116,10 @@ mod tests {
         assert_eq!(secrets.clean("bad pä55!"), None);
         assert_eq!(secrets.clean("bad p%C3%a455!"), None);
         assert!(secrets.clean("bad pa55").is_some());
+        // At each of the bit offsets.
+        for before in ["", "a", "ab", "abc"] {
+            let encoded = STANDARD.encode(format!("{before}pä55 and more"));
+            assert_eq!(secrets.clean(&encoded), None, "{before}: {encoded}");
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! Asks the token endpoint once: the form, the client's own authorization, and an answer read within limits.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{iter::once, sync::OnceLock, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use form_urlencoded::{Serializer, byte_serialize};
+use form_urlencoded::byte_serialize;
 use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
@@ -58,7 +58,7 @@ pub(super) async fn ask(
     let request = http
         .post(endpoint.clone())
         .headers(headers(&settings.client))
-        .body(form(settings, refresh_token))
+        .body(Bytes::from_owner(form(settings, refresh_token)))
         // A client that was passed in may have this crate's chain. It would sign, or wait for the very refresh that this is.
         .with_extension(Anonymous);
     let response = timeout(limit, request.send()).await.map_err(|_| NoAnswer::TimedOut)?.map_err(NoAnswer::Failed)?;
@@ -87,8 +87,8 @@ pub(super) fn default_client() -> reqwest::Result<Client> {
     Ok(CLIENT.get_or_init(|| client).clone())
 }
 
-/// The form of RFC 6749 §6. Allocated once at its full size, so that no shorter copy stays behind unwiped.
-fn form(settings: &Settings, refresh_token: &RefreshToken) -> Bytes {
+/// The form of RFC 6749 §6.
+fn form(settings: &Settings, refresh_token: &RefreshToken) -> Zeroizing<String> {
     let mut pairs = vec![("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())];
     pairs.extend(settings.scope.as_deref().map(|scope| ("scope", scope)));
     match &settings.client {
@@ -98,10 +98,16 @@ fn form(settings: &Settings, refresh_token: &RefreshToken) -> Bytes {
     }
     pairs.extend(settings.params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
 
-    let largest = pairs.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
-    let mut form = Zeroizing::new(String::with_capacity(largest));
-    Serializer::new(&mut *form).extend_pairs(pairs);
-    Bytes::from_owner(form)
+    let pieces = pairs.iter().flat_map(|(name, value)| {
+        once("&").chain(byte_serialize(name.as_bytes())).chain(once("=")).chain(byte_serialize(value.as_bytes()))
+    });
+    // No `&` before the first pair.
+    joined(pieces.skip(1))
+}
+
+/// Allocated once at its full size, so that no shorter copy stays behind unwiped.
+fn joined<'t>(pieces: impl Iterator<Item = &'t str>) -> Zeroizing<String> {
+    Zeroizing::new(pieces.collect::<Vec<_>>().concat())
 }
 
 fn headers(client: &ClientAuth) -> HeaderMap {
@@ -121,10 +127,7 @@ fn headers(client: &ClientAuth) -> HeaderMap {
 /// RFC 6749 §2.3.1: id and secret are form-encoded before they are joined. Real servers refuse reserved characters otherwise.
 pub(super) fn basic(id: &str, secret: &str) -> Zeroizing<String> {
     const SCHEME: &str = "Basic ";
-    let mut pair = Zeroizing::new(String::with_capacity(3 * (id.len() + secret.len()) + 1));
-    pair.extend(byte_serialize(id.as_bytes()));
-    pair.push(':');
-    pair.extend(byte_serialize(secret.as_bytes()));
+    let pair = joined(byte_serialize(id.as_bytes()).chain(once(":")).chain(byte_serialize(secret.as_bytes())));
     let mut value = Zeroizing::new(String::with_capacity(SCHEME.len() + pair.len().div_ceil(3) * 4));
     value.push_str(SCHEME);
     STANDARD.encode_string(pair.as_bytes(), &mut value);
@@ -136,12 +139,13 @@ async fn read(mut response: Response, limit: Duration) -> Body {
     let end = timeout(limit, async {
         loop {
             match response.chunk().await {
-                Ok(Some(chunk)) if chunk.len() > BODY_LIMIT - bytes.len() => {
-                    let room = BODY_LIMIT - bytes.len();
-                    append(&mut bytes, &chunk[..room]);
-                    return End::TooLarge;
+                Ok(Some(chunk)) => {
+                    let (taken, left) = chunk.split_at(chunk.len().min(BODY_LIMIT - bytes.len()));
+                    append(&mut bytes, taken);
+                    if !left.is_empty() {
+                        return End::TooLarge;
+                    }
                 }
-                Ok(Some(chunk)) => append(&mut bytes, &chunk),
                 Ok(None) => return End::Whole,
                 Err(_) => return End::Cut,
             }
@@ -171,7 +175,12 @@ mod tests {
     #[test]
     fn the_form_has_each_member_once_and_encoded() {
         let token = RefreshToken::new("old/+=&x").unwrap();
-        let text = |refresher: OAuthRefresh| String::from_utf8(form(&refresher.0, &token).to_vec()).unwrap();
+        let text = |refresher: OAuthRefresh| {
+            let form = form(&refresher.0, &token);
+            // No growth has left a copy behind.
+            assert_eq!(form.capacity(), form.len());
+            form.to_string()
+        };
         let new = || OAuthRefresh::new("https://t.example.com/token");
         let start = "grant_type=refresh_token&refresh_token=old%2F%2B%3D%26x";
         assert_eq!(text(new()), start);
@@ -194,12 +203,15 @@ mod tests {
     }
 
     #[test]
-    fn a_body_grows_to_what_was_appended() {
+    fn a_body_grows_to_what_was_appended_and_only_by_our_growth() {
         let mut bytes = Zeroizing::new(Vec::new());
-        for piece in [&b"ab"[..], b"", &[b'x'; 5000], b"c"] {
-            append(&mut bytes, piece);
+        // How much comes, and how much there is room for then. `Vec`'s own growth would make other sizes.
+        for (size, room) in [(2, 4096), (0, 4096), (4094, 4096), (1, 8192), (4095, 8192), (9000, 32_768)] {
+            let more = vec![b'x'; size];
+            let (before, whole) = (bytes.as_ptr(), [&bytes[..], &more].concat());
+            let fits = whole.len() <= bytes.capacity();
+            append(&mut bytes, &more);
+            assert_eq!((&*bytes, bytes.capacity(), bytes.as_ptr() == before), (&whole, room, fits), "{size}");
         }
-        assert_eq!(bytes.len(), 5003);
-        assert!(bytes.starts_with(b"abx") && bytes.ends_with(b"xc"));
     }
 }

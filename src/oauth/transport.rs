@@ -53,13 +53,17 @@ fn inside<'e>(link: &'e (dyn std::error::Error + 'static)) -> Option<&'e reqwest
 }
 
 pub(super) fn failure(error: &reqwest::Error) -> Failure {
+    #[cfg(feature = "http2")]
+    if is_unprocessed(error) {
+        return Failure::Unreached;
+    }
     if let Some(status) = error.status() {
         refused(status, None)
     } else if error.is_builder() {
         Failure::Misconfigured
     } else if error.is_redirect() {
         Failure::Rejected
-    } else if error.is_connect() || is_unprocessed(error) {
+    } else if error.is_connect() {
         Failure::Unreached
     } else {
         Failure::Lost
@@ -76,9 +80,4 @@ fn is_unprocessed(error: &reqwest::Error) -> bool {
         let gone = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
         error.is_remote() && (refused || gone)
     })
-}
-
-#[cfg(not(feature = "http2"))]
-fn is_unprocessed(_: &reqwest::Error) -> bool {
-    false
 }

@@ -99,6 +99,29 @@ async fn an_endless_body_is_read_to_its_limit_only() {
 }
 
 #[tokio::test]
+async fn what_fits_the_limit_counts_to_its_last_byte() {
+    let limit = 1024 * 1024;
+    // One that ends where the limit is, and one that ends a byte after it.
+    let rescued = |end: usize| {
+        let member = r#""refresh_token":"rescued-token""#;
+        format!("{{{}{member},{}", " ".repeat(end - member.len() - 1), " ".repeat(100_000))
+    };
+    let whole = |length: usize| format!(r#"{{"access_token":"a"{}}}"#, " ".repeat(length - r#"{"access_token":"a"}"#.len()));
+    let table = [
+        (whole(limit), Ok("a"), vec![]),
+        (whole(limit + 1), Err(ErrorKind::BadResponse), vec![]),
+        (rescued(limit), Err(ErrorKind::BadResponse), vec!["rescued-token"]),
+        (rescued(limit + 1), Err(ErrorKind::BadResponse), vec![]),
+    ];
+    for (number, (body, expected, kept)) in table.into_iter().enumerate() {
+        let endpoint = TokenEndpoint::start([Reply::json(200, body)]).await;
+        let (result, log) = fly(&quick(&endpoint).max_attempts(1)).await;
+        assert_eq!(result.as_ref().map(access).map_err(Error::kind), expected, "{number}");
+        assert_eq!(log.kept(), kept, "{number}");
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_decompressed() {
     let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03";
     let (result, _, endpoint) = answered(Reply::with(200, &["Content-Encoding: gzip"], gzip)).await;

@@ -1,6 +1,8 @@
 //! `OAuthRefresh` against a scripted token endpoint on a loopback socket: what it saw, and what came of its answers.
 
 mod answers;
+#[cfg(feature = "http2")]
+mod http2;
 mod retries;
 mod sending;
 mod server;

@@ -198,10 +198,13 @@ impl Middleware for ErrorForStatus {
 
 #[tokio::test]
 async fn a_client_that_makes_errors_of_statuses_is_understood() {
-    let endpoint = TokenEndpoint::start([Reply::status(503), Reply::status(403)]).await;
-    let client = ClientBuilder::new(Client::new()).with(ErrorForStatus).build();
-    let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
-    let error = result.unwrap_err();
-    assert_eq!((error.kind(), error.status()), (ErrorKind::ClientRejected, Some(StatusCode::FORBIDDEN)));
-    assert_eq!(log.retried_statuses(), [(1, Some(503))]);
+    for wrapped in [false, true] {
+        let endpoint = TokenEndpoint::start([Reply::status(503), Reply::status(403)]).await;
+        let client = ClientBuilder::new(Client::new());
+        let client = if wrapped { client.with(WrapsInItsOwn) } else { client };
+        let (result, log) = fly(&quick(&endpoint).http_client(client.with(ErrorForStatus).build())).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), error.status()), (ErrorKind::ClientRejected, Some(StatusCode::FORBIDDEN)), "{wrapped}");
+        assert_eq!(log.retried_statuses(), [(1, Some(503))], "{wrapped}");
+    }
 }
