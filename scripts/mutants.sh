@@ -17,8 +17,8 @@ fi
 
 declare -A about=(
   [policy]="rejection"
-  [chain]="capture replay rejection origin subsets"
-  [session]="flight session expiry session_store"
+  [chain]="capture replay rejection origin subsets whole refusals session flight expiry"
+  [session]="flight session expiry session_store session_store_faults scope replay refusals"
   [oauth]="tls"
 )
 # Those that need a server, that test the test server, or that take long and are about something else.
