@@ -349,3 +349,24 @@ fn a_captured_token_whose_savers_runtime_is_gone_is_saved_once_by_the_next_fligh
     assert_eq!(store.saves(), [texts("c1", "r0"), texts("t1", "r1")]);
     store.assert_orderly();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_token_that_came_without_an_access_token_is_no_reason_to_forget_the_one_that_was_given() {
+    let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
+    let kept = Tokens::from_refresh_token("k1").unwrap();
+    let issuer = Issuer::new([Turn::Bring(SECOND, kept), Turn::Fail(SECOND, dead)]);
+    let session = session(&issuer, &FakeStore::holding(Tokens::from_refresh_token("s0").unwrap()));
+    assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::BadResponse);
+    session.refresh().await.unwrap();
+    assert_eq!(issuer.asked(), ["s0", "k1", "r0"].map(|token| Some(token.to_owned())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refresh_token_that_was_given_is_not_tried_once_the_stored_login_has_proved_alive() {
+    let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
+    let issuer = Issuer::new([Turn::Issue(SECOND, None), Turn::Fail(SECOND, dead)]);
+    let session = session(&issuer, &FakeStore::holding(Tokens::from_refresh_token("s0").unwrap()));
+    session.refresh().await.unwrap();
+    assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
+    assert_eq!(issuer.asked(), ["s0", "r1"].map(|token| Some(token.to_owned())));
+}

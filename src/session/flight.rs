@@ -209,6 +209,9 @@ impl Brought {
             if let Some(refresh) = tokens.refresh_token() {
                 drop(session.keep_refresh(cell.epoch(), refresh.clone()));
             }
+            if let Some(vault) = &session.0.vault {
+                vault.forget_given();
+            }
             session.save_under(cell, asked.as_ref(), &tokens).await;
         }
         let Some(generation) = session.land(cell.epoch(), &tokens, lifetime, arrival) else {

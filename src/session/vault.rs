@@ -124,6 +124,11 @@ impl Vault {
         self.memory().given.clone()
     }
 
+    /// The login is alive: what the session was given is not needed.
+    pub(super) fn forget_given(&self) {
+        self.memory().given = None;
+    }
+
     /// Whether another process may have spent this refresh token, and died before it could save the next: it is, or was, in the store.
     pub(super) fn is_shared(&self, refresh: &RefreshToken) -> bool {
         self.memory().shared.as_ref() == Some(refresh)
@@ -148,10 +153,8 @@ impl Vault {
         let current = session.is_current(epoch);
         if current {
             memory.unsaved = Some(tokens.clone());
-            if asked.is_some() {
-                // The login is alive: what the session was given is spent, or not needed.
-                memory.given = None;
-            }
+            // It is spent. Another one is not needed only once there is an access token too.
+            memory.given.take_if(|given| Some(&*given) == asked);
         }
         current
     }
