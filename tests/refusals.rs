@@ -273,6 +273,16 @@ async fn under_an_outer_retry_an_expired_token_is_renewed_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_has_begun_a_refresh_before_it_was_sent_begins_none_when_it_is_refused() {
+    let issuer = Issuer::new([]);
+    let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
+    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).cooldown(Duration::ZERO).build().unwrap();
+    let api = Api::accepting(|_| false);
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), issuer.calls(), api.tokens_seen()), (401, 1, vec!["t1".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_refresh_is_found_under_an_outer_retry_and_not_retried() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let session = builder(&issuer).build().unwrap();
