@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Mutation testing: changes src/{policy,chain,session,oauth} in one place at a time and asks whether a test notices. Takes hours.
+# Mutation testing: changes src in one place at a time and asks whether a test notices. Takes hours.
 #
 #   scripts/mutants.sh                   all of it; the result goes to docs/mutants.md
 #   scripts/mutants.sh policy            only this folder; the result is printed
 #   scripts/mutants.sh session expiry    only src/session/expiry.rs
+#   scripts/mutants.sh root error        only src/error.rs
 #
 # First with the unit tests and the test files that are about the folder; who survives that meets all the others.
 # Environment: JOBS, how many mutants at once; default 1.
@@ -20,6 +21,17 @@ declare -A about=(
   [chain]="capture replay rejection origin subsets whole refusals session flight expiry"
   [session]="flight session expiry session_store session_store_faults scope replay refusals"
   [oauth]="tls"
+  [token]="secrets rejection expiry session session_store"
+  [store]="store session_store session_store_faults redis"
+  [heartbeat]="heartbeat"
+  [testing]="auth_server"
+  [root]="metrics session flight heartbeat hostile secrets session_store many_tasks"
+)
+declare -A features=(
+  # HTTP/2 is what tests/tls.rs and src/oauth/tests/http2.rs are about. With TLS, each client that a test makes takes its time.
+  [oauth]="http2,rustls"
+  [store]="redis"
+  [root]="metrics"
 )
 # Those that need a server, that test the test server, or that take long and are about something else.
 skipped=" auth_server fleet fleet_redis memory metrics redis scale tls "
@@ -30,13 +42,14 @@ export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 RUST_BACKTRACE=0
 run() { # folder, file pattern, test names, further arguments
   local folder=$1 pattern=$2 names=$3 status=0 name arguments=(--cargo-arg=--lib)
   shift 3
-  # HTTP/2 is what tests/tls.rs and src/oauth/tests/http2.rs are about. With TLS, each client that a test makes takes its time.
-  [ "$folder" != oauth ] || arguments+=(--features=http2,rustls)
+  [ -z "${features[$folder]:-}" ] || arguments+=("--features=${features[$folder]}")
   for name in $names; do
     [ ! -e "tests/$name.rs" ] || arguments+=("--cargo-arg=--test=$name")
   done
+  pattern="src/$folder/**/$pattern"
+  [ "$folder" != root ] || pattern="src/${pattern##*/}"
   cargo mutants --no-shuffle --colors never --jobs "${JOBS:-1}" --output "target/mutants/$folder" \
-    --file "src/$folder/$pattern" "${arguments[@]}" "$@" || status=$?
+    --file "$pattern" "${arguments[@]}" "$@" || status=$?
   # 2 is a survivor, 3 a timeout: both are results.
   case $status in 0 | 2 | 3) ;; *) exit "$status" ;; esac
 }
@@ -46,12 +59,12 @@ for file in tests/*.rs; do
   name=$(basename "$file" .rs)
   [[ $skipped == *" $name "* ]] || others+=" $name"
 done
-folders=(policy chain session oauth)
+folders=(policy chain session oauth root token heartbeat store testing)
 [ $# -eq 0 ] || folders=("$1")
 for folder in "${folders[@]}"; do
   rm -rf "target/mutants/$folder"
   mkdir -p "target/mutants/$folder"
-  pattern="**/${2:-*}.rs"
+  pattern="${2:-*}.rs"
   run "$folder" "$pattern" "${about[$folder]}"
   if [ -s "target/mutants/$folder/mutants.out/missed.txt" ]; then
     run "$folder" "$pattern" "$others" --iterate
@@ -67,21 +80,23 @@ def outcomes(path):
     return {one["scenario"]["Mutant"]["name"]: one["summary"]
             for one in json.loads(path.read_text())["outcomes"] if one["scenario"] != "Baseline"}
 
-summaries = {}
+ask = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.strip()
+lines = [
+    f"Run on {datetime.date.today()} at {ask('git', 'rev-parse', '--short', 'HEAD')} with {ask('cargo', 'mutants', '--version')}.",
+    "",
+    "| folder | mutants | caught | caught by the time limit | do not compile | survived |",
+    "| --- | ---: | ---: | ---: | ---: | ---: |",
+]
+missed = []
 for folder in sys.argv[2:]:
     out = pathlib.Path("target/mutants", folder)
     # The second run's word goes before the first's.
-    summaries |= outcomes(out / "mutants.out.old/outcomes.json") | outcomes(out / "mutants.out/outcomes.json")
-counts = collections.Counter(summaries.values())
-missed = sorted(name for name, summary in summaries.items() if summary == "MissedMutant")
-ask = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.strip()
-lines = [
-    f"Run on {datetime.date.today()} at {ask('git', 'rev-parse', '--short', 'HEAD')} with {ask('cargo', 'mutants', '--version')}: "
-    f"{len(summaries)} mutants, {counts['CaughtMutant']} caught, {counts['Timeout']} caught by the time limit, "
-    f"{counts['Unviable']} that do not compile, {len(missed)} survived.",
-    "",
-    *(f"- `{name}`" for name in missed),
-]
+    summaries = outcomes(out / "mutants.out.old/outcomes.json") | outcomes(out / "mutants.out/outcomes.json")
+    counts = collections.Counter(summaries.values())
+    columns = [len(summaries)] + [counts[summary] for summary in ("CaughtMutant", "Timeout", "Unviable", "MissedMutant")]
+    lines.append(f"| `{'src' if folder == 'root' else f'src/{folder}'}` | " + " | ".join(map(str, columns)) + " |")
+    missed += sorted(name for name, summary in summaries.items() if summary == "MissedMutant")
+lines += ["", "Survived:" if missed else "None survived.", "", *(f"- `{name}`" for name in missed)]
 print("\n".join(lines))
 if sys.argv[1] == "0":
     page = pathlib.Path("docs/mutants.md")
