@@ -9,8 +9,10 @@ use std::{
     time::Duration,
 };
 
-use reqwest::Response;
-use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, RequestBuilder};
+use async_trait::async_trait;
+use http::Extensions;
+use reqwest::{Request, Response};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, RequestBuilder};
 use reqwest_reauth::{
     Anonymous, Authorize, Capture, ClientBuilderExt, OnRefreshFailure, Outcome, Refresh, Replay, ReplayBody, Session,
     SessionBuilder, SessionSource, Tokens,
@@ -227,4 +229,109 @@ async fn all_four_in_one_do_what_the_four_do() {
             }
         }
     }
+}
+
+/// A client with all four in one, and one that has them one by one.
+fn each_way(outside: impl Fn() -> ClientBuilder, source: &SessionSource) -> [ClientBuilder; 2] {
+    let whole = match source {
+        SessionSource::Fixed(session) => outside().with_session(session.clone()),
+        _ => outside().with_scoped_sessions(),
+    };
+    let four = outside()
+        .with(Replay::new(source.clone()))
+        .with(Refresh::new(source.clone()))
+        .with(Capture::new(source.clone()))
+        .with(Authorize::new(source.clone()));
+    [whole, four]
+}
+
+fn tenant(token: &str) -> Session {
+    Session::builder(Tokens::new(token).unwrap()).origin(ORIGIN).build().unwrap()
+}
+
+/// Sends for another tenant than the task's.
+struct For(Session);
+
+#[async_trait]
+impl Middleware for For {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
+        // Made outside of the scope, and polled inside.
+        self.0.scope(next.run(request, extensions)).await
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_for_the_session_in_whose_scope_it_is_polled() {
+    let (task, other) = (tenant("task"), tenant("other"));
+    let outside = || ClientBuilder::new(reqwest::Client::new()).with(For(other.clone()));
+    let two = outside().with(Capture::new(SessionSource::Scoped)).with(Authorize::new(SessionSource::Scoped));
+    for client in each_way(outside, &SessionSource::Scoped).into_iter().chain([two]) {
+        let api = Api::accepting(|_| true);
+        let client = client.with(api.clone()).build();
+        task.scope(client.get(url("/")).send()).await.unwrap();
+        assert_eq!(api.tokens_seen(), ["other"]);
+    }
+}
+
+/// Sends for one tenant and, when no answer comes in time, for another.
+struct Either(Session, Session);
+
+#[async_trait]
+impl Middleware for Either {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
+        let copy = request.try_clone().unwrap();
+        let first = self.0.scope(next.clone().run(copy, extensions));
+        match tokio::time::timeout(Duration::from_secs(1), first).await {
+            Ok(answer) => answer,
+            Err(_) => self.1.scope(next.run(request, extensions)).await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_given_up_leaves_no_session_behind() {
+    let issuer = Issuer::new([]);
+    // It waits for a token first.
+    let first = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO)).origin(ORIGIN).refresher(issuer);
+    let (first, second) = (first.build().unwrap(), tenant("second"));
+    let outside = || ClientBuilder::new(reqwest::Client::new()).with(Either(first.clone(), second.clone()));
+    for (times, client) in (1..).zip(each_way(outside, &SessionSource::Scoped)) {
+        let api = Api::new(|seen| async move {
+            if seen.token() != Some("second") {
+                std::future::pending::<()>().await;
+            }
+            answer(200)
+        });
+        let client = client.with(api.clone()).build();
+        let _ = tokio::time::timeout(HOUR, client.get(url("/")).send()).await;
+        assert_eq!(api.tokens_seen(), [format!("t{times}"), "second".to_owned()]);
+        first.replace_tokens(pair("t0", "r0").with_expires_in(Duration::ZERO)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_clients_own_header_is_concealed_in_answers_for_another_session_too() {
+    let own = tenant("own");
+    let other = Session::builder(Tokens::new("other").unwrap())
+        .origin(ORIGIN)
+        .capture_header(http::HeaderName::from_static("x-other"))
+        .build()
+        .unwrap();
+    let api = Api::new(|_| async { answer(200).header("refreshed-api-token", "c1") });
+    for client in each_way(|| ClientBuilder::new(reqwest::Client::new()), &SessionSource::Fixed(own)) {
+        let client = client.with(api.clone()).build();
+        let response = client.get(url("/")).with_extension(other.clone()).send().await.unwrap();
+        assert!(response.headers()["refreshed-api-token"].is_sensitive());
+    }
+    assert_eq!(api.tokens_seen(), ["other", "other"]);
 }

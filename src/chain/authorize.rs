@@ -6,7 +6,7 @@ use http::{
 };
 use reqwest::{Request, Response};
 
-use super::{Below, Found, Future, Sent, SessionSource, is_left_alone, may_be_refusal, middleware, unsent};
+use super::{Below, Found, Future, Sent, SessionSource, is_left_alone, may_be_refusal, middleware};
 use crate::{anonymous::Anonymous, error::Error, session::State};
 
 /// Puts `Authorization: Bearer …` on requests to the session's origins, and notes which generation of the token it was.
@@ -46,16 +46,15 @@ pub(super) fn down<'a>(
     extensions: &'a mut Extensions,
     below: Below<'a>,
 ) -> Future<'a> {
-    let signed = match sign(source, &mut request, extensions) {
-        Ok(Some(signed)) => signed,
-        Ok(None) => return below.run(request, extensions),
-        // The caller's own header is sent whatever speaks against ours.
-        Err(_) if is_left_alone(&request, extensions) => return below.run(request, extensions),
-        Err(error) => return unsent(error),
-    };
-    let answer = below.run(request, extensions);
     Box::pin(async move {
-        let mut response = answer.await?;
+        let signed = match sign(source, &mut request, extensions) {
+            Ok(signed) => signed,
+            // The caller's own header is sent whatever speaks against ours.
+            Err(_) if is_left_alone(&request, extensions) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let mut response = below.run(request, extensions).await?;
+        let Some(signed) = signed else { return Ok(response) };
         if signed.needs_note(&response) {
             signed.leave_note(&mut response);
         }

@@ -38,12 +38,11 @@ pub(super) fn down<'a>(
     extensions: &'a mut Extensions,
     below: Below<'a>,
 ) -> Future<'a> {
-    if is_left_alone(&request, extensions) {
-        return Box::pin(unsigned(source, request, extensions, below));
-    }
-    let answer = below.run(request, extensions);
     Box::pin(async move {
-        let mut response = answer.await?;
+        if is_left_alone(&request, extensions) {
+            return Box::pin(unsigned(source, request, extensions, below)).await;
+        }
+        let mut response = below.run(request, extensions).await?;
         up(source, &mut response);
         Ok(response)
     })
@@ -54,20 +53,21 @@ pub(super) fn up(source: &SessionSource, response: &mut Response) {
         Some(sent) if sent.captured => {}
         Some(sent) => {
             sent.captured = true;
-            if let name = sent.session.capture_header().clone()
-                && response.headers().contains_key(&name)
-            {
-                take(&name, response);
+            let (session, generation) = (sent.session.clone(), sent.state.generation());
+            if response.headers().contains_key(session.capture_header()) {
+                take(&session, generation, response);
             }
         }
-        // Nobody's request, or one that went elsewhere: nothing is taken, but nothing is to be printed either.
-        None => {
-            if let SessionSource::Fixed(session) = source
-                && response.headers().contains_key(session.capture_header())
-            {
-                conceal(session.capture_header(), response);
-            }
-        }
+        None => conceal_own(source, response),
+    }
+}
+
+/// Nobody's request, or one that went elsewhere: nothing is taken, but nothing is to be printed either.
+pub(super) fn conceal_own(source: &SessionSource, response: &mut Response) {
+    if let SessionSource::Fixed(session) = source
+        && response.headers().contains_key(session.capture_header())
+    {
+        conceal(session.capture_header(), response);
     }
 }
 
@@ -83,11 +83,9 @@ async fn unsigned(source: &SessionSource, request: Request, extensions: &mut Ext
 }
 
 #[cold]
-fn take(name: &HeaderName, response: &mut Response) {
-    conceal(name, response);
-    let Some(Sent { session, state, .. }) = response.extensions().get::<Sent>().cloned() else { return };
-    let sent = state.generation();
-    let captured = match read(&session, response) {
+fn take(session: &Session, sent: u64, response: &mut Response) {
+    conceal(session.capture_header(), response);
+    let captured = match read(session, response) {
         Ok(token) => session.capture(sent, &token),
         Err(reason) => return session.emit(&Event::CaptureIgnored { reason }),
     };

@@ -208,9 +208,17 @@ async fn run_for(
         return below.run(request, extensions).await;
     }
     extensions.insert(session);
-    let answer = below.run(request, extensions).await;
-    extensions.remove::<Session>();
-    answer
+    let marked = Marked(extensions);
+    below.run(request, &mut *marked.0).await
+}
+
+/// Extensions with a session that is there for this sending alone, also for one that is dropped halfway.
+struct Marked<'a>(&'a mut Extensions);
+
+impl Drop for Marked<'_> {
+    fn drop(&mut self) {
+        self.0.remove::<Session>();
+    }
 }
 
 /// The caller's own `Authorization` wins, and so does [`Anonymous`].
@@ -240,14 +248,8 @@ impl<'a> Below<'a> {
     }
 }
 
-/// Fails a request before it is sent.
-#[cold]
-fn unsent<'a>(error: Error) -> Future<'a> {
-    Box::pin(std::future::ready(Err(error.into())))
-}
-
-/// `handle` of a middleware, written without `async_trait`: what can be done before the first await is done before the future is
-/// boxed, and a layer that has nothing to do adds no box of its own.
+/// `handle` of a middleware, written without `async_trait`, which would put the way down's box into another. Nothing is done before
+/// the future is polled: whoever made it may poll it in another scope, or later.
 macro_rules! middleware {
     ($layer:ident, $down:ident) => {
         impl reqwest_middleware::Middleware for $layer {

@@ -5,7 +5,7 @@ use reqwest::{Request, Response};
 use reqwest_middleware::Result;
 use tokio::time::{Instant, timeout};
 
-use super::{Below, Budget, Future, Sent, SessionSource, middleware, note_outcome, run_for, unsent};
+use super::{Below, Budget, Future, Sent, SessionSource, middleware, note_outcome, run_for};
 use crate::{
     error::{Error, ErrorKind},
     session::{Boarding, Ending, OnRefreshFailure, Session, Ticket},
@@ -40,18 +40,17 @@ pub(super) fn down<'a>(
     extensions: &'a mut Extensions,
     below: Below<'a>,
 ) -> Future<'a> {
-    // A session that is quiet has nothing to ask of any request, its own or not: so almost none is looked at closer.
-    if !source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
-        match source.signing(&request, extensions) {
-            Ok(Some((session, _))) => {
-                return Box::pin(send_after_asking(session.into_session(), source, request, extensions, below));
-            }
-            Ok(None) => return below.run(request, extensions),
-            Err(error) => return unsent(error),
-        }
-    }
-    let limit = request.timeout().copied();
     Box::pin(async move {
+        // A session that is quiet has nothing to ask of any request, its own or not: so almost none is looked at closer.
+        if !source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
+            return match source.signing(&request, extensions)? {
+                Some((session, _)) => {
+                    Box::pin(send_after_asking(session.into_session(), source, request, extensions, below)).await
+                }
+                None => below.run(request, extensions).await,
+            };
+        }
+        let limit = request.timeout().copied();
         let response = below.run(request, extensions).await?;
         if response.extensions().get::<Sent>().is_none() {
             return Ok(response);
@@ -72,7 +71,7 @@ async fn send_after_asking(
     let limit = request.timeout().copied();
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
     let mut refreshed = false;
-    // Once more if the user's word has overtaken the flight: what it gave may have to be renewed too.
+    // Once more if the user's word has overtaken the flight: what it gave may have to be renewed too, which is another refresh.
     for _ in 0..2 {
         match session.before_sending(!budget.renewing && !budget.refreshed && !budget.replayed) {
             Boarding::Go { started } => {
@@ -90,7 +89,13 @@ async fn send_after_asking(
                 }
                 match wait(&session, &ticket, limit).await {
                     Ok(Ending::Landed) => refreshed = true,
-                    Ok(Ending::Overtaken) => continue,
+                    Ok(Ending::Overtaken) => {
+                        if ticket.started {
+                            budget.refreshed = false;
+                            extensions.insert(budget);
+                        }
+                        continue;
+                    }
                     // Not even the store had something to ask with: it goes with what it has.
                     Err(error) if error.nothing_to_ask_with() => {}
                     Err(error) => return Err(error.into()),

@@ -1,6 +1,6 @@
 use std::{fmt, io, sync::Arc, time::Duration};
 
-use http::{Extensions, HeaderName, HeaderValue, Method, Version};
+use http::{Extensions, HeaderName, HeaderValue, Method, StatusCode, Version};
 use reqwest::{Body, Request, Response};
 use reqwest_middleware::{Error, Result};
 use tokio::time::timeout;
@@ -46,17 +46,12 @@ pub(super) fn down<'a>(
     extensions: &'a mut Extensions,
     below: Below<'a>,
 ) -> Future<'a> {
-    if is_left_alone(&request, extensions) {
-        return match give_first_body(&mut request, extensions) {
-            Ok(()) => below.run(request, extensions),
-            Err(error) => Box::pin(std::future::ready(Err(Error::middleware(error)))),
-        };
-    }
-    let again = match Again::of(&mut request, extensions) {
-        Ok(again) => again,
-        Err(error) => return Box::pin(std::future::ready(Err(Error::middleware(error)))),
-    };
     Box::pin(async move {
+        if is_left_alone(&request, extensions) {
+            give_first_body(&mut request, extensions).map_err(Error::middleware)?;
+            return below.run(request, extensions).await;
+        }
+        let again = Again::of(&mut request, extensions).map_err(Error::middleware)?;
         let response = below.clone().run(request, &mut *extensions).await?;
         if response.extensions().get::<Sent>().is_none() {
             return Ok(response);
@@ -93,9 +88,11 @@ pub(super) async fn up(
     };
     budget.replayed = true;
     extensions.insert(budget);
+    let refusal = response.status();
     drain(response).await;
 
-    let mut response = run_for(session.clone(), source, request, extensions, below).await?;
+    let sent_again = run_for(session.clone(), source, request, extensions, below).await;
+    let mut response = sent_again.map_err(|error| with_refusal(error, refusal))?;
     session.emit(&Event::Replayed { generation: state.generation(), status: response.status() });
     note_outcome(&mut response, |outcome| {
         outcome.replayed = true;
@@ -107,6 +104,18 @@ pub(super) async fn up(
         None => false,
     };
     Ok(if refused { not_replayed(session, NotReplayed::AlreadyReplayed, response) } else { response })
+}
+
+/// The session was closed, say, while the refusal was read to its end: the request was not sent again, but it was once.
+#[cold]
+fn with_refusal(error: Error, refusal: StatusCode) -> Error {
+    match error {
+        Error::Middleware(error) => match error.downcast::<crate::Error>() {
+            Ok(error) => error.with_api_status(refusal).into(),
+            Err(other) => Error::Middleware(other),
+        },
+        error @ Error::Reqwest(_) => error,
+    }
 }
 
 fn not_replayed(session: &Session, reason: NotReplayed, mut response: Response) -> Response {

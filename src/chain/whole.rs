@@ -8,7 +8,7 @@ use reqwest_middleware::Result;
 use tokio::time::Instant;
 
 use super::{
-    Below, Down, Future, ReplayBody, SessionSource,
+    Below, Down, Found, Future, ReplayBody, SessionSource,
     authorize::{self, Signed},
     capture, is_left_alone, middleware, refresh,
     replay::{self, Again},
@@ -27,13 +27,16 @@ pub(super) struct Chain {
 middleware!(Chain, down);
 
 fn down<'a>(source: &'a SessionSource, mut request: Request, extensions: &'a mut Extensions, below: Below<'a>) -> Future<'a> {
-    let Some((again, signed)) = prepare(source, &mut request, extensions) else {
-        return Below { layers: &LAYERS, ..below }.run(request, extensions);
-    };
-    let limit = request.timeout().copied();
     Box::pin(async move {
+        let Some((again, signed)) = prepare(source, &mut request, extensions) else {
+            return Below { layers: &LAYERS, ..below }.run(request, extensions).await;
+        };
+        let limit = request.timeout().copied();
         let mut response = below.clone().run(request, &mut *extensions).await?;
         if !signed.needs_note(&response) {
+            if let Found::Brought(_) = signed.session {
+                capture::conceal_own(source, &mut response);
+            }
             return Ok(response);
         }
         signed.leave_note(&mut response);
