@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
     ClientBuilderExt, Error, ErrorKind, NotReplayed, OnRefreshFailure, Session, SessionBuilder, SessionState, Tokens,
@@ -311,4 +312,95 @@ async fn a_login_without_an_access_token_that_comes_during_a_request_is_renewed_
     });
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
     assert_eq!((issuer.asked(), api.tokens_seen()), (vec![Some("rn".to_owned())], vec!["t0".to_owned(), "t1".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_token_that_has_run_out_meanwhile_is_renewed_before_the_replay() {
+    let issuer = Issuer::new([]);
+    let session = builder(&issuer).build().unwrap();
+    let api = Api::new({
+        let session = session.clone();
+        move |seen| {
+            let session = session.clone();
+            async move {
+                match seen.token() {
+                    Some("t0") => {
+                        session.replace_tokens(pair("short", "rs").with_expires_in(Duration::ZERO)).await.unwrap();
+                        answer(401)
+                    }
+                    Some("short") => answer(401),
+                    _ => answer(200),
+                }
+            }
+        }
+    });
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((issuer.asked(), api.tokens_seen()), (vec![Some("rs".to_owned())], vec!["t0".to_owned(), "t1".to_owned()]));
+}
+
+/// The API refuses `t0` when its successor has run out and could not be renewed.
+fn refuses_late(session: &Session) -> Api {
+    let session = session.clone();
+    Api::new(move |_| {
+        let session = session.clone();
+        async move {
+            session.replace_tokens(pair("short", "rs").with_expires_in(Duration::ZERO)).await.unwrap();
+            session.refresh().await.unwrap_err();
+            answer(401)
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_sent_again_for_want_of_a_token_names_the_refusal() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable())]);
+        let session = builder(&issuer).on_refresh_failure(choice).build().unwrap();
+        let api = refuses_late(&session);
+        let answer = api.client(&session).get(url("/")).send().await;
+        let error = match choice {
+            OnRefreshFailure::ReturnResponse => {
+                let answer = answer.unwrap();
+                assert_eq!(answer.status(), 401);
+                outcome_of(&answer).refresh_error.unwrap()
+            }
+            _ => error_of(answer),
+        };
+        assert_eq!((error.kind(), error.api_status().map(|status| status.as_u16())), (ErrorKind::CoolingDown, Some(401)));
+        assert_eq!((issuer.calls(), api.tokens_seen()), (1, vec!["t0".to_owned()]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_session_is_closed_just_before_its_replay_names_the_refusal() {
+    let issuer = Issuer::new([]);
+    let to_close = Arc::new(Mutex::new(None::<Session>));
+    let session = builder(&issuer).replay_if({
+        let to_close = Arc::clone(&to_close);
+        move |_| {
+            let session = to_close.lock().unwrap().take().unwrap();
+            // Its first step is what closes it.
+            let _ = session.close().now_or_never();
+            true
+        }
+    });
+    let session = session.build().unwrap();
+    *to_close.lock().unwrap() = Some(session.clone());
+    let api = Api::accepting(|token| token != "t0");
+    let error = error_of(api.client(&session).get(url("/")).send().await);
+    assert_eq!((error.kind(), error.api_status().map(|status| status.as_u16())), (ErrorKind::Closed, Some(401)));
+    assert_eq!(api.tokens_seen(), ["t0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_refresh_is_overtaken_by_a_login_without_an_access_token_goes_on_with_that() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
+    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+    let api = Api::accepting(|_| true);
+    let request = tokio::spawn(api.client(&session).get(url("/")).send());
+    issuer.until_called(1).await;
+    session.replace_tokens(Tokens::from_refresh_token("rn").unwrap()).await.unwrap();
+    assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    assert_eq!((issuer.asked(), api.tokens_seen()), (vec![Some("r0".to_owned()), Some("rn".to_owned())], vec!["t2".to_owned()]));
 }

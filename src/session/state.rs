@@ -25,7 +25,8 @@ pub enum SessionState {
     Refreshing,
     /// A refresh has failed, and the session lets the token endpoint be for a while.
     CoolingDown,
-    /// There is no token and no way to get one but [`Session::replace_tokens`](super::Session::replace_tokens).
+    /// The token cannot be renewed, or there is none, and [`Session::replace_tokens`](super::Session::replace_tokens) alone helps.
+    /// An access token that is still good is sent for as long as it lasts.
     LoginRequired,
     /// The session was closed.
     Closed,
@@ -160,7 +161,11 @@ impl State {
         match &self.phase {
             Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
             Phase::LoginRequired(cause) if self.access.is_none() => Step::Fail(cause.clone()),
-            _ if self.generation != sent && self.access.is_some() => Step::Go,
+            // The present token was not refused: it is asked of it what is asked before any request.
+            _ if self.generation != sent && self.access.is_some() => match self.before_sending(now) {
+                Step::GoAndRenew => Step::Go,
+                step => step,
+            },
             _ if self.flight.is_some() => Step::Wait,
             _ if !self.renewable => Step::Go,
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
