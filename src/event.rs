@@ -26,7 +26,7 @@ pub enum Event {
         /// Why not.
         reason: CaptureIgnored,
     },
-    /// A refresh begins.
+    /// A refresh begins. Unless a new login or a logout overtakes it, `Refreshed` or `RefreshFailed` follows.
     RefreshStarted {
         /// The generation to be renewed.
         generation: u64,

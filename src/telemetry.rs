@@ -15,12 +15,12 @@ pub(crate) fn event(event: &Event) {
     let _ = event;
 }
 
-/// A flight has ended.
-pub(crate) fn flight(outcome: Result<(), &Error>, took: Duration) {
+/// A flight has ended, and nothing has overtaken it: `None` if it brought a token.
+pub(crate) fn flight(error: Option<&Error>, took: Duration) {
     #[cfg(feature = "metrics")]
-    enabled::flight(outcome, took);
+    enabled::flight(error, took);
     #[cfg(not(feature = "metrics"))]
-    let _ = (outcome, took);
+    let _ = (error, took);
 }
 
 /// A request, or the user, has waited for a flight.
@@ -83,8 +83,8 @@ mod enabled {
         }
     }
 
-    pub(super) fn flight(outcome: Result<(), &Error>, took: Duration) {
-        let error = outcome.err().map_or("none", |error| kind(error.kind()));
+    pub(super) fn flight(error: Option<&Error>, took: Duration) {
+        let error = error.map_or("none", |error| kind(error.kind()));
         counter!("reauth.flights", "error.type" => error).increment(1);
         histogram!("reauth.flight.duration", "error.type" => error).record(took.as_secs_f64());
     }

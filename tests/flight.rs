@@ -6,7 +6,9 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use reqwest_reauth::{Error, ErrorKind, Event, OnRefreshFailure, Outcome, Session, SessionState, Tokens};
+use reqwest_reauth::{
+    Error, ErrorKind, Event, Flight, OnRefreshFailure, Outcome, Refresher, Session, SessionState, Tokens, refresh_with,
+};
 use support::{Api, Events, Issuer, ORIGIN, Turn, answer, unavailable, url};
 use tokio::{sync::Barrier, time::Instant};
 
@@ -257,4 +259,31 @@ async fn close_frees_the_waiters_and_lets_the_flight_end() {
     let error = client.get(url("/")).send().await.unwrap_err();
     assert_eq!(Error::find_in(&error).unwrap().kind(), ErrorKind::Closed);
     assert_eq!(api.seen().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_is_cut_off_while_it_asks_may_have_spent_the_refresh_token() {
+    for (tokens, may_have) in [(support::pair("t0", "r0"), true), (Tokens::new("t0").unwrap(), false)] {
+        let refresher = refresh_with(|_| std::future::pending());
+        let session = Session::builder(tokens).origin(ORIGIN).refresher(refresher).flight_timeout(SECOND).build().unwrap();
+        let error = session.refresh().await.unwrap_err();
+        assert_eq!((error.kind(), error.attempts(), error.possibly_consumed()), (ErrorKind::Unavailable, 1, may_have));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_is_cut_off_between_attempts_has_counted_them() {
+    struct Retries;
+
+    #[async_trait::async_trait]
+    impl Refresher for Retries {
+        async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+            flight.retrying(1, SECOND, None);
+            flight.retrying(2, SECOND, None);
+            std::future::pending().await
+        }
+    }
+
+    let session = Session::builder(support::pair("t0", "r0")).origin(ORIGIN).refresher(Retries).flight_timeout(SECOND);
+    assert_eq!(session.build().unwrap().refresh().await.unwrap_err().attempts(), 3);
 }

@@ -9,7 +9,7 @@ use std::{
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit, atomics::AtomicU64};
 use reqwest_middleware::ClientBuilder;
 use reqwest_reauth::{
-    ClientBuilderExt, OAuthRefresh, Session,
+    ClientBuilderExt, OAuthRefresh, Session, Tokens, refresh_with,
     testing::{Answer, AuthServer},
 };
 
@@ -82,4 +82,24 @@ fn a_refresh_after_a_502_and_a_capture_are_counted() {
         ("reauth.wait.duration{}", 1),
     ];
     assert_eq!(counts.all(), expected.map(|(name, count)| (name.to_owned(), count)));
+}
+
+#[test]
+fn a_refresh_that_a_new_login_overtakes_is_no_failure() {
+    let counts = Counts::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&counts, || {
+        runtime.block_on(async {
+            let session = Session::builder(Tokens::new("t0").unwrap()).origin("https://api.example.com");
+            let session = session.refresher(refresh_with(|_| std::future::pending())).build().unwrap();
+            let (refreshed, replaced) = tokio::join!(session.refresh(), async {
+                tokio::task::yield_now().await;
+                session.replace_tokens(Tokens::new("t1").unwrap()).await
+            });
+            assert_eq!(refreshed.unwrap().access_token().unwrap().expose_secret(), "t1");
+            replaced.unwrap();
+            session.close().await.unwrap();
+        });
+    });
+    assert_eq!(counts.all(), [("reauth.wait.duration{}".to_owned(), 1)]);
 }

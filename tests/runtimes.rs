@@ -174,3 +174,20 @@ fn there_are_never_two_calls_at_once_though_the_first_cannot_be_called_off() {
     runs.block_on(session.refresh()).unwrap();
     assert_eq!((issuer.asked(), issuer.most()), (vec![Some("r0".to_owned()), Some("rn".to_owned())], 1));
 }
+
+#[test]
+fn closing_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, store.clone());
+    let api = Api::new(|_| async { support::answer(200).header("refreshed-api-token", "c1") });
+    // It stands still before the saver's first poll.
+    let still = Builder::new_current_thread().enable_all().build().unwrap();
+    still.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    let runs = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let closed = runs.block_on(async { tokio::time::timeout(Duration::from_secs(3600), session.close()).await });
+    closed.expect("it is closed in time").unwrap();
+    assert!(store.saves().is_empty());
+    // Nothing is lost if it goes on after all.
+    still.block_on(store.until(|ops| ops.iter().any(|op| matches!(op, Op::Save(..)))));
+    assert_eq!(store.saves(), [texts("c1", "r0")]);
+}

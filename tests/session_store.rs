@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use reqwest_reauth::{Error, ErrorKind, Event, Session, SessionBuilder, SessionState, Tokens};
+use reqwest_reauth::{Error, ErrorKind, Event, Flight, RefreshToken, Refresher, Session, SessionBuilder, SessionState, Tokens};
 use support::{
     Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, pair, settle,
     store::{Call, FakeStore, Fate, Op},
@@ -396,4 +396,25 @@ async fn what_is_saved_is_not_saved_again() {
     session.refresh().await.unwrap();
     session.close().await.unwrap();
     assert_eq!(store.saves(), [texts("t1", "r1"), texts("t2", "r2")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_token_that_was_kept_on_the_way_is_the_one_that_is_dead() {
+    /// Brings a new refresh token without an access token, then is told that it is dead.
+    struct KeepsThenFails;
+
+    #[async_trait::async_trait]
+    impl Refresher for KeepsThenFails {
+        async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+            flight.keep(RefreshToken::new("r1")?).await;
+            Err(dead())
+        }
+    }
+
+    let store = FakeStore::default();
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(KeepsThenFails).store(store.clone());
+    let error = session.build().unwrap().refresh().await.unwrap_err();
+    assert_eq!((error.kind(), store.held()), (ErrorKind::LoginRequired, Some(texts("t0", "r1"))));
+    // It was in the store, where another process may have found and spent it.
+    assert!(error.possibly_consumed());
 }

@@ -90,7 +90,7 @@ impl Session {
 
     /// Longer than any flight on a runtime that runs: its own limit, and what the store may take to save what it brought.
     pub(super) fn longest_flight(&self) -> Duration {
-        let saving = self.0.vault.as_ref().map_or(Duration::ZERO, |vault| vault.limit().saturating_mul(6));
+        let saving = self.0.vault.as_ref().map_or(Duration::ZERO, |vault| vault.limit().saturating_mul(8));
         self.0.flight_timeout.saturating_add(saving).saturating_add(Duration::from_secs(1))
     }
 
@@ -109,13 +109,13 @@ impl Session {
         drop(state);
         let mut started = None;
         let boarding = self.update(|state| {
-            let step = decide(state, now);
-            let (background, generation) = match step {
+            let background = match decide(state, now) {
                 Step::Go => return Boarding::Go { started: false },
                 Step::Fail(error) => return Boarding::Fail(error),
-                Step::GoAndRenew => (true, state.generation),
-                Step::Wait => (false, state.generation),
+                Step::GoAndRenew => true,
+                Step::Wait => false,
             };
+            let generation = state.generation;
             state.refused |= refused;
             let cell = state.flight.get_or_insert_with(|| {
                 let cell = Arc::new(Cell::new(state.epoch, generation));

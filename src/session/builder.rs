@@ -119,6 +119,9 @@ impl SessionBuilder {
 
     /// How long the token endpoint is let be after a refresh failed. Default: 10 s. A `Retry-After` can make it longer, up to five
     /// minutes.
+    ///
+    /// After a refresh that succeeded, its token is not renewed within the same time because it had ended when it came, nor
+    /// because the API refuses it before it has accepted it once.
     pub fn cooldown(mut self, pause: Duration) -> Self {
         self.cooldown = pause;
         self
@@ -130,7 +133,11 @@ impl SessionBuilder {
         self
     }
 
-    /// The limit for a whole refresh, whatever the refresher does, the wait for the store's lock included. Default: 90 s.
+    /// The limit for a refresh, whatever the refresher does, the wait for the store's lock included. Default: 90 s. Saving what it
+    /// brought comes on top, bounded by [`store_timeout`](Self::store_timeout).
+    ///
+    /// Give it more than the refresher's own deadline (60 s of [`OAuthRefresh`](crate::OAuthRefresh)): a call that is cut off may
+    /// have spent the refresh token.
     pub fn flight_timeout(mut self, limit: Duration) -> Self {
         self.flight_timeout = limit;
         self
@@ -143,7 +150,7 @@ impl SessionBuilder {
     }
 
     /// Replaces the rule by which an answer refuses the token. It is given the built-in rule's [`Verdict`], and is asked of every
-    /// answer from the origin that the request was sent to.
+    /// answer from the origin that the request was sent to, if the session signed the request.
     ///
     /// ```
     /// # use reqwest_reauth::{Error, Session, Tokens};

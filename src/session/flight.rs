@@ -74,7 +74,6 @@ async fn fly(guard: Guard) {
     let begun = Instant::now();
     let mut turn = None;
     let log = Arc::new(Log::new(session, cell));
-    let waits_for_lock = std::sync::atomic::AtomicBool::new(false);
     let obtained = timeout(inner.flight_timeout, async {
         // A flight that was overtaken may still be winding up. Never two calls at once.
         turn = Some(inner.turn.lock().await);
@@ -82,20 +81,24 @@ async fn fly(guard: Guard) {
         session.emit(&Event::RefreshStarted { generation: cell.generation() });
         tokio::select! {
             biased;
-            () = cell.overtaken() => Err(overtaken()),
-            obtained = unwound(obtain(session, cell, &log, &waits_for_lock)) => {
-                obtained.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "the refresher panicked")))
+            () = cell.overtaken() => None,
+            obtained = unwound(obtain(session, cell, &log)) => {
+                Some(obtained.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "the refresher panicked"))))
             }
         }
     })
     .await;
     let outcome = match obtained {
-        Ok(Ok(brought)) => brought.bring(session, cell, &log).await,
-        Ok(Err(error)) => Err(error),
-        Err(_) if waits_for_lock.into_inner() => Err(Error::new(ErrorKind::Store, "the store's lock was not free in time")),
-        Err(_) => Err(Error::new(ErrorKind::Unavailable, "the refresh took longer than the flight timeout")),
+        Ok(Some(Ok(brought))) => brought.bring(session, cell, &log).await,
+        Ok(Some(Err(error))) => Err(error),
+        Ok(None) => Ok(Ending::Overtaken),
+        Err(_) => Err(log.cut_short()),
     };
-    telemetry::flight(outcome.as_ref().map(drop), begun.elapsed());
+    match &outcome {
+        Ok(Ending::Landed) => telemetry::flight(None, begun.elapsed()),
+        Err(error) => telemetry::flight(Some(error), begun.elapsed()),
+        Ok(Ending::Overtaken) => {}
+    }
     guard.finish(outcome);
     drop(turn);
     session.save_what_is_left(false);
@@ -110,26 +113,19 @@ enum Brought {
 }
 
 /// Lock, load, adopt if somebody else has been there, else ask the token endpoint.
-async fn obtain(
-    session: &Session,
-    cell: &Cell,
-    log: &Arc<Log>,
-    waits_for_lock: &std::sync::atomic::AtomicBool,
-) -> Result<Brought, Error> {
-    use std::sync::atomic::Ordering::Relaxed;
-
+async fn obtain(session: &Session, cell: &Cell, log: &Arc<Log>) -> Result<Brought, Error> {
     let Some(refresher) = &session.0.refresher else {
         return Err(super::state::no_token());
     };
     let Some(vault) = &session.0.vault else {
         return ask(&**refresher, log).await;
     };
-    waits_for_lock.store(true, Relaxed);
+    log.is_at(Stage::Locking);
     match vault.lock().await {
         Ok(lock) => cell.set_lock(Some(lock)),
         Err(error) => session.emit(&Event::StoreFailed { error }),
     }
-    waits_for_lock.store(false, Relaxed);
+    log.is_at(Stage::Looking);
 
     let mut tried: Vec<RefreshToken> = Vec::new();
     let mut maybe_spent = false;
@@ -150,11 +146,12 @@ async fn obtain(
                 drop(session.keep_refresh(cell.epoch(), refresh.clone()));
             }
         }
-        let asked = log.tokens().refresh_token().cloned();
         let error = match ask(&**refresher, log).await {
             Err(error) if error.kind() == ErrorKind::LoginRequired => error,
             other => return other,
         };
+        // Afterwards: the refresher may have gone on with one that it kept.
+        let asked = log.tokens().refresh_token().cloned();
         maybe_spent |= asked.as_ref().is_some_and(|asked| vault.is_shared(asked));
         tried.extend(asked);
         // Before a grant is believed dead: somebody else may have renewed it, or the session has another one.
@@ -178,7 +175,10 @@ async fn ask(refresher: &dyn Refresher, log: &Arc<Log>) -> Result<Brought, Error
         return Err(super::state::no_token());
     }
     let flight = Flight::new(Arc::clone(log) as Arc<dyn FlightLog>);
-    match refresher.refresh(&flight).await {
+    log.is_at(Stage::Asking { failed_attempts: 0 });
+    let answer = refresher.refresh(&flight).await;
+    log.is_at(Stage::Looking);
+    match answer {
         Ok(tokens) => Ok(Brought::Issued { tokens, attempts: flight.attempts() }),
         Err(error) if error.attempts() == 0 && !error.nothing_to_ask_with() => Err(error.with_attempts(flight.attempts())),
         Err(error) => Err(error),
@@ -227,11 +227,47 @@ struct Log {
     session: Session,
     cell: Arc<Cell>,
     asked: Mutex<Tokens>,
+    stage: Mutex<Stage>,
+}
+
+/// What a flight is doing, for when its time is up.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// Waiting for its turn, or looking into the store.
+    Looking,
+    /// Waiting for the store's lock.
+    Locking,
+    Asking {
+        failed_attempts: u32,
+    },
 }
 
 impl Log {
     fn new(session: &Session, cell: &Arc<Cell>) -> Self {
-        Self { session: session.clone(), cell: Arc::clone(cell), asked: Mutex::new(session.load().tokens()) }
+        Self {
+            session: session.clone(),
+            cell: Arc::clone(cell),
+            asked: Mutex::new(session.load().tokens()),
+            stage: Mutex::new(Stage::Looking),
+        }
+    }
+
+    fn is_at(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    /// The flight's time is up.
+    fn cut_short(&self) -> Error {
+        let too_long = || Error::new(ErrorKind::Unavailable, "the refresh took longer than the flight timeout");
+        match *self.stage.lock().unwrap_or_else(PoisonError::into_inner) {
+            Stage::Looking => too_long(),
+            Stage::Locking => Error::new(ErrorKind::Store, "the store's lock was not free in time"),
+            // A call may be in the air.
+            Stage::Asking { failed_attempts } => {
+                let error = too_long().with_attempts(failed_attempts.saturating_add(1));
+                if self.tokens().refresh_token().is_some() { error.with_possibly_consumed() } else { error }
+            }
+        }
     }
 
     /// Takes what the session has got while the flight waited. What the user has given since is another flight's.
@@ -255,6 +291,7 @@ impl FlightLog for Log {
     }
 
     fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
+        self.is_at(Stage::Asking { failed_attempts: failed_attempt });
         self.session.emit(&Event::RefreshRetrying { attempt: failed_attempt, delay, status });
     }
 
@@ -265,8 +302,4 @@ impl FlightLog for Log {
             self.session.save_under(&self.cell, asked.as_ref(), &tokens).await;
         }
     }
-}
-
-fn overtaken() -> Error {
-    Error::new(ErrorKind::Internal, "the tokens were replaced during the refresh")
 }

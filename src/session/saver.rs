@@ -59,14 +59,13 @@ impl Saver {
 
     async fn save_once(&self, vault: &Vault) {
         let session = &self.0;
-        let lock = match session.lock_store(vault).await {
-            Ok(lock) => lock,
+        let (lock, _turn) = match session.lock_and_turn(vault).await {
+            Ok(both) => both,
             Err(error) => {
                 vault.memory().unsaved = Some(session.load().tokens());
                 return session.emit(&Event::StoreFailed { error });
             }
         };
-        let _one = vault.saving.lock().await;
         let epoch = session.load().epoch;
         match vault.look(session).await {
             Look::Changed(theirs) => {

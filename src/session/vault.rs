@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Mutex as AsyncMutex, watch},
+    sync::{Mutex as AsyncMutex, MutexGuard, watch},
     time::timeout,
 };
 
@@ -28,7 +28,7 @@ pub(super) struct Vault {
     limit: Duration,
     memory: Mutex<Memory>,
     /// One save at a time.
-    pub(super) saving: AsyncMutex<()>,
+    saving: AsyncMutex<()>,
     /// Savers in the background.
     pub(super) savers: watch::Sender<usize>,
 }
@@ -73,6 +73,12 @@ impl Vault {
             Ok(None) => Err(panicked()),
             Err(_) => Err(Error::new(ErrorKind::Store, "the store did not answer in time")),
         }
+    }
+
+    /// The turn to save. Not waited for for ever: whoever has it may be on a runtime that nobody drives any more.
+    async fn turn(&self) -> Result<MutexGuard<'_, ()>, Error> {
+        let turn = timeout(self.limit.saturating_mul(4), self.saving.lock()).await;
+        turn.map_err(|_| Error::new(ErrorKind::Store, "the save before did not end in time"))
     }
 
     /// Looks into the store. One that fails is passed over with an event.
@@ -208,7 +214,10 @@ impl Session {
                 Err(error) => return self.emit(&Event::StoreFailed { error }),
             },
         };
-        let _one = vault.saving.lock().await;
+        let _turn = match vault.turn().await {
+            Ok(turn) => turn,
+            Err(error) => return self.emit(&Event::StoreFailed { error }),
+        };
         // The user may have spoken while this waited, or another process while nobody held the lock: the next flight takes theirs.
         if !self.is_current(flight.epoch()) || !has_looked && vault.is_theirs(asked).await {
             return vault.memory().settle(tokens);
@@ -216,8 +225,13 @@ impl Session {
         let _ = vault.save(self, flight.epoch(), &lock, tokens).await;
     }
 
+    /// What a save, or a logout, has to have first.
+    pub(super) async fn lock_and_turn<'a>(&self, vault: &'a Vault) -> Result<(StoreLock, MutexGuard<'a, ()>), Error> {
+        Ok((self.lock_store(vault).await?, vault.turn().await?))
+    }
+
     /// The lock of the running flight, or the store's own.
-    pub(super) async fn lock_store(&self, vault: &Vault) -> Result<StoreLock, Error> {
+    async fn lock_store(&self, vault: &Vault) -> Result<StoreLock, Error> {
         if let Some(lock) = self.load().flight.as_ref().and_then(|flight| flight.lock()) {
             return Ok(lock);
         }
@@ -230,8 +244,8 @@ impl Session {
     /// Saves the tokens that the user gave, in place of whatever is there.
     pub(super) async fn save_now(&self, epoch: u64) -> Result<(), Error> {
         let Some(vault) = &self.0.vault else { return Ok(()) };
-        let lock = match self.lock_store(vault).await {
-            Ok(lock) => lock,
+        let (lock, _turn) = match self.lock_and_turn(vault).await {
+            Ok(both) => both,
             Err(error) => {
                 let mut memory = vault.memory();
                 // What it held before is known: another content is somebody else's word.
@@ -241,7 +255,6 @@ impl Session {
                 return Err(error);
             }
         };
-        let _one = vault.saving.lock().await;
         if !self.is_current(epoch) {
             return Ok(());
         }
@@ -253,8 +266,7 @@ impl Session {
     pub(super) async fn clear_store(&self, epoch: u64) -> Result<(), Error> {
         let Some(vault) = &self.0.vault else { return Ok(()) };
         let cleared = async {
-            let lock = self.lock_store(vault).await?;
-            let _one = vault.saving.lock().await;
+            let (lock, _turn) = self.lock_and_turn(vault).await?;
             if self.is_current(epoch) { vault.bounded(vault.store.clear(&lock)).await } else { Ok(()) }
         }
         .await;
