@@ -7,7 +7,8 @@
 #   scripts/mutants.sh root error        only src/error.rs
 #
 # First with the unit tests and the test files that are about the folder; who survives that meets all the others.
-# Environment: JOBS, how many mutants at once; default 1.
+# Environment: JOBS, how many mutants at once; default 1. IN_PLACE=1, to change the files of this checkout, one at a time, and put them
+# back: spares building the dependencies anew for each folder, in a checkout in which nobody works meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -48,7 +49,8 @@ run() { # folder, file pattern, test names, further arguments
   done
   pattern="src/$folder/**/$pattern"
   [ "$folder" != root ] || pattern="src/${pattern##*/}"
-  cargo mutants --no-shuffle --colors never --jobs "${JOBS:-1}" --output "target/mutants/$folder" \
+  if [ -n "${IN_PLACE:-}" ]; then arguments+=(--in-place); else arguments+=(--jobs "${JOBS:-1}"); fi
+  cargo mutants --no-shuffle --colors never --output "target/mutants/$folder" \
     --file "$pattern" "${arguments[@]}" "$@" || status=$?
   # 2 is a survivor, 3 a timeout: both are results.
   case $status in 0 | 2 | 3) ;; *) exit "$status" ;; esac
