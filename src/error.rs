@@ -53,7 +53,8 @@ pub enum ErrorKind {
     NoSession,
     /// The token store failed.
     Store,
-    /// The session was closed. Nothing was sent.
+    /// The session was closed: no token is sent any more. With an [`api_status`](Error::api_status) the request had been sent
+    /// before, and was refused.
     Closed,
     /// A refresher panicked, or the runtime that ran the refresh was shut down. The next request starts afresh.
     Internal,

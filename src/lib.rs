@@ -53,7 +53,7 @@
 //! - A request that fails for other reasons is not retried: that is `reqwest-retry`'s work, outside this chain.
 //! - No login flow: tokens come from you, and [`Session::replace_tokens`] takes new ones.
 //! - A crash between the token endpoint's answer and the save loses the login at a server without a grace for spent refresh tokens.
-//!   The error then says [`possibly_consumed`](Error::possibly_consumed).
+//!   The next process's error says [`possibly_consumed`](Error::possibly_consumed) if the spent token was in its store.
 //! - Copies of a token in the buffers of the HTTP stack are not wiped.
 //!
 //! # Order

@@ -43,7 +43,8 @@ pub trait Refresher: Send + Sync + 'static {
 
     /// Whether these tokens are enough to ask with. Where they are not, a refused answer is handed to the caller. Default: yes.
     ///
-    /// It is asked whenever the session changes, with the session locked: look at the tokens, and at nothing else.
+    /// It is asked whenever the session changes, with the session locked: look at the tokens, and at nothing else. With a store it
+    /// is asked in the refresh alone, once the store has been looked into.
     fn can_refresh(&self, tokens: &Tokens) -> bool {
         let _ = tokens;
         true
