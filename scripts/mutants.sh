@@ -6,7 +6,7 @@
 #   scripts/mutants.sh session expiry    only src/session/expiry.rs
 #   scripts/mutants.sh root error        only src/error.rs
 #
-# First with the unit tests and the test files that are about the folder; who survives that meets all the others.
+# First with the tests that are about the file; who survives that meets all the others. All tests have to pass before.
 # Environment: JOBS, how many mutants at once; default 1. IN_PLACE=1, to change the files of this checkout, one at a time, and put them
 # back: spares building the dependencies anew for each folder, in a checkout in which nobody works meanwhile.
 set -euo pipefail
@@ -17,16 +17,39 @@ if ! cargo mutants --version >/dev/null 2>&1; then
   exit 0
 fi
 
+# `lib` are the unit tests of the folder.
 declare -A about=(
-  [policy]="rejection"
-  [chain]="capture replay rejection origin subsets whole refusals session flight expiry"
-  [session]="flight session expiry session_store session_store_faults scope replay refusals"
-  [oauth]="tls"
-  [token]="secrets rejection expiry session session_store"
-  [store]="store session_store session_store_faults redis"
-  [heartbeat]="heartbeat"
-  [testing]="auth_server"
-  [root]="metrics session flight heartbeat hostile secrets session_store many_tasks"
+  [policy]="lib"
+  [chain]="whole replay refusals"
+  [chain/authorize]="whole origin"
+  [chain/capture]="capture whole"
+  [chain/mod]="whole replay refusals scope"
+  [session]="flight session"
+  [session/boarding]="flight refusals"
+  [session/builder]="session expiry session_store"
+  [session/cell]="flight session runtimes"
+  [session/expiry]="lib"
+  [session/flight]="flight session_store"
+  [session/memory]="session_store session_store_faults"
+  [session/saver]="session_store session_store_faults"
+  [session/scope]="scope"
+  [session/state]="lib"
+  [session/vault]="session_store session_store_faults"
+  [oauth]="lib"
+  [root]="lib"
+  [root/telemetry]="metrics"
+  [token]="lib"
+  [store]="lib"
+  [store/file]="store"
+  [store/disk]="lib store"
+  [store/memory]="store"
+  [store/mod]="store session_store"
+  [store/redis]="redis"
+  [store/link]="redis"
+  [store/lock]="redis"
+  [store/script]="redis"
+  [heartbeat]="lib heartbeat"
+  [testing]="lib auth_server"
 )
 declare -A features=(
   # HTTP/2 is what tests/tls.rs and src/oauth/tests/http2.rs are about. With TLS, each client that a test makes takes its time.
@@ -40,23 +63,22 @@ skipped=" auth_server fleet fleet_redis memory metrics redis scale tls "
 # Nobody debugs a mutant.
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 RUST_BACKTRACE=0
 
-run() { # folder, file pattern, test names, further arguments
-  local folder=$1 pattern=$2 names=$3 status=0 name arguments=(--cargo-arg=--lib)
+run() { # folder, file, test names, further arguments
+  local folder=$1 file=$2 names=$3 status=0 name arguments=() filter=()
   shift 3
   [ -z "${features[$folder]:-}" ] || arguments+=("--features=${features[$folder]}")
-  for name in $names; do
-    [ ! -e "tests/$name.rs" ] || arguments+=("--cargo-arg=--test=$name")
-  done
-  pattern="src/$folder/**/$pattern"
-  [ "$folder" != root ] || pattern="src/${pattern##*/}"
   if [ -n "${IN_PLACE:-}" ]; then arguments+=(--in-place); else arguments+=(--jobs "${JOBS:-1}"); fi
-  cargo mutants --no-shuffle --colors never --output "target/mutants/$folder" \
-    --file "$pattern" "${arguments[@]}" "$@" || status=$?
+  for name in $names; do
+    if [ "$name" = lib ]; then arguments+=(--cargo-arg=--lib); else arguments+=("--cargo-arg=--test=$name"); fi
+  done
+  [ "$names" != lib ] || [ "$folder" = root ] || filter=(-- "$folder::")
+  cargo mutants --no-shuffle --colors never --baseline skip --timeout 60 --build-timeout 600 --file "$file" \
+    --output "target/mutants/$folder/$(basename "$file" .rs)" "${arguments[@]}" "$@" "${filter[@]}" || status=$?
   # 2 is a survivor, 3 a timeout: both are results.
   case $status in 0 | 2 | 3) ;; *) exit "$status" ;; esac
 }
 
-others=""
+others="lib"
 for file in tests/*.rs; do
   name=$(basename "$file" .rs)
   [[ $skipped == *" $name "* ]] || others+=" $name"
@@ -64,13 +86,17 @@ done
 folders=(policy chain session oauth root token heartbeat store testing)
 [ $# -eq 0 ] || folders=("$1")
 for folder in "${folders[@]}"; do
-  rm -rf "target/mutants/$folder"
-  mkdir -p "target/mutants/$folder"
-  pattern="${2:-*}.rs"
-  run "$folder" "$pattern" "${about[$folder]}"
-  if [ -s "target/mutants/$folder/mutants.out/missed.txt" ]; then
-    run "$folder" "$pattern" "$others" --iterate
-  fi
+  if [ "$folder" = root ]; then files=$(echo src/*.rs); else files=$(find "src/$folder" -name "${2:-*}.rs" -not -path "*/tests*" | sort); fi
+  for file in $files; do
+    name=$(basename "$file" .rs)
+    [ "${2:-$name}" = "$name" ] || continue
+    rm -rf "target/mutants/$folder/$name"
+    mkdir -p "target/mutants/$folder/$name"
+    run "$folder" "$file" "${about[$folder/$name]:-${about[$folder]}}"
+    if [ -s "target/mutants/$folder/$name/mutants.out/missed.txt" ]; then
+      run "$folder" "$file" "$others" --iterate
+    fi
+  done
 done
 
 python3 - $# "${folders[@]}" <<'PYTHON'
@@ -91,9 +117,10 @@ lines = [
 ]
 missed = []
 for folder in sys.argv[2:]:
-    out = pathlib.Path("target/mutants", folder)
-    # The second run's word goes before the first's.
-    summaries = outcomes(out / "mutants.out.old/outcomes.json") | outcomes(out / "mutants.out/outcomes.json")
+    summaries = {}
+    for out in pathlib.Path("target/mutants", folder).iterdir():
+        # The second run's word goes before the first's.
+        summaries |= outcomes(out / "mutants.out.old/outcomes.json") | outcomes(out / "mutants.out/outcomes.json")
     counts = collections.Counter(summaries.values())
     columns = [len(summaries)] + [counts[summary] for summary in ("CaughtMutant", "Timeout", "Unviable", "MissedMutant")]
     lines.append(f"| `{'src' if folder == 'root' else f'src/{folder}'}` | " + " | ".join(map(str, columns)) + " |")

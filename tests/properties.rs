@@ -198,6 +198,7 @@ async fn finish(world: &World, session: &Session, store: Option<&FakeStore>) {
         }
     }
     assert_eq!(world.calls(), calls, "the token endpoint was asked after the close");
+    world.look_away();
 }
 
 proptest! {

@@ -74,6 +74,11 @@ impl World {
         self.account().session = Some(session.clone());
     }
 
+    /// The session has this as its refresher: that circle would outlive the test.
+    pub fn look_away(&self) {
+        self.account().session = None;
+    }
+
     pub fn api(&self) -> Api {
         let world = self.clone();
         Api::new(move |seen| {
