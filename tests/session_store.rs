@@ -418,3 +418,13 @@ async fn a_refresh_token_that_was_kept_on_the_way_is_the_one_that_is_dead() {
     // It was in the store, where another process may have found and spent it.
     assert!(error.possibly_consumed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_the_save_of_a_captured_token_and_no_longer() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, &store);
+    reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
+    let begun = Instant::now();
+    session.close().await.unwrap();
+    assert_eq!((store.saves(), begun.elapsed()), (vec![texts("c1", "r0")], Duration::ZERO));
+}
