@@ -335,3 +335,35 @@ async fn a_clients_own_header_is_concealed_in_answers_for_another_session_too() 
     }
     assert_eq!(api.tokens_seen(), ["other", "other"]);
 }
+
+/// Sends each request twice, as a retry does.
+struct Twice;
+
+#[async_trait]
+impl Middleware for Twice {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
+        next.clone().run(request.try_clone().unwrap(), extensions).await?;
+        next.run(request, extensions).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_keeps_a_session_of_its_own_for_its_next_attempt() {
+    let issuer = Issuer::new([]);
+    // It waits for a token first.
+    let own = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO)).origin(ORIGIN).refresher(issuer);
+    let (own, task) = (own.build().unwrap(), tenant("task"));
+    for (times, client) in (1..).zip(each_way(|| ClientBuilder::new(reqwest::Client::new()).with(Twice), &SessionSource::Scoped))
+    {
+        let api = Api::accepting(|_| true);
+        let client = client.with(api.clone()).build();
+        task.scope(client.get(url("/")).with_extension(own.clone()).send()).await.unwrap();
+        assert_eq!(api.tokens_seen(), [format!("t{times}"), format!("t{times}")]);
+        own.replace_tokens(pair("t0", "r0").with_expires_in(Duration::ZERO)).await.unwrap();
+    }
+}
