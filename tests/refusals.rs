@@ -284,6 +284,21 @@ async fn a_request_that_has_begun_a_refresh_before_it_was_sent_begins_none_when_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_has_begun_a_refresh_in_the_background_begins_no_other_when_it_is_refused() {
+    let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable())]);
+    let tokens = pair("t0", "r0").with_expires_in(100 * SECOND);
+    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).cooldown(Duration::ZERO).build().unwrap();
+    tokio::time::advance(99 * SECOND).await;
+    // It answers when that refresh has failed, and the cool-down is over.
+    let api = Api::new(|_| async {
+        settle().await;
+        answer(401)
+    });
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), issuer.calls(), api.tokens_seen()), (401, 1, vec!["t0".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_refresh_is_found_under_an_outer_retry_and_not_retried() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let session = builder(&issuer).build().unwrap();
