@@ -341,7 +341,17 @@ mod tests {
             "the token endpoint is unavailable (token endpoint answered 502, 6 attempts, api answered 401)"
         );
         assert_eq!(error.source().unwrap().to_string(), "the cause");
+        assert_eq!(error.api_status(), Some(StatusCode::UNAUTHORIZED));
         assert_eq!(Error::of(ErrorKind::Closed).to_string(), "the session is closed");
+        // One attempt is what everybody expects.
+        assert_eq!(Error::of(ErrorKind::Closed).with_attempts(1).to_string(), "the session is closed");
+    }
+
+    #[test]
+    fn debug_says_all_that_is_known_and_nothing_else() {
+        assert_eq!(format!("{:?}", Error::of(ErrorKind::Closed)), "Error { kind: Closed }");
+        let error = Error::of(ErrorKind::Unavailable).with_attempts(1).with_possibly_consumed();
+        assert_eq!(format!("{error:?}"), "Error { kind: Unavailable, attempts: 1, possibly_consumed: true }");
     }
 
     #[test]
@@ -354,7 +364,8 @@ mod tests {
     #[test]
     fn text_from_servers_is_bounded_and_escaped() {
         assert_eq!(printable("a\u{1b}[31m\nb"), "a\\u{1b}[31m\\nb");
-        assert!(printable(&"x".repeat(1 << 20)).len() <= 256);
-        assert!(printable(&"\u{1b}".repeat(1 << 20)).len() <= 256);
+        assert_eq!(printable(&"x".repeat(253)), "x".repeat(253));
+        assert_eq!(printable(&"x".repeat(1 << 20)), "x".repeat(253) + "...");
+        assert_eq!(printable(&"\u{1b}".repeat(1 << 20)), "\\u{1b}".repeat(42) + "...");
     }
 }
