@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn captured_headers_are_trimmed() {
-        let table: [(&'static [u8], Option<Trimmed<'_>>); 11] = [
+        let table: [(&'static [u8], Option<Trimmed<'_>>); 13] = [
             (b"abc", Some(Trimmed::Token("abc"))),
             (b" \tabc ", Some(Trimmed::Token("abc"))),
             (b"Bearer abc", Some(Trimmed::Token("abc"))),
@@ -197,6 +197,9 @@ mod tests {
             (b"Bearerabc", Some(Trimmed::Token("Bearerabc"))),
             (b"a b", Some(Trimmed::Token("a b"))),
             (b"Beare", Some(Trimmed::Token("Beare"))),
+            // As long as the scheme, and another scheme as long.
+            (b"abcdef", Some(Trimmed::Token("abcdef"))),
+            (b"Digest abc", Some(Trimmed::Token("Digest abc"))),
             (b"a\x80", None),
         ];
         for (value, expected) in table {
