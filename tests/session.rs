@@ -4,9 +4,17 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use reqwest_reauth::{ErrorKind, Event, Flight, OnRefreshFailure, Refresher, Session, SessionBuilder, SessionState, Tokens};
+use reqwest_reauth::{
+    Error, ErrorKind, Event, Flight, OnRefreshFailure, Refresher, Session, SessionBuilder, SessionState, Tokens,
+};
 use support::{
     Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, outcome_of, pair, settle,
     store::{Call, FakeStore, Fate},
@@ -27,7 +35,7 @@ fn session(issuer: &Issuer) -> Session {
     builder(issuer).build().unwrap()
 }
 
-fn refreshing(session: &Session) -> JoinHandle<Result<Tokens, reqwest_reauth::Error>> {
+fn refreshing(session: &Session) -> JoinHandle<Result<Tokens, Error>> {
     let session = session.clone();
     tokio::spawn(async move { session.refresh().await })
 }
@@ -482,4 +490,41 @@ async fn a_flight_says_which_generation_it_renews() {
     session.refresh().await.unwrap();
     let begun = |event: &Event| if let Event::RefreshStarted { generation } = event { Some(*generation) } else { None };
     assert_eq!(events.all().iter().filter_map(begun).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shared_refresher_is_asked_all_that_it_would_be_asked_alone() {
+    struct Picky {
+        works: bool,
+        asked: AtomicUsize,
+    }
+
+    #[async_trait::async_trait]
+    impl Refresher for Picky {
+        async fn refresh(&self, _: &Flight) -> Result<Tokens, Error> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            Tokens::new("t1")
+        }
+
+        fn check(&self) -> Result<(), Error> {
+            if self.works { Ok(()) } else { Err(Error::new(ErrorKind::InvalidConfig, "picky")) }
+        }
+
+        fn can_refresh(&self, tokens: &Tokens) -> bool {
+            tokens.refresh_token().is_some()
+        }
+    }
+
+    let with = |works, tokens| {
+        let refresher = Arc::new(Picky { works, asked: AtomicUsize::new(0) });
+        let session = Session::builder(tokens).origin(ORIGIN).refresher(Arc::clone(&refresher)).build();
+        (refresher, session)
+    };
+    assert_eq!(with(false, pair("t0", "r0")).1.unwrap_err().kind(), ErrorKind::InvalidConfig);
+    for (tokens, times) in [(pair("t0", "r0"), 1), (Tokens::new("t0").unwrap(), 0)] {
+        let (refresher, session) = with(true, tokens);
+        let api = Api::accepting(|token| token == "t1");
+        api.client(&session.unwrap()).get(url("/")).send().await.unwrap();
+        assert_eq!((refresher.asked.load(Ordering::SeqCst), api.seen().len()), (times, 1 + times));
+    }
 }
