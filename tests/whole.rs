@@ -327,13 +327,15 @@ async fn a_clients_own_header_is_concealed_in_answers_for_another_session_too() 
         .capture_header(http::HeaderName::from_static("x-other"))
         .build()
         .unwrap();
-    let api = Api::new(|_| async { answer(200).header("refreshed-api-token", "c1") });
-    for client in each_way(|| ClientBuilder::new(reqwest::Client::new()), &SessionSource::Fixed(own)) {
-        let client = client.with(api.clone()).build();
-        let response = client.get(url("/")).with_extension(other.clone()).send().await.unwrap();
-        assert!(response.headers()["refreshed-api-token"].is_sensitive());
+    for status in [200, 401] {
+        let api = Api::new(move |_| async move { answer(status).header("refreshed-api-token", "c1") });
+        for client in each_way(|| ClientBuilder::new(reqwest::Client::new()), &SessionSource::Fixed(own.clone())) {
+            let client = client.with(api.clone()).build();
+            let response = client.get(url("/")).with_extension(other.clone()).send().await.unwrap();
+            assert!(response.headers()["refreshed-api-token"].is_sensitive(), "{status}");
+        }
+        assert_eq!(api.tokens_seen(), ["other", "other"]);
     }
-    assert_eq!(api.tokens_seen(), ["other", "other"]);
 }
 
 /// Sends each request twice, as a retry does.

@@ -49,20 +49,18 @@ pub(super) fn down<'a>(
 }
 
 pub(super) fn up(source: &SessionSource, response: &mut Response) {
-    match response.extensions_mut().get_mut::<Sent>() {
-        Some(sent) if sent.captured => {}
-        Some(sent) => {
-            sent.captured = true;
-            let (session, generation) = (sent.session.clone(), sent.state.generation());
-            if response.headers().contains_key(session.capture_header()) {
-                take(&session, generation, response);
-            }
-        }
-        None => conceal_own(source, response),
+    conceal_own(source, response);
+    let Some(sent) = response.extensions_mut().get_mut::<Sent>() else { return };
+    if std::mem::replace(&mut sent.captured, true) {
+        return;
+    }
+    let (session, generation) = (sent.session.clone(), sent.state.generation());
+    if response.headers().contains_key(session.capture_header()) {
+        take(&session, generation, response);
     }
 }
 
-/// Nobody's request, or one that went elsewhere: nothing is taken, but nothing is to be printed either.
+/// Nobody's request, another session's, or one that went elsewhere: nothing is taken, but nothing is to be printed either.
 pub(super) fn conceal_own(source: &SessionSource, response: &mut Response) {
     if let SessionSource::Fixed(session) = source
         && response.headers().contains_key(session.capture_header())
