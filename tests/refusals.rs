@@ -308,49 +308,31 @@ async fn a_failed_refresh_is_found_under_an_outer_retry_and_not_retried() {
     assert_eq!((api.seen().len(), issuer.calls()), (1, 1));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_login_without_an_access_token_that_comes_during_a_request_is_renewed_for_its_replay() {
-    let issuer = Issuer::new([]);
-    let session = builder(&issuer).build().unwrap();
-    let api = Api::new({
-        let session = session.clone();
-        move |seen| {
-            let session = session.clone();
-            async move {
-                if seen.token() != Some("t0") {
-                    return answer(200);
-                }
-                session.replace_tokens(Tokens::from_refresh_token("rn").unwrap()).await.unwrap();
-                answer(401)
+/// Refuses `t0` once it has been replaced by this login, and accepts `t1` alone.
+fn refusing_after(session: &Session, login: Tokens) -> Api {
+    let session = session.clone();
+    Api::new(move |seen| {
+        let (session, login) = (session.clone(), login.clone());
+        async move {
+            if seen.token() == Some("t0") {
+                session.replace_tokens(login).await.unwrap();
             }
+            answer(if seen.token() == Some("t1") { 200 } else { 401 })
         }
-    });
-    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!((issuer.asked(), api.tokens_seen()), (vec![Some("rn".to_owned())], vec!["t0".to_owned(), "t1".to_owned()]));
+    })
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_token_that_has_run_out_meanwhile_is_renewed_before_the_replay() {
-    let issuer = Issuer::new([]);
-    let session = builder(&issuer).build().unwrap();
-    let api = Api::new({
-        let session = session.clone();
-        move |seen| {
-            let session = session.clone();
-            async move {
-                match seen.token() {
-                    Some("t0") => {
-                        session.replace_tokens(pair("short", "rs").with_expires_in(Duration::ZERO)).await.unwrap();
-                        answer(401)
-                    }
-                    Some("short") => answer(401),
-                    _ => answer(200),
-                }
-            }
-        }
-    });
-    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!((issuer.asked(), api.tokens_seen()), (vec![Some("rs".to_owned())], vec!["t0".to_owned(), "t1".to_owned()]));
+async fn a_login_without_a_good_access_token_that_comes_during_a_request_is_renewed_for_its_replay() {
+    let without = Tokens::from_refresh_token("rn").unwrap();
+    let with_one_that_has_run_out = pair("short", "rn").with_expires_in(Duration::ZERO);
+    for login in [without, with_one_that_has_run_out] {
+        let issuer = Issuer::new([]);
+        let session = builder(&issuer).build().unwrap();
+        let api = refusing_after(&session, login);
+        assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+        assert_eq!((issuer.asked(), api.tokens_seen()), (vec![Some("rn".to_owned())], vec!["t0".to_owned(), "t1".to_owned()]));
+    }
 }
 
 /// The API refuses `t0` when its successor has run out and could not be renewed.

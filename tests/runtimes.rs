@@ -6,17 +6,20 @@
 mod support;
 
 use std::{
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
-use reqwest_reauth::{ErrorKind, MemoryStore, Session, TokenStore};
+use reqwest_reauth::{Error, ErrorKind, MemoryStore, Session, StoreLock, TokenStore, Tokens};
 use support::{
     Api, Issuer, ORIGIN, Turn, held, pair,
     store::{Call, FakeStore, Fate, Op},
     texts, url,
 };
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::Notify,
+};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -190,4 +193,55 @@ fn closing_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() {
     // Nothing is lost if it goes on after all.
     still.block_on(store.until(|ops| ops.iter().any(|op| matches!(op, Op::Save(..)))));
     assert_eq!(store.saves(), [texts("c1", "r0")]);
+}
+
+/// A store without a lock, whose first save never ends.
+#[derive(Clone, Default)]
+struct Unlocked {
+    saves: Arc<Mutex<Vec<(String, String)>>>,
+    began: Arc<Notify>,
+}
+
+#[async_trait::async_trait]
+impl TokenStore for Unlocked {
+    async fn load(&self) -> Result<Option<Tokens>, Error> {
+        Ok(None)
+    }
+
+    async fn save(&self, _: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+        let first = {
+            let mut saves = self.saves.lock().unwrap();
+            saves.push(support::store::texts(tokens));
+            saves.len() == 1
+        };
+        self.began.notify_one();
+        if first { std::future::pending().await } else { Ok(()) }
+    }
+
+    async fn clear(&self, _: &StoreLock) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn lock(&self) -> Result<StoreLock, Error> {
+        Ok(StoreLock::none())
+    }
+}
+
+#[test]
+fn a_flight_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() {
+    let (issuer, store) = (Issuer::new([]), Unlocked::default());
+    let session =
+        Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store.clone()).build().unwrap();
+    let api = Api::new(|_| async { support::answer(200).header("refreshed-api-token", "c1") });
+    // It stands still in the middle of a save.
+    let still = Builder::new_current_thread().enable_all().build().unwrap();
+    still.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    still.block_on(store.began.notified());
+    let runs = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runs.block_on(session.refresh()).unwrap();
+    assert_eq!((held(&session), store.saves.lock().unwrap().len()), (texts("t1", "r1"), 1));
+    // What it could not save is saved as soon as the way is free.
+    drop(still);
+    runs.block_on(session.refresh()).unwrap();
+    assert_eq!(*store.saves.lock().unwrap(), [texts("c1", "r0"), texts("t1", "r1"), texts("t2", "r2")]);
 }

@@ -183,18 +183,9 @@ async fn witness(login: Login, asked: Asked, api: Manner, scoped: bool, whole: b
     let events = Events::default();
     let session = login.session(&issuer, &events).await;
     let api = api.api();
-    let source = || if scoped { SessionSource::Scoped } else { SessionSource::Fixed(session.clone()) };
-    let client = ClientBuilder::new(reqwest::Client::new());
-    let client = match (whole, scoped) {
-        (true, false) => client.with_session(session.clone()),
-        (true, true) => client.with_scoped_sessions(),
-        (false, _) => client
-            .with(Replay::new(source()))
-            .with(Refresh::new(source()))
-            .with(Capture::new(source()))
-            .with(Authorize::new(source())),
-    };
-    let client = client.with(api.clone()).build();
+    let source = if scoped { SessionSource::Scoped } else { SessionSource::Fixed(session.clone()) };
+    let [one, four] = each_way(|| ClientBuilder::new(reqwest::Client::new()), &source);
+    let client = if whole { one } else { four }.with(api.clone()).build();
     // The second shows what the first has left behind.
     let first = answer_of(session.scope(asked.request(&client, &session).send()).await);
     settle().await;

@@ -165,8 +165,9 @@ impl Session {
     /// [`Closed`](ErrorKind::Closed). A refresh under way is let to its end, and its tokens are saved, before this returns: a
     /// rotated refresh token is not lost by a shutdown.
     ///
-    /// It takes at most twice the [`flight_timeout`](SessionBuilder::flight_timeout) and, with a store, sixteen times the
-    /// [`store_timeout`](SessionBuilder::store_timeout), also when the runtime of that refresh, or of a save, has come to a stop.
+    /// It takes at most two seconds and twice the [`flight_timeout`](SessionBuilder::flight_timeout) and, with a store, sixteen
+    /// times the [`store_timeout`](SessionBuilder::store_timeout), also when the runtime of that refresh, or of a save, has come to
+    /// a stop.
     ///
     /// # Errors
     /// None at present.
