@@ -9,7 +9,9 @@ use std::{
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit, atomics::AtomicU64};
 use reqwest_middleware::ClientBuilder;
 use reqwest_reauth::{
-    ClientBuilderExt, OAuthRefresh, Session, Tokens, refresh_with,
+    ClientBuilderExt, Error, ErrorKind, OAuthRefresh, Session, Tokens,
+    heartbeat::{Heartbeat, Stopped},
+    refresh_with,
     testing::{Answer, AuthServer},
 };
 
@@ -102,4 +104,45 @@ fn a_refresh_that_a_new_login_overtakes_is_no_failure() {
         });
     });
     assert_eq!(counts.all(), [("reauth.wait.duration{}".to_owned(), 1)]);
+}
+
+#[test]
+fn beats_are_counted_by_why_they_failed() {
+    let counts = Counts::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&counts, || {
+        runtime.block_on(async {
+            let server = AuthServer::start().await;
+            let plain = ClientBuilder::new(reqwest::Client::new()).build();
+            let session = Session::builder(Tokens::empty()).origin(server.origin());
+            let unavailable = refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
+            let session = session.refresher(unavailable).build().unwrap();
+            let without_token = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+            let once = |heartbeat: reqwest_reauth::heartbeat::HeartbeatBuilder| async {
+                let stopped = heartbeat.max_failures(1).spawn().unwrap().finished().await;
+                assert!(matches!(stopped, Stopped::TooManyFailures { failures: 1 } | Stopped::Told { .. }), "{stopped:?}");
+            };
+            let (url, token) = (server.url("/"), server.login());
+            let header = format!("Bearer {}", token.access_token().unwrap().expose_secret());
+            let served = {
+                let url = url.clone();
+                Heartbeat::new(plain.clone(), move |client| client.get(url.clone()).header("authorization", header.clone()))
+            };
+            once(served.stop_on(|status| status == 200)).await;
+            let to = |client, url: String| Heartbeat::new(client, move |client| client.get(url.clone()));
+            once(to(plain.clone(), url.clone())).await;
+            once(to(without_token, url.clone())).await;
+            once(to(plain.clone(), "http://127.0.0.1:0/".to_owned())).await;
+            let hold = server.hold_api();
+            once(to(plain.clone(), url).timeout(std::time::Duration::from_millis(1))).await;
+            hold.release();
+            once(Heartbeat::new(plain, |_| panic!("a closure that panics"))).await;
+        });
+    });
+    let beats: Vec<_> = counts.all().into_iter().filter(|(name, _)| name.starts_with("reauth.heartbeat.")).collect();
+    let causes = ["auth", "none", "panicked", "status", "timed_out", "transport"];
+    let expected = ["reauth.heartbeat.beat.duration", "reauth.heartbeat.beats"]
+        .into_iter()
+        .flat_map(|name| causes.map(|cause| (format!("{name}{{error.type={cause}}}"), 1)));
+    assert_eq!(beats, expected.collect::<Vec<_>>());
 }
