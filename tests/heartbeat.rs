@@ -568,3 +568,18 @@ async fn an_hour_of_beats_loses_none() {
     assert_eq!(api.most.load(Ordering::SeqCst), 1);
     assert!(session.generation() >= 60 && issuer.calls() >= 80, "{session:?}, {} calls", issuer.calls());
 }
+
+#[tokio::test(start_paused = true)]
+async fn debug_shows_the_settings_and_how_it_goes() {
+    let builder = heartbeat(Api::statuses([503]).client()).every(7 * SECOND).timeout(3 * SECOND).max_failures(2);
+    let shown = format!("{builder:?}");
+    for part in ["HeartbeatBuilder", "every: 7s", "timeout: 3s", "max_failures: Some(2)", "reissue_window: None"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let handle = builder.spawn().unwrap();
+    after_beat(&handle, 1).await;
+    let shown = format!("{handle:?}");
+    for part in ["HeartbeatHandle", "beats: 1", "consecutive_failures: 1", "last_status: Some(503)"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+}

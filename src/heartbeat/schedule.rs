@@ -186,6 +186,15 @@ mod tests {
     }
 
     #[test]
+    fn a_tick_in_the_window_stays_a_tick() {
+        let start = Instant::now();
+        let token = Lifetime { from: start, until: start + seconds(10.0) };
+        let mut schedule = Schedule::new(start, seconds(8.5), Some(0.8));
+        schedule.beaten(Cause::Tick, start, start, 0.0);
+        assert_eq!(schedule.due(start, Some(token)), Due { at: start + seconds(8.5), cause: Cause::Tick });
+    }
+
+    #[test]
     fn a_moved_beat_takes_the_following_ones_with_it() {
         let start = Instant::now();
         let token = Lifetime { from: start, until: start + seconds(10.0) };
@@ -220,6 +229,9 @@ mod tests {
             let due = schedule.due(start, Some(lifetime));
             assert!(due.at > start, "{every:?}");
             assert!(due.cause == Cause::Tick || due.at == start + CLOSEST, "{every:?}");
+            // A period that the clock cannot hold is a very long one, not a short one.
+            let year = Duration::from_secs(365 * 86_400);
+            assert_eq!(schedule.due(start, None).at > start + 9 * year, every == Duration::MAX);
         }
     }
 }
