@@ -203,7 +203,9 @@ mod tests {
         let old =
             parse(r#"{"version":1,"access_token":"old","note":{"a":[1e400,-0.0]},"q\"\\\u0007":"x","n":18446744073709551616}"#);
         let tokens = Tokens::new("a.b").unwrap().with_refresh_token("r\"\\!").unwrap().with_expires_at(at);
-        let written = old.unwrap().rest.with(&tokens);
+        let old = old.unwrap();
+        assert_eq!((old.rest.is_empty(), format!("{:?}", old.rest)), (false, r#"{"n", "note", "q\"\\\u{7}"}"#.to_owned()));
+        let written = old.rest.with(&tokens);
         let strict: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&written).unwrap();
         assert_eq!(strict["note"].get(), r#"{"a":[1e400,-0.0]}"#);
         assert_eq!(strict["n"].get(), "18446744073709551616");
@@ -223,6 +225,7 @@ mod tests {
         assert!(parse(&none).unwrap().into_tokens().is_none());
         let null = parse(r#"{"version":1,"access_token":null,"refresh_token":"r","expires_at":null}"#).unwrap();
         assert_eq!(null.tokens.expires_at(), None);
+        assert!(null.rest.is_empty());
         assert!(null.into_tokens().unwrap().access_token().is_none());
     }
 
@@ -286,7 +289,11 @@ mod tests {
             assert!(!format!("{why} {why:?}").contains("s3cret"), "{why:?}");
         }
         assert!(matches!(Record::parse(b"{\"version\":1,\"a\":\"\xff\"}"), Err(Unreadable::Broken(_))));
-        assert!(matches!(Record::parse(&vec![b' '; MAX_BYTES + 1]), Err(Unreadable::Broken(_))));
+        let mut longest = br#"{"version":1,"access_token":"a"}"#.to_vec();
+        longest.resize(1024 * 1024, b' ');
+        assert!(Record::parse(&longest).unwrap().into_tokens().is_some());
+        longest.push(b' ');
+        assert_eq!(Record::parse(&longest).unwrap_err(), Unreadable::Broken("is over 1 MiB".to_owned()));
         let newer = parse(r#"{"version":2,"access_token":["anything"]}"#).unwrap_err();
         assert_eq!(newer, Unreadable::Newer(2));
         assert!(newer.to_string().contains("version 2"));
