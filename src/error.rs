@@ -348,6 +348,47 @@ mod tests {
     }
 
     #[test]
+    fn every_part_is_told_in_its_place() {
+        let bare = Error::of(ErrorKind::Unavailable);
+        assert_eq!((bare.kind(), bare.status(), bare.oauth_error(), bare.attempts()), (ErrorKind::Unavailable, None, None, 0));
+        assert_eq!((bare.retry_after(), bare.api_status(), bare.possibly_consumed()), (None, None, false));
+        assert!(!bare.nothing_to_ask_with() && bare.source().is_none());
+        let full = Error::new(ErrorKind::ClientRejected, "the cause")
+            .with_status(StatusCode::BAD_REQUEST)
+            .with_oauth_error("invalid_client")
+            .with_attempts(2)
+            .with_retry_after(Duration::from_secs(7))
+            .with_api_status(StatusCode::FORBIDDEN)
+            .with_possibly_consumed()
+            .with_nothing_to_ask_with();
+        assert_eq!((full.kind(), full.status()), (ErrorKind::ClientRejected, Some(StatusCode::BAD_REQUEST)));
+        assert_eq!((full.oauth_error(), full.attempts()), (Some("invalid_client"), 2));
+        assert_eq!((full.retry_after(), full.api_status()), (Some(Duration::from_secs(7)), Some(StatusCode::FORBIDDEN)));
+        assert!(full.possibly_consumed() && full.nothing_to_ask_with());
+        assert_eq!(
+            full.to_string(),
+            "the token endpoint rejected the client (token endpoint answered 400, error invalid_client, 2 attempts, retry after 7 s, \
+             the refresh token may have been spent by a call whose answer was lost, api answered 403)"
+        );
+        assert_eq!(
+            format!("{full:?}"),
+            "Error { kind: ClientRejected, status: 400, oauth_error: \"invalid_client\", attempts: 2, retry_after: 7s, \
+             api_status: 403, possibly_consumed: true, source: \"the cause\" }"
+        );
+    }
+
+    #[test]
+    fn kinds_are_transient_or_not() {
+        use ErrorKind::*;
+        for kind in [Unavailable, BadResponse, TimedOut, Internal, CoolingDown] {
+            assert!(Error::of(kind).is_transient(), "{kind:?}");
+        }
+        for kind in [InvalidToken, InvalidConfig, LoginRequired, ClientRejected, NoSession, Store, Closed] {
+            assert!(!Error::of(kind).is_transient(), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn debug_says_all_that_is_known_and_nothing_else() {
         assert_eq!(format!("{:?}", Error::of(ErrorKind::Closed)), "Error { kind: Closed }");
         let error = Error::of(ErrorKind::Unavailable).with_attempts(1).with_possibly_consumed();

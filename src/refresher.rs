@@ -158,3 +158,61 @@ impl fmt::Debug for Flight {
         f.debug_struct("Flight").field("attempts", &self.attempts()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    struct Quiet;
+
+    #[async_trait]
+    impl FlightLog for Quiet {
+        fn tokens(&self) -> Tokens {
+            Tokens::new("old").unwrap()
+        }
+        fn retrying(&self, _: u32, _: Duration, _: Option<StatusCode>) {}
+        async fn keep(&self, _: RefreshToken) {}
+    }
+
+    /// Asks only with a refresh token.
+    struct Picky;
+
+    #[async_trait]
+    impl Refresher for Picky {
+        async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+            Ok(flight.tokens())
+        }
+
+        fn check(&self) -> Result<(), Error> {
+            Err(Error::of(ErrorKind::InvalidConfig))
+        }
+
+        fn can_refresh(&self, tokens: &Tokens) -> bool {
+            tokens.refresh_token().is_some()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_shared_refresher_is_the_one_inside() {
+        let shared = Arc::new(Picky);
+        let flight = Flight::new(Arc::new(Quiet));
+        assert_eq!(shared.refresh(&flight).await.unwrap().access_token().unwrap().expose_secret(), "old");
+        assert_eq!(shared.check().unwrap_err().kind(), ErrorKind::InvalidConfig);
+        assert!(!shared.can_refresh(&flight.tokens()));
+        assert!(shared.can_refresh(&Tokens::from_refresh_token("r").unwrap()));
+        let minted = refresh_with(|old| async { Ok(old) });
+        assert!(minted.can_refresh(&Tokens::empty()) && minted.check().is_ok());
+        assert_eq!(minted.refresh(&flight).await.unwrap().access_token().unwrap().expose_secret(), "old");
+    }
+
+    #[test]
+    fn attempts_are_counted_in_every_share() {
+        let flight = Flight::new(Arc::new(Quiet));
+        let share = flight.share();
+        assert_eq!(flight.attempts(), 1);
+        share.retrying(1, Duration::ZERO, None);
+        assert_eq!((flight.attempts(), share.attempts()), (2, 2));
+        assert_eq!(format!("{flight:?}"), "Flight { attempts: 2, .. }");
+    }
+}

@@ -160,3 +160,82 @@ fn local(now: Instant, at: SystemTime) -> Option<Lifetime> {
     let left = at.duration_since(SystemTime::now()).unwrap_or_default();
     Some(Lifetime { from: now, until: now.checked_add(left)? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn access(tokens: &Tokens) -> Option<&str> {
+        tokens.access_token().map(AccessToken::expose_secret)
+    }
+
+    fn refresh(tokens: &Tokens) -> Option<&str> {
+        tokens.refresh_token().map(RefreshToken::expose_secret)
+    }
+
+    #[test]
+    fn each_part_is_there_as_it_was_given() {
+        let none = Tokens::empty();
+        assert_eq!((access(&none), refresh(&none), none.expires_at()), (None, None, None));
+        let alone = Tokens::from_refresh_token("r").unwrap();
+        assert_eq!((access(&alone), refresh(&alone)), (None, Some("r")));
+        let mut both = Tokens::new("a").unwrap().with_refresh_token("r").unwrap().with_refresh_token("s").unwrap();
+        assert_eq!((access(&both), refresh(&both)), (Some("a"), Some("s")));
+        both.set_refresh(None);
+        assert_eq!((access(&both), refresh(&both)), (Some("a"), None));
+        let of = Tokens::of(AccessToken::new("a").ok(), RefreshToken::new("r").ok());
+        assert_eq!((access(&of), refresh(&of), of.expires_at()), (Some("a"), Some("r"), None));
+    }
+
+    #[test]
+    fn tokens_are_the_same_if_both_of_them_are() {
+        let pair = |a: &str, r: &str| Tokens::new(a).unwrap().with_refresh_token(r).unwrap();
+        let one = pair("a", "r").with_expires_in(HOUR);
+        for (other, same) in [(one.clone(), true), (pair("a", "r"), true), (pair("a", "s"), false), (pair("b", "r"), false)] {
+            assert_eq!(one.same_as(&other), same, "{} {}", access(&other).unwrap(), refresh(&other).unwrap());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lifetime_is_counted_from_receipt_or_taken_from_the_local_clock() {
+        let start = Instant::now();
+        let token = || Tokens::new("opaque").unwrap();
+        let relative = token().with_expires_in(HOUR);
+        let wall = SystemTime::now();
+        // Within what the test itself takes.
+        let about = |at: SystemTime, span| at > wall + span - HOUR / 60 && at <= wall + span;
+        assert!(about(relative.expires_at().unwrap(), HOUR));
+        tokio::time::advance(HOUR / 2).await;
+        for arrival in [Arrival::Issued, Arrival::Handed] {
+            assert_eq!(relative.lifetime(arrival), Some(Lifetime { from: start, until: start + HOUR }), "{arrival:?}");
+            assert_eq!(token().lifetime(arrival), None, "{arrival:?}");
+            let now = Instant::now();
+            let past = token().with_expires_at(wall - HOUR).lifetime(arrival);
+            assert_eq!(past, Some(Lifetime { from: now, until: now }), "{arrival:?}");
+            let absolute = token().with_expires_at(wall + HOUR);
+            assert_eq!(absolute.expires_at(), Some(wall + HOUR));
+            let Lifetime { from, until } = absolute.lifetime(arrival).unwrap();
+            assert!(from == now && until <= now + HOUR && until > now + HOUR - HOUR / 60, "{arrival:?}");
+        }
+        // Past what either clock can hold.
+        assert_eq!(token().with_expires_in(Duration::MAX).lifetime(Arrival::Handed), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fixed_lifetime_keeps_both_clocks_together() {
+        tokio::time::advance(HOUR).await;
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        for (until, at) in [(now + HOUR, wall + HOUR), (now - HOUR / 2, wall - HOUR / 2)] {
+            let lifetime = Lifetime { from: now - HOUR, until };
+            let fixed = Tokens::new("a").unwrap().with_lifetime(Some(lifetime));
+            assert_eq!(fixed.lifetime(Arrival::Issued), Some(lifetime));
+            let told = fixed.expires_at().unwrap();
+            assert!(told >= at && told < at + HOUR / 60, "{told:?}");
+        }
+        let unknown = Tokens::new("a").unwrap().with_expires_in(HOUR).with_lifetime(None);
+        assert_eq!((unknown.expires_at(), unknown.lifetime(Arrival::Handed)), (None, None));
+        assert_eq!(access(&unknown), Some("a"));
+    }
+}
