@@ -251,6 +251,21 @@ async fn a_broken_file_is_an_error_that_names_it_and_a_save_moves_it_aside() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_is_an_error_and_not_an_empty_store() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    for path in ["folder", "file/tokens.json"] {
+        let error = FileStore::new(dir.path().join(path)).load().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Store);
+        assert!(chain(&error).contains(path), "{}", chain(&error));
+    }
+    let missing = FileStore::new(dir.path().join("missing/tokens.json"));
+    assert!(missing.load().await.unwrap().is_none());
+    missing.clear(&missing.lock().await.unwrap()).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_endless_file_is_not_read_to_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
@@ -362,9 +377,11 @@ async fn a_save_needs_the_lock_of_its_own_file() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (FileStore::new(dir.path().join("one.json")), FileStore::new(dir.path().join("two.json")));
     let lock = two.lock().await.unwrap();
-    for wrong in [&lock, &StoreLock::none()] {
-        assert_eq!(one.save(wrong, &pair(1)).await.unwrap_err().kind(), ErrorKind::Store);
-        assert_eq!(one.clear(wrong).await.unwrap_err().kind(), ErrorKind::Store);
+    for (wrong, why) in [(&lock, "under the lock of"), (&StoreLock::none(), "without its lock")] {
+        for error in [one.save(wrong, &pair(1)).await.unwrap_err(), one.clear(wrong).await.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::Store);
+            assert!(chain(&error).contains(why), "{}", chain(&error));
+        }
     }
     assert!(one.load().await.unwrap().is_none());
     // A store around this one that has wrapped the lock vouches for it.
