@@ -17,9 +17,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::{StreamExt as _, stream};
 use http::{Extensions, StatusCode, header, response};
 use jsonwebtoken::{EncodingKey, Header};
-use reqwest::{Request, Response, ResponseBuilderExt};
+use reqwest::{Body, Request, Response, ResponseBuilderExt};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
 use reqwest_reauth::{
     ClientBuilderExt, Error, ErrorKind, OnRefreshFailure, Session, Tokens,
@@ -371,6 +372,53 @@ async fn dropping_the_handle_stops_the_loop_after_the_beat_in_flight() {
         assert!(health.wait_for(|_| false).await.is_err());
         sleep(60 * SECOND).await;
         assert_eq!(api.times().len(), asked + 1, "idle: {idle}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopped_before_its_first_beat_it_sends_none() {
+    let api = Api::statuses([200]);
+    assert_eq!(heartbeat(api.client()).spawn().unwrap().stop().await, Stopped::Requested);
+    let handle = heartbeat(api.client()).spawn().unwrap();
+    let mut health = handle.health();
+    drop(handle);
+    assert!(health.wait_for(|_| false).await.is_err());
+    assert!(api.times().is_empty());
+}
+
+/// Answers with pieces of one KiB and notes how many were read. After the last the body ends, or stands still.
+struct Pieces {
+    most: usize,
+    ends: bool,
+    read: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Middleware for Pieces {
+    async fn handle(&self, _: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+        let read = Arc::clone(&self.read);
+        let pieces = stream::repeat_with(move || {
+            read.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, std::convert::Infallible>(vec![b'x'; 1024])
+        });
+        let pieces = pieces.take(self.most);
+        let body = if self.ends { Body::wrap_stream(pieces) } else { Body::wrap_stream(pieces.chain(stream::pending())) };
+        Ok(answer(200).body(body).unwrap().into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answers_body_is_read_for_the_connections_sake_and_only_so_far() {
+    // A piece more than the bound shows that it is over.
+    for (most, ends, expected) in [(40, true, 40), (usize::MAX, true, 65), (3, false, 3)] {
+        let read = Arc::new(AtomicUsize::new(0));
+        let pieces = Pieces { most, ends, read: Arc::clone(&read) };
+        let start = Instant::now();
+        let handle = heartbeat(ClientBuilder::new(reqwest::Client::new()).with(pieces).build()).spawn().unwrap();
+        let health = after_beat(&handle, 1).await;
+        assert_eq!((health.consecutive_failures, read.load(Ordering::SeqCst)), (0, expected));
+        assert_eq!(start.elapsed() >= SECOND / 10, !ends);
+        assert!(start.elapsed() < SECOND / 5);
     }
 }
 
