@@ -250,6 +250,19 @@ async fn a_broken_file_is_an_error_that_names_it_and_a_save_moves_it_aside() {
     assert_eq!(names(dir.path()), kept);
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_broken_file_that_cannot_be_moved_aside_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    // A name of 255 bytes is the longest: there is room for `.lock`, and none for `.broken`.
+    let path = dir.path().join("t".repeat(249));
+    fs::write(&path, "broken").unwrap();
+    let error = timeout(LONG, save(&FileStore::new(&path), &pair(1))).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Store);
+    assert!(chain(&error).contains("cannot be moved aside"), "{}", chain(&error));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "broken");
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_is_an_error_and_not_an_empty_store() {
     let dir = tempfile::tempdir().unwrap();
