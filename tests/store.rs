@@ -349,6 +349,20 @@ async fn a_symbolic_link_is_followed_stays_and_has_the_same_lock() {
     assert!(fs::symlink_metadata(dir.path().join("link.json")).unwrap().is_symlink());
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_symbolic_link_to_itself_is_an_error_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.json");
+    std::os::unix::fs::symlink("tokens.json", &path).unwrap();
+    let store = FileStore::new(&path);
+    for error in [store.load().await.unwrap_err(), store.lock().await.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Store);
+        assert!(chain(&error).contains("cannot be used"), "{}", chain(&error));
+    }
+    assert_eq!(names(dir.path()), ["tokens.json"]);
+}
+
 #[tokio::test]
 async fn two_stores_on_one_file_exclude_each_other() {
     let dir = tempfile::tempdir().unwrap();
