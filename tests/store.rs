@@ -148,6 +148,25 @@ async fn clones_of_a_memory_store_share_tokens_and_lock() {
 }
 
 #[tokio::test]
+async fn a_shared_store_is_the_one_inside() {
+    let shared: Arc<dyn TokenStore> = Arc::new(MemoryStore::default());
+    save(&shared, &pair(1)).await.unwrap();
+    assert_eq!(stored(&shared).await, 1);
+    let lock = shared.lock().await.unwrap();
+    assert!(!is_free(&shared).await);
+    shared.clear(&lock).await.unwrap();
+    assert!(shared.load().await.unwrap().is_none());
+}
+
+#[test]
+fn a_lock_tells_its_fence_and_a_store_no_token() {
+    assert_eq!(StoreLock::none().fence(), None);
+    let lock = StoreLock::holding("secret").with_fence(7);
+    assert_eq!((lock.fence(), format!("{lock:?}")), (Some(7), "StoreLock { fence: Some(7), .. }".to_owned()));
+    assert_eq!(format!("{:?}", MemoryStore::default()), "MemoryStore { .. }");
+}
+
+#[tokio::test]
 async fn a_file_gives_back_what_was_saved() {
     let dir = tempfile::tempdir().unwrap();
     let store = FileStore::new(dir.path().join("tokens.json"));
