@@ -9,7 +9,7 @@ use std::{
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit, atomics::AtomicU64};
 use reqwest_middleware::ClientBuilder;
 use reqwest_reauth::{
-    ClientBuilderExt, Error, ErrorKind, OAuthRefresh, Session, Tokens,
+    ClientBuilderExt, Error, ErrorKind, FileStore, OAuthRefresh, Session, Tokens,
     heartbeat::{Heartbeat, Stopped},
     refresh_with,
     testing::{Answer, AuthServer},
@@ -82,6 +82,44 @@ fn a_refresh_after_a_502_and_a_capture_are_counted() {
         ("reauth.flights{error.type=none}", 1),
         ("reauth.replays{http.response.status_code=200}", 1),
         ("reauth.wait.duration{}", 1),
+    ];
+    assert_eq!(counts.all(), expected.map(|(name, count)| (name.to_owned(), count)));
+}
+
+#[test]
+fn what_goes_wrong_is_counted_by_its_reason() {
+    let counts = Counts::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    metrics::with_local_recorder(&counts, || {
+        runtime.block_on(async {
+            let server = AuthServer::start().await;
+            let unavailable = refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
+            // A directory is no token file: neither at the first request nor in the refresh.
+            let session = Session::builder(server.login()).origin(server.origin()).refresher(unavailable);
+            let session = session.store(FileStore::new(dir.path())).build().unwrap();
+            let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+            let malformed = http::Response::builder().header("refreshed-api-token", "two words").body("".into());
+            server.script_api([Answer::Response(malformed.unwrap())]);
+            assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
+            server.refuse_next(2, http::StatusCode::UNAUTHORIZED);
+            client.get(server.url("/")).send().await.unwrap_err();
+
+            let session = Session::builder(server.login()).origin(server.origin()).replay_if(|_| false);
+            let session = session.refresher(OAuthRefresh::new(server.token_endpoint())).build().unwrap();
+            let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+            assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 401);
+        });
+    });
+    let expected = [
+        ("reauth.captures{reauth.result=malformed}", 1),
+        ("reauth.flight.duration{error.type=none}", 1),
+        ("reauth.flight.duration{error.type=unavailable}", 1),
+        ("reauth.flights{error.type=none}", 1),
+        ("reauth.flights{error.type=unavailable}", 1),
+        ("reauth.not_replayed{reauth.reason=ruled_out}", 1),
+        ("reauth.store.failures{}", 2),
+        ("reauth.wait.duration{}", 2),
     ];
     assert_eq!(counts.all(), expected.map(|(name, count)| (name.to_owned(), count)));
 }
