@@ -68,16 +68,16 @@ skipped=" auth_server fleet fleet_redis memory metrics redis scale tls "
 # Nobody debugs a mutant.
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 RUST_BACKTRACE=0
 
-run() { # folder, file, test names, further arguments
-  local folder=$1 file=$2 names=$3 status=0 name arguments=() filter=()
-  shift 3
+run() { # folder, file, test names, seconds that they may take, further arguments
+  local folder=$1 file=$2 names=$3 limit=$4 status=0 name arguments=() filter=()
+  shift 4
   [ -z "${features[$folder]:-}" ] || arguments+=("--features=${features[$folder]}")
   if [ -n "${IN_PLACE:-}" ]; then arguments+=(--in-place); else arguments+=(--jobs "${JOBS:-1}"); fi
   for name in $names; do
     if [ "$name" = lib ]; then arguments+=(--cargo-arg=--lib); else arguments+=("--cargo-arg=--test=$name"); fi
   done
   [ "$names" != lib ] || [ "$folder" = root ] || filter=(-- "$folder::")
-  cargo mutants --no-shuffle --colors never --baseline skip --timeout 60 --build-timeout 600 --file "$file" \
+  cargo mutants --no-shuffle --colors never --baseline skip --timeout "$limit" --build-timeout 1800 --file "$file" \
     --output "target/mutants/$folder/$(basename "$file" .rs)" "${arguments[@]}" "$@" "${filter[@]}" || status=$?
   # 2 is a survivor, 3 a timeout: both are results.
   case $status in 0 | 2 | 3) ;; *) exit "$status" ;; esac
@@ -97,9 +97,10 @@ for folder in "${folders[@]}"; do
     [ "${2:-$name}" = "$name" ] || continue
     rm -rf "target/mutants/$folder/$name"
     mkdir -p "target/mutants/$folder/$name"
-    run "$folder" "$file" "${about[$folder/$name]:-${about[$folder]}}"
+    run "$folder" "$file" "${about[$folder/$name]:-${about[$folder]}}" 60
     if [ -s "target/mutants/$folder/$name/mutants.out/missed.txt" ]; then
-      run "$folder" "$file" "$others" --iterate
+      # All of them take minutes on a busy machine: less, and each survivor would count as caught by the time limit.
+      run "$folder" "$file" "$others" 900 --iterate
     fi
   done
 done
