@@ -460,7 +460,32 @@ async fn urls_keys_and_passwords_that_cannot_work_are_told_at_once_and_no_passwo
     }
     let store = RedisStore::connect(&at(":right@"), "login").await.unwrap();
     save(&store, &pair(1)).await.unwrap();
-    assert!(!format!("{store:?}").contains("right"));
+    assert_eq!(format!("{store:?}"), "RedisStore { lease: 30s, .. }");
+    for (asked, given) in [(Duration::ZERO, "100ms"), (Duration::MAX, "86400s")] {
+        assert_eq!(format!("{:?}", store.clone().lease(asked)), format!("RedisStore {{ lease: {given}, .. }}"));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_given_up_where_redis_has_become_a_replica_and_for_no_other_refusal() {
+    let Some(server) = Server::start() else { return };
+    let store = server.store().await;
+    let lock = locked(&store).await;
+    let connections = || {
+        let about: String = server.ask(&["INFO", "stats"]);
+        let line = about.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let refusing: [(&[&str], u64); 2] =
+        [(&["CONFIG", "SET", "min-replicas-to-write", "1"], 0), (&["REPLICAOF", "127.0.0.1", "1"], 1)];
+    for (words, new) in refusing {
+        let _: String = server.ask(words);
+        let before = connections();
+        assert_eq!(store.save(&lock, &pair(1)).await.unwrap_err().kind(), ErrorKind::Store);
+        assert!(store.load().await.unwrap().is_none());
+        // The look itself makes one.
+        assert_eq!(connections(), before + 1 + new, "{words:?}");
+    }
 }
 
 #[tokio::test]

@@ -135,3 +135,36 @@ pub(super) fn store_error(error: &RedisError) -> Error {
         None => failure(format!("redis did not answer as expected ({})", printable(error.category()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use redis::ServerErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn errors_say_what_becomes_of_the_connection_and_no_word_of_the_servers() {
+        let of = |kind| RedisError::from((kind, "s3cret", "s3cret".to_owned()));
+        let io = |kind: io::ErrorKind| RedisError::from(io::Error::from(kind));
+        // Worn out, final, and what is said.
+        let table = [
+            (io(io::ErrorKind::TimedOut), true, false, "redis cannot be reached"),
+            (io(io::ErrorKind::ConnectionReset), true, false, "redis cannot be reached"),
+            (of(ErrorKind::Parse), true, false, "redis did not answer as expected (parse error)"),
+            (of(ErrorKind::AuthenticationFailed), true, true, "redis refused the user or password"),
+            // After a failover.
+            (of(ErrorKind::Server(ServerErrorKind::ReadOnly)), true, false, "redis refused with READONLY"),
+            (of(ErrorKind::Server(ServerErrorKind::NoPerm)), false, true, "redis refused with NOPERM"),
+            (of(ErrorKind::Server(ServerErrorKind::BusyLoading)), false, false, "redis refused with LOADING"),
+            (of(ErrorKind::UnexpectedReturnType), false, false, "redis did not answer as expected (type error)"),
+        ];
+        for (error, worn_out, last, said) in table {
+            assert_eq!((is_worn_out(&error), is_final(&error)), (worn_out, last), "{said}");
+            let told = store_error(&error);
+            assert_eq!(told.source().unwrap().to_string(), said);
+            assert!(!format!("{told:?}").contains("s3cret"), "{told:?}");
+        }
+    }
+}
