@@ -241,7 +241,7 @@ mod tests {
             assert!(parse(&written).unwrap().tokens.same_as(&tokens));
         }
         // What is beside the tokens counts as well, names at their longest form.
-        let beside = format!(r#"{{"version":1,"{}":1,"":{}}}"#, "\\u0001".repeat(4000), "7".repeat(2000));
+        let beside = format!(r#"{{"version":1,"{}":1,"":1,"n":{}}}"#, "\\u0001".repeat(4000), "7".repeat(2000));
         let written = parse(&beside).unwrap().rest.with(&Tokens::empty());
         assert!(written.len() > 26_000 && written.capacity() < written.len() + 512, "grown to {}", written.capacity());
     }
