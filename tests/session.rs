@@ -332,12 +332,12 @@ async fn a_request_that_is_refused_when_the_session_was_closed_is_not_sent_again
 async fn a_listener_can_use_the_session_and_its_panic_changes_nothing() {
     let issuer = Issuer::new([]);
     let events = Events::default();
-    let slot: std::sync::Arc<std::sync::OnceLock<Session>> = std::sync::Arc::default();
+    let slot: std::sync::Arc<std::sync::Mutex<Option<Session>>> = std::sync::Arc::default();
     let session = builder(&issuer)
         .on_event({
             let slot = std::sync::Arc::clone(&slot);
             move |_| {
-                if let Some(session) = slot.get() {
+                if let Some(session) = &*slot.lock().unwrap() {
                     let _ = (session.state(), session.tokens(), session.subscribe());
                 }
             }
@@ -346,11 +346,13 @@ async fn a_listener_can_use_the_session_and_its_panic_changes_nothing() {
         .on_event(events.listener())
         .build()
         .unwrap();
-    slot.set(session.clone()).unwrap();
+    *slot.lock().unwrap() = Some(session.clone());
     let api = Api::accepting(|token| token == "t1");
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
     let names: Vec<_> = events.all().iter().map(name).collect();
     assert_eq!(names, ["started 1", "refreshed 2 after 1", "replayed 2: 200"]);
+    // The listener holds the session, and the session the listener: neither would ever go.
+    *slot.lock().unwrap() = None;
 }
 
 fn name(event: &Event) -> String {
