@@ -98,7 +98,8 @@ impl SessionBuilder {
         self
     }
 
-    /// Adds a listener for events. It is called on the task that does the work: keep it short. Its panics are caught.
+    /// Adds a listener for events. It is called on the task that does the work: keep it short. Its panics are caught. One that holds
+    /// the session keeps it from ever being dropped.
     pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.listeners.add(listener);
         self
