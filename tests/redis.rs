@@ -502,6 +502,24 @@ async fn errors_quote_neither_documents_nor_the_servers_words() {
 }
 
 #[tokio::test]
+async fn the_longest_document_is_read_and_a_longer_one_is_told() {
+    let Some(server) = Server::start() else { return };
+    let store = server.store().await;
+    let document = |length: usize| {
+        let text = r#"{"version":1,"access_token":"access-1","refresh_token":"refresh-1""#;
+        format!("{text}{}}}", " ".repeat(length - 1 - text.len()))
+    };
+    let _: u64 = server.ask(&["HSET", "{login}:tokens", "document", &document(1 << 20)]);
+    assert_eq!(stored(&store).await, 1);
+    // Also where all of its text is in the first MiB.
+    for longer in [document((1 << 20) + 1), format!("{}  ", document((1 << 20) - 1))] {
+        let _: u64 = server.ask(&["HSET", "{login}:tokens", "document", &longer]);
+        let error = store.load().await.unwrap_err();
+        assert!(chain(&error).contains("is over 1 MiB"), "{}", chain(&error));
+    }
+}
+
+#[tokio::test]
 async fn unknown_members_survive_and_broken_or_newer_documents_are_never_lost() {
     let Some(server) = Server::start() else { return };
     let store = server.store().await;
