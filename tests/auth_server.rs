@@ -91,8 +91,20 @@ async fn the_api_echoes_what_it_saw() {
         (response.status().as_u16(), &response.headers()[header::LOCATION]),
         (307, &"http://elsewhere.example/".parse().unwrap())
     );
-    let response = get(&server, "/?status=204", access(&tokens)).await;
-    assert_eq!((response.status().as_u16(), response.bytes().await.unwrap().len()), (204, 0));
+    for status in [204, 304] {
+        let response = get(&server, &format!("/?status={status}"), access(&tokens)).await;
+        assert_eq!(response.headers().get(header::CONTENT_LENGTH), None);
+        assert_eq!((response.status().as_u16(), response.bytes().await.unwrap().len()), (status, 0));
+    }
+    // On the connections that these left, too: nothing was sent that would be taken for the next answer.
+    let client = client();
+    for path in ["/?status=204", "/", "/?status=304", "/"] {
+        for method in [Method::HEAD, Method::GET] {
+            let request = client.request(method.clone(), server.url(path)).bearer_auth(access(&tokens));
+            let text = request.send().await.unwrap().text().await.unwrap();
+            assert_eq!(text.is_empty(), method == Method::HEAD || path != "/", "{method} {path}: {text}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -382,6 +394,18 @@ async fn held_calls_wait_until_they_are_released() {
         assert_eq!(call.await.unwrap(), 200);
     }
     assert_eq!(server.concurrent_token_calls_max(), 3);
+}
+
+#[tokio::test]
+async fn a_revoked_login_is_given_no_new_token() {
+    let server = AuthServer::start().await;
+    let tokens = server.login();
+    server.revoke("login-1");
+    server.reissue_next(1);
+    let response = get(&server, "/", access(&tokens)).await;
+    assert_eq!((response.status().as_u16(), reissued(&response)), (401, None));
+    // It was not counted either.
+    assert!(reissued(&get(&server, "/", access(&server.login())).await).is_some());
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The API: judges the access token, and echoes the request.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -116,8 +116,8 @@ fn echo(parts: &Parts, body: &Bytes, subject: Option<&str>) -> Response<Bytes> {
         });
         json_response(status, &seen)
     };
-    let no_body = status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if no_body || parts.method == Method::HEAD {
+    // Its length would be told, though it is not sent.
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         *response.body_mut() = Bytes::new();
     }
     if let Some(location) = query("location").and_then(|location| HeaderValue::from_str(&location).ok()) {
