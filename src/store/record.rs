@@ -230,6 +230,19 @@ mod tests {
     }
 
     #[test]
+    fn times_are_written_as_short_as_they_can_be() {
+        for (at, written) in
+            [(Duration::from_secs(7), "7"), (Duration::from_millis(7500), "7.5"), (Duration::new(0, 1), "0.000000001")]
+        {
+            let tokens = Tokens::new("a").unwrap().with_expires_at(UNIX_EPOCH + at);
+            let expected = format!(r#"{{"version":1,"access_token":"a","expires_at":{written}}}"#);
+            assert_eq!(*Rest::default().with(&tokens), expected);
+        }
+        let before = Tokens::new("a").unwrap().with_expires_at(UNIX_EPOCH - Duration::from_secs(1));
+        assert_eq!(*Rest::default().with(&before), r#"{"version":1,"access_token":"a","expires_at":0}"#);
+    }
+
+    #[test]
     fn the_document_is_written_without_growing_its_buffer() {
         let rest = parse(r#"{"version":1,"\u0001\u0001\u0001\u0001":[1,2,3],"b":"x"}"#).unwrap().rest;
         let at = UNIX_EPOCH + Duration::new(1_800_000_000, 1);
