@@ -162,11 +162,11 @@ fn beats_are_counted_by_why_they_failed() {
             };
             let (url, token) = (server.url("/"), server.login());
             let header = format!("Bearer {}", token.access_token().unwrap().expose_secret());
-            let served = {
+            let signed_in = {
                 let url = url.clone();
                 Heartbeat::new(plain.clone(), move |client| client.get(url.clone()).header("authorization", header.clone()))
             };
-            once(served.stop_on(|status| status == 200)).await;
+            once(signed_in.stop_on(|status| status == 200)).await;
             let to = |client, url: String| Heartbeat::new(client, move |client| client.get(url.clone()));
             once(to(plain.clone(), url.clone())).await;
             once(to(without_token, url.clone())).await;
