@@ -255,6 +255,7 @@ mod tests {
         let table = [
             (&plain, 0.0, GOOD),
             (&plain, 9.9, GOOD),
+            (&plain, 10.0, Standing::Over),
             (&plain, 10.1, Standing::Over),
             (&reissuing, 7.9, GOOD),
             (&reissuing, 8.1, REISSUED),
@@ -262,6 +263,7 @@ mod tests {
             (&graceful, 7.9, GOOD),
             (&graceful, 10.1, REISSUED),
             (&graceful, 14.9, REISSUED),
+            (&graceful, 15.0, Standing::Over),
             (&graceful, 15.1, Standing::Over),
         ];
         for (settings, age, expected) in table {
@@ -295,6 +297,9 @@ mod tests {
             assert_eq!(grants.judge(&token, 1012.0).1, Standing::Invalid, "{name}");
         }
         assert_eq!(grants.judge(&Key::random().jwt(&presented.claims), 1012.0).1, Standing::Invalid);
+        let mut from_now_on = presented.claims.clone();
+        from_now_on.insert("nbf".into(), json!(1012));
+        assert_eq!(grants.judge(&grants.key.jwt(&from_now_on), 1012.0).1, REISSUED);
 
         let reissued = grants.reissue(&presented, 1012.0);
         let mut claims = grants.judge(&reissued, 1012.0).0.unwrap().claims;
