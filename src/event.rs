@@ -1,7 +1,6 @@
 //! What a session did, told to listeners and to `tracing`. Nothing here can change what happens.
 
 use std::{
-    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -117,12 +116,6 @@ impl Listeners {
                 tracing::error!(target: "reqwest_reauth", "an event listener panicked");
             }
         }
-    }
-}
-
-impl fmt::Debug for Listeners {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} listeners", self.0.len())
     }
 }
 
