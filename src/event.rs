@@ -154,3 +154,71 @@ impl Event {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Mutex, MutexGuard, PoisonError},
+    };
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.lock().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_event_is_a_line_for_tracing() {
+        let error = || Error::new(ErrorKind::Store, "the cause");
+        let delay = Duration::from_secs(2);
+        let status = StatusCode::BAD_GATEWAY;
+        let table = [
+            (Event::Captured { generation: 7 }, "DEBUG reqwest_reauth: token captured generation=7"),
+            (
+                Event::CaptureIgnored { reason: CaptureIgnored::Malformed },
+                "DEBUG reqwest_reauth: token header ignored reason=Malformed",
+            ),
+            (Event::RefreshStarted { generation: 7 }, "DEBUG reqwest_reauth: token refresh started generation=7"),
+            (
+                Event::RefreshRetrying { attempt: 1, delay, status: Some(status) },
+                "WARN reqwest_reauth: token refresh attempt failed attempt=1 delay=2s status=502",
+            ),
+            (Event::Refreshed { generation: 8, attempts: 2 }, "INFO reqwest_reauth: token refreshed generation=8 attempts=2"),
+            (Event::RefreshFailed { error: error() }, "WARN reqwest_reauth: token refresh failed error=the token store failed"),
+            (Event::Replayed { generation: 8, status }, "DEBUG reqwest_reauth: request replayed generation=8 status=502"),
+            (
+                Event::NotReplayed { reason: NotReplayed::RuledOut },
+                "DEBUG reqwest_reauth: refused request not replayed reason=RuledOut",
+            ),
+            (
+                Event::StoreFailed { error: error() },
+                "WARN reqwest_reauth: token store failed error=the token store failed cause=the cause",
+            ),
+        ];
+        for (event, line) in table {
+            let log = Log::default();
+            let to = log.clone();
+            let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false).without_time();
+            let subscriber = subscriber.with_writer(move || to.clone()).finish();
+            tracing::subscriber::with_default(subscriber, || Listeners::default().emit(&event));
+            assert_eq!(String::from_utf8_lossy(&log.lock()).trim(), line);
+        }
+    }
+}

@@ -78,3 +78,32 @@ impl fmt::Debug for Hold {
         f.debug_struct("Hold").field("waiting", &*self.waiting.borrow()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_is_given_up_no_longer_waits() {
+        let gate = Arc::new(Gate::new());
+        let (hold, other) = (gate.hold(), gate.hold());
+        let pass = || {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move { gate.pass().await })
+        };
+        let (given_up, kept) = (pass(), pass());
+        hold.waiting(2).await;
+        assert_eq!(format!("{hold:?}"), "Hold { waiting: 2, .. }");
+        given_up.abort();
+        assert!(given_up.await.unwrap_err().is_cancelled());
+        assert_eq!(format!("{other:?}"), "Hold { waiting: 1, .. }");
+        hold.release();
+        tokio::task::yield_now().await;
+        assert!(!kept.is_finished());
+        drop(other);
+        kept.await.unwrap();
+        gate.pass().await;
+    }
+}
