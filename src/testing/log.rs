@@ -164,15 +164,40 @@ mod tests {
         for _ in 0..Records::MOST + 5 {
             records.add(record(Bytes::new()));
         }
-        assert_eq!(records.newest.len(), Records::MOST);
+        assert_eq!(records.newest.len(), 16_384);
 
         let long = Bytes::from(vec![0; Records::LONGEST_BODY + 1]);
         for _ in 0..100 {
             records.add(record(long.clone()));
         }
-        assert_eq!(records.body_bytes, Records::MOST_BODY_BYTES);
+        assert_eq!(records.body_bytes, 64 * 1024 * 1024);
         assert_eq!(records.newest.back().unwrap().body.len(), Records::LONGEST_BODY);
         assert_eq!(records.newest.back().unwrap().body_length, long.len() as u64);
+    }
+
+    #[test]
+    fn a_record_is_completed_by_its_number_and_one_that_is_gone_never() {
+        let mut records = Records::default();
+        let first = records.add(record(Bytes::new()));
+        records.forget();
+        records.add(record(Bytes::new()));
+        records.complete(first, |_| panic!("it is forgotten"));
+        for _ in 0..16_384 + 1 {
+            records.add(record(Bytes::new()));
+        }
+        for forgotten in [false, true, true] {
+            if forgotten {
+                records.forget();
+                assert!(records.all().is_empty());
+            }
+            let before = records.add(record(Bytes::new()));
+            let number = records.add(record(Bytes::new()));
+            records.add(record(Bytes::new()));
+            records.complete(first, |_| panic!("it is gone"));
+            records.complete(number, |record| record.refused = true);
+            let seen: Vec<_> = records.all().iter().rev().take(3).map(|record| record.refused).collect();
+            assert_eq!((seen, number - before), (vec![false, true, false], 1), "forgotten: {forgotten}");
+        }
     }
 
     #[test]
