@@ -3,7 +3,11 @@
 // Helpers of tests may unwrap as tests do.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::{Method, StatusCode, header};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
@@ -56,13 +60,35 @@ fn sign(server: &AuthServer, claims: &Value) -> String {
 
 #[tokio::test]
 async fn tokens_are_what_jsonwebtoken_would_sign() {
+    let seconds = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let server = AuthServer::builder().claim("scope", "execution").start().await;
+    let before = seconds();
     let tokens = server.login();
     let claims = claims(&server, access(&tokens));
+    assert!((before..=seconds()).contains(&claims["iat"].as_u64().unwrap()), "{claims}");
     assert_eq!(sign(&server, &claims), access(&tokens));
     assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 3600);
     assert_eq!((&claims["sub"], &claims["scope"]), (&json!("login-1"), &json!("execution")));
     assert_eq!(get(&server, "/", access(&tokens)).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_server_says_where_it_is() {
+    let server = AuthServer::start().await;
+    let port: u16 = server.origin().strip_prefix("http://127.0.0.1:").unwrap().parse().unwrap();
+    assert_eq!(server.url("/jobs"), format!("http://127.0.0.1:{port}/jobs"));
+    let shown = format!("{server:?}");
+    assert!(shown.contains(server.origin()) && shown.contains("api_hits: 0"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_told_and_not_kept() {
+    let server = AuthServer::start().await;
+    let tokens = server.login();
+    let request = client().post(server.url("/")).bearer_auth(access(&tokens)).body(vec![b'x'; (64 << 20) + 1]);
+    let response = request.send().await.unwrap();
+    assert_eq!((response.status().as_u16(), response.text().await.unwrap().contains("413 Payload Too Large")), (413, true));
+    assert_eq!((server.api_hits(), server.requests().len()), (0, 0));
 }
 
 #[tokio::test]
@@ -265,6 +291,7 @@ async fn the_token_endpoint_refuses_what_is_no_refresh_request() {
 async fn the_next_requests_can_be_refused_with_or_without_a_new_token() {
     let server = AuthServer::start().await;
     let tokens = server.login();
+    server.refuse_next(0, StatusCode::IM_A_TEAPOT);
     server.refuse_next(2, StatusCode::FORBIDDEN);
     server.reissue_next(1);
     let response = get(&server, "/", access(&tokens)).await;
