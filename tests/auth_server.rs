@@ -224,6 +224,8 @@ async fn refresh_tokens_are_single_use_and_reuse_revokes_the_grant() {
     assert_eq!(renew(&server, answer["refresh_token"].as_str().unwrap()).await.1["error"], "invalid_grant");
     assert_eq!(get(&server, "/", answer["access_token"].as_str().unwrap()).await.status(), 401);
     assert!(server.is_revoked("login-1") && !server.is_revoked("login-2"));
+    // One after the other.
+    assert_eq!(server.concurrent_token_calls_max(), 1);
     assert_eq!(renew(&server, refresh(&other)).await.0, 200);
 
     let counts = server.counts_of("login-1");
