@@ -16,7 +16,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -80,7 +80,9 @@ impl Api {
     }
 
     pub fn client(&self, session: &Session) -> ClientWithMiddleware {
-        ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).with(self.clone()).build()
+        // It is never asked, and one with TLS reads all of the system's certificates when it is made.
+        static NEVER_ASKED: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
+        ClientBuilder::new(NEVER_ASKED.clone()).with_session(session.clone()).with(self.clone()).build()
     }
 }
 
