@@ -182,7 +182,7 @@ mod tests {
         records.forget();
         records.add(record(Bytes::new()));
         records.complete(first, |_| panic!("it is forgotten"));
-        for _ in 0..16_384 + 1 {
+        for _ in 0..=16_384 {
             records.add(record(Bytes::new()));
         }
         for forgotten in [false, true, true] {
