@@ -27,7 +27,7 @@ use reqwest_reauth::{
     heartbeat::{Failure, Health, Heartbeat, HeartbeatBuilder, HeartbeatHandle, Stopped},
 };
 use serde_json::json;
-use support::{Issuer, ORIGIN, Turn, answer, unavailable, url};
+use support::{Issuer, ORIGIN, Turn, answer, never_asked, unavailable, url};
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout},
@@ -77,11 +77,11 @@ impl Api {
     }
 
     fn client(&self) -> ClientWithMiddleware {
-        ClientBuilder::new(reqwest::Client::new()).with(self.clone()).build()
+        ClientBuilder::new(never_asked()).with(self.clone()).build()
     }
 
     fn signed_in(&self, session: &Session) -> ClientWithMiddleware {
-        ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).with(self.clone()).build()
+        ClientBuilder::new(never_asked()).with_session(session.clone()).with(self.clone()).build()
     }
 }
 
@@ -414,7 +414,7 @@ async fn an_answers_body_is_read_for_the_connections_sake_and_only_so_far() {
         let read = Arc::new(AtomicUsize::new(0));
         let pieces = Pieces { most, ends, read: Arc::clone(&read) };
         let start = Instant::now();
-        let handle = heartbeat(ClientBuilder::new(reqwest::Client::new()).with(pieces).build()).spawn().unwrap();
+        let handle = heartbeat(ClientBuilder::new(never_asked()).with(pieces).build()).spawn().unwrap();
         let health = after_beat(&handle, 1).await;
         assert_eq!((health.consecutive_failures, read.load(Ordering::SeqCst)), (0, expected));
         assert_eq!(start.elapsed() >= SECOND / 10, !ends);
@@ -465,7 +465,7 @@ async fn settings_that_cannot_work_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_scoped_client_knows_the_session_in_the_loop() {
     let api = Api::new(|_, token| async move { Ok(answer(if token == "t0" { 200 } else { 401 })) });
-    let client = ClientBuilder::new(reqwest::Client::new()).with_scoped_sessions().with(api.clone()).build();
+    let client = ClientBuilder::new(never_asked()).with_scoped_sessions().with(api.clone()).build();
     let session = session(&Issuer::new([]));
     let given = heartbeat(client.clone()).session(session.clone()).spawn().unwrap();
     assert_eq!(after_beat(&given, 1).await.consecutive_failures, 0);

@@ -17,7 +17,7 @@ use reqwest_reauth::{
     Anonymous, Authorize, Capture, ClientBuilderExt, OnRefreshFailure, Outcome, Refresh, Replay, ReplayBody, Session,
     SessionBuilder, SessionSource, Tokens,
 };
-use support::{Api, Events, Issuer, ORIGIN, Seen, Turn, answer, held, pair, settle, unavailable, url};
+use support::{Api, Events, Issuer, ORIGIN, Seen, Turn, answer, held, never_asked, pair, settle, unavailable, url};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -184,7 +184,7 @@ async fn witness(login: Login, asked: Asked, api: Manner, scoped: bool, whole: b
     let session = login.session(&issuer, &events).await;
     let api = api.api();
     let source = if scoped { SessionSource::Scoped } else { SessionSource::Fixed(session.clone()) };
-    let [one, four] = each_way(|| ClientBuilder::new(reqwest::Client::new()), &source);
+    let [one, four] = each_way(|| ClientBuilder::new(never_asked()), &source);
     let client = if whole { one } else { four }.with(api.clone()).build();
     // The second shows what the first has left behind.
     let first = answer_of(session.scope(asked.request(&client, &session).send()).await);
@@ -259,7 +259,7 @@ impl Middleware for For {
 #[tokio::test]
 async fn a_request_is_for_the_session_in_whose_scope_it_is_polled() {
     let (task, other) = (tenant("task"), tenant("other"));
-    let outside = || ClientBuilder::new(reqwest::Client::new()).with(For(other.clone()));
+    let outside = || ClientBuilder::new(never_asked()).with(For(other.clone()));
     let two = outside().with(Capture::new(SessionSource::Scoped)).with(Authorize::new(SessionSource::Scoped));
     for client in each_way(outside, &SessionSource::Scoped).into_iter().chain([two]) {
         let api = Api::accepting(|_| true);
@@ -295,7 +295,7 @@ async fn a_request_that_is_given_up_leaves_no_session_behind() {
     // It waits for a token first.
     let first = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO)).origin(ORIGIN).refresher(issuer);
     let (first, second) = (first.build().unwrap(), tenant("second"));
-    let outside = || ClientBuilder::new(reqwest::Client::new()).with(Either(first.clone(), second.clone()));
+    let outside = || ClientBuilder::new(never_asked()).with(Either(first.clone(), second.clone()));
     for (times, client) in (1..).zip(each_way(outside, &SessionSource::Scoped)) {
         let api = Api::new(|seen| async move {
             if seen.token() != Some("second") {
@@ -320,7 +320,7 @@ async fn a_clients_own_header_is_concealed_in_answers_for_another_session_too() 
         .unwrap();
     for status in [200, 401] {
         let api = Api::new(move |_| async move { answer(status).header("refreshed-api-token", "c1") });
-        for client in each_way(|| ClientBuilder::new(reqwest::Client::new()), &SessionSource::Fixed(own.clone())) {
+        for client in each_way(|| ClientBuilder::new(never_asked()), &SessionSource::Fixed(own.clone())) {
             let client = client.with(api.clone()).build();
             let response = client.get(url("/")).with_extension(other.clone()).send().await.unwrap();
             assert!(response.headers()["refreshed-api-token"].is_sensitive(), "{status}");
@@ -351,8 +351,7 @@ async fn a_request_keeps_a_session_of_its_own_for_its_next_attempt() {
     // It waits for a token first.
     let own = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO)).origin(ORIGIN).refresher(issuer);
     let (own, task) = (own.build().unwrap(), tenant("task"));
-    for (times, client) in (1..).zip(each_way(|| ClientBuilder::new(reqwest::Client::new()).with(Twice), &SessionSource::Scoped))
-    {
+    for (times, client) in (1..).zip(each_way(|| ClientBuilder::new(never_asked()).with(Twice), &SessionSource::Scoped)) {
         let api = Api::accepting(|_| true);
         let client = client.with(api.clone()).build();
         task.scope(client.get(url("/")).with_extension(own.clone()).send()).await.unwrap();

@@ -80,10 +80,14 @@ impl Api {
     }
 
     pub fn client(&self, session: &Session) -> ClientWithMiddleware {
-        // It is never asked, and one with TLS reads all of the system's certificates when it is made.
-        static NEVER_ASKED: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
-        ClientBuilder::new(NEVER_ASKED.clone()).with_session(session.clone()).with(self.clone()).build()
+        ClientBuilder::new(never_asked()).with_session(session.clone()).with(self.clone()).build()
     }
+}
+
+/// The client under a faked API. All share one: with TLS, each reads all of the system's certificates when it is made.
+pub fn never_asked() -> reqwest::Client {
+    static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
+    CLIENT.clone()
 }
 
 #[async_trait]
