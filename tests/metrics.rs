@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::Future,
     sync::{Arc, Mutex, atomic::Ordering},
 };
 
@@ -57,23 +58,27 @@ impl Recorder for Counts {
     }
 }
 
-#[test]
-fn a_refresh_after_a_502_and_a_capture_are_counted() {
+/// What is counted while this runs, on one thread.
+fn counted(scenario: impl Future<Output = ()>) -> Vec<(String, u64)> {
     let counts = Counts::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    metrics::with_local_recorder(&counts, || {
-        runtime.block_on(async {
-            let server = AuthServer::start().await;
-            let step = std::time::Duration::from_millis(1);
-            let refresher = OAuthRefresh::new(server.token_endpoint()).backoff(step, step);
-            let session = Session::builder(server.login()).origin(server.origin()).refresher(refresher).build().unwrap();
-            let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
-            server.script_token_endpoint([Answer::Status(502)]);
-            server.expire_now();
-            assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
-            server.reissue_next(1);
-            assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
-        });
+    metrics::with_local_recorder(&counts, || runtime.block_on(scenario));
+    counts.all()
+}
+
+#[test]
+fn a_refresh_after_a_502_and_a_capture_are_counted() {
+    let counts = counted(async {
+        let server = AuthServer::start().await;
+        let step = std::time::Duration::from_millis(1);
+        let refresher = OAuthRefresh::new(server.token_endpoint()).backoff(step, step);
+        let session = Session::builder(server.login()).origin(server.origin()).refresher(refresher).build().unwrap();
+        let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+        server.script_token_endpoint([Answer::Status(502)]);
+        server.expire_now();
+        assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
+        server.reissue_next(1);
+        assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
     });
     let expected = [
         ("reauth.captures{reauth.result=adopted}", 1),
@@ -83,33 +88,29 @@ fn a_refresh_after_a_502_and_a_capture_are_counted() {
         ("reauth.replays{http.response.status_code=200}", 1),
         ("reauth.wait.duration{}", 1),
     ];
-    assert_eq!(counts.all(), expected.map(|(name, count)| (name.to_owned(), count)));
+    assert_eq!(counts, expected.map(|(name, count)| (name.to_owned(), count)));
 }
 
 #[test]
 fn what_goes_wrong_is_counted_by_its_reason() {
-    let counts = Counts::default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    metrics::with_local_recorder(&counts, || {
-        runtime.block_on(async {
-            let server = AuthServer::start().await;
-            let unavailable = refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
-            // A directory is no token file: neither at the first request nor in the refresh.
-            let session = Session::builder(server.login()).origin(server.origin()).refresher(unavailable);
-            let session = session.store(FileStore::new(dir.path())).build().unwrap();
-            let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
-            let malformed = http::Response::builder().header("refreshed-api-token", "two words").body("".into());
-            server.script_api([Answer::Response(malformed.unwrap())]);
-            assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
-            server.refuse_next(2, http::StatusCode::UNAUTHORIZED);
-            client.get(server.url("/")).send().await.unwrap_err();
+    let counts = counted(async {
+        let server = AuthServer::start().await;
+        let unavailable = refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
+        // A directory is no token file: neither at the first request nor in the refresh.
+        let session = Session::builder(server.login()).origin(server.origin()).refresher(unavailable);
+        let session = session.store(FileStore::new(dir.path())).build().unwrap();
+        let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+        let malformed = http::Response::builder().header("refreshed-api-token", "two words").body("".into());
+        server.script_api([Answer::Response(malformed.unwrap())]);
+        assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
+        server.refuse_next(2, http::StatusCode::UNAUTHORIZED);
+        client.get(server.url("/")).send().await.unwrap_err();
 
-            let session = Session::builder(server.login()).origin(server.origin()).replay_if(|_| false);
-            let session = session.refresher(OAuthRefresh::new(server.token_endpoint())).build().unwrap();
-            let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
-            assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 401);
-        });
+        let session = Session::builder(server.login()).origin(server.origin()).replay_if(|_| false);
+        let session = session.refresher(OAuthRefresh::new(server.token_endpoint())).build().unwrap();
+        let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+        assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 401);
     });
     let expected = [
         ("reauth.captures{reauth.result=malformed}", 1),
@@ -121,63 +122,55 @@ fn what_goes_wrong_is_counted_by_its_reason() {
         ("reauth.store.failures{}", 2),
         ("reauth.wait.duration{}", 2),
     ];
-    assert_eq!(counts.all(), expected.map(|(name, count)| (name.to_owned(), count)));
+    assert_eq!(counts, expected.map(|(name, count)| (name.to_owned(), count)));
 }
 
 #[test]
 fn a_refresh_that_a_new_login_overtakes_is_no_failure() {
-    let counts = Counts::default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    metrics::with_local_recorder(&counts, || {
-        runtime.block_on(async {
-            let session = Session::builder(Tokens::new("t0").unwrap()).origin("https://api.example.com");
-            let session = session.refresher(refresh_with(|_| std::future::pending())).build().unwrap();
-            let (refreshed, replaced) = tokio::join!(session.refresh(), async {
-                tokio::task::yield_now().await;
-                session.replace_tokens(Tokens::new("t1").unwrap()).await
-            });
-            assert_eq!(refreshed.unwrap().access_token().unwrap().expose_secret(), "t1");
-            replaced.unwrap();
-            session.close().await.unwrap();
+    let counts = counted(async {
+        let session = Session::builder(Tokens::new("t0").unwrap()).origin("https://api.example.com");
+        let session = session.refresher(refresh_with(|_| std::future::pending())).build().unwrap();
+        let (refreshed, replaced) = tokio::join!(session.refresh(), async {
+            tokio::task::yield_now().await;
+            session.replace_tokens(Tokens::new("t1").unwrap()).await
         });
+        assert_eq!(refreshed.unwrap().access_token().unwrap().expose_secret(), "t1");
+        replaced.unwrap();
+        session.close().await.unwrap();
     });
-    assert_eq!(counts.all(), [("reauth.wait.duration{}".to_owned(), 1)]);
+    assert_eq!(counts, [("reauth.wait.duration{}".to_owned(), 1)]);
 }
 
 #[test]
 fn beats_are_counted_by_why_they_failed() {
-    let counts = Counts::default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    metrics::with_local_recorder(&counts, || {
-        runtime.block_on(async {
-            let server = AuthServer::start().await;
-            let plain = ClientBuilder::new(reqwest::Client::new()).build();
-            let session = Session::builder(Tokens::empty()).origin(server.origin());
-            let unavailable = refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
-            let session = session.refresher(unavailable).build().unwrap();
-            let without_token = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
-            let once = |heartbeat: reqwest_reauth::heartbeat::HeartbeatBuilder| async {
-                let stopped = heartbeat.max_failures(1).spawn().unwrap().finished().await;
-                assert!(matches!(stopped, Stopped::TooManyFailures { failures: 1 } | Stopped::Told { .. }), "{stopped:?}");
-            };
-            let (url, token) = (server.url("/"), server.login());
-            let header = format!("Bearer {}", token.access_token().unwrap().expose_secret());
-            let signed_in = {
-                let url = url.clone();
-                Heartbeat::new(plain.clone(), move |client| client.get(url.clone()).header("authorization", header.clone()))
-            };
-            once(signed_in.stop_on(|status| status == 200)).await;
-            let to = |client, url: String| Heartbeat::new(client, move |client| client.get(url.clone()));
-            once(to(plain.clone(), url.clone())).await;
-            once(to(without_token, url.clone())).await;
-            once(to(plain.clone(), "http://127.0.0.1:0/".to_owned())).await;
-            let hold = server.hold_api();
-            once(to(plain.clone(), url).timeout(std::time::Duration::from_millis(1))).await;
-            hold.release();
-            once(Heartbeat::new(plain, |_| panic!("a closure that panics"))).await;
-        });
+    let counts = counted(async {
+        let server = AuthServer::start().await;
+        let plain = ClientBuilder::new(reqwest::Client::new()).build();
+        let session = Session::builder(Tokens::empty()).origin(server.origin());
+        let unavailable = refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
+        let session = session.refresher(unavailable).build().unwrap();
+        let without_token = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+        let once = |heartbeat: reqwest_reauth::heartbeat::HeartbeatBuilder| async {
+            let stopped = heartbeat.max_failures(1).spawn().unwrap().finished().await;
+            assert!(matches!(stopped, Stopped::TooManyFailures { failures: 1 } | Stopped::Told { .. }), "{stopped:?}");
+        };
+        let (url, token) = (server.url("/"), server.login());
+        let header = format!("Bearer {}", token.access_token().unwrap().expose_secret());
+        let signed_in = {
+            let url = url.clone();
+            Heartbeat::new(plain.clone(), move |client| client.get(url.clone()).header("authorization", header.clone()))
+        };
+        once(signed_in.stop_on(|status| status == 200)).await;
+        let to = |client, url: String| Heartbeat::new(client, move |client| client.get(url.clone()));
+        once(to(plain.clone(), url.clone())).await;
+        once(to(without_token, url.clone())).await;
+        once(to(plain.clone(), "http://127.0.0.1:0/".to_owned())).await;
+        let hold = server.hold_api();
+        once(to(plain.clone(), url).timeout(std::time::Duration::from_millis(1))).await;
+        hold.release();
+        once(Heartbeat::new(plain, |_| panic!("a closure that panics"))).await;
     });
-    let beats: Vec<_> = counts.all().into_iter().filter(|(name, _)| name.starts_with("reauth.heartbeat.")).collect();
+    let beats: Vec<_> = counts.into_iter().filter(|(name, _)| name.starts_with("reauth.heartbeat.")).collect();
     let causes = ["auth", "none", "panicked", "status", "timed_out", "transport"];
     let expected = ["reauth.heartbeat.beat.duration", "reauth.heartbeat.beats"]
         .into_iter()
