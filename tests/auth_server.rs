@@ -127,8 +127,12 @@ async fn the_api_echoes_what_it_saw() {
     for path in ["/?status=204", "/", "/?status=304", "/"] {
         for method in [Method::HEAD, Method::GET] {
             let request = client.request(method.clone(), server.url(path)).bearer_auth(access(&tokens));
-            let text = request.send().await.unwrap().text().await.unwrap();
+            let response = request.send().await.unwrap();
+            let length = response.headers().get(header::CONTENT_LENGTH).map(|length| length.to_str().unwrap().to_owned());
+            let text = response.text().await.unwrap();
             assert_eq!(text.is_empty(), method == Method::HEAD || path != "/", "{method} {path}: {text}");
+            // A HEAD is told what a GET would bring (RFC 9110 §9.3.2).
+            assert!(path != "/" || length.is_some_and(|length| length != "0"), "{method} {path}");
         }
     }
 }
