@@ -51,18 +51,21 @@ declare -A about=(
   [store/lock]="redis"
   [store/script]="redis"
   [heartbeat]="heartbeat"
+  [heartbeat/mod]="heartbeat metrics"
   [heartbeat/schedule]="lib"
   [testing]="auth_server"
-  [testing/grants]="lib"
-  [testing/jwt]="lib"
+  [testing/grants]="lib auth_server"
+  [testing/jwt]="lib auth_server"
 )
 declare -A features=(
   # HTTP/2 is what tests/tls.rs and src/oauth/tests/http2.rs are about. With TLS, each client that a test makes takes its time.
   [oauth]="http2,rustls"
   [store]="redis"
   [root]="metrics"
+  [heartbeat]="metrics"
 )
-# Those that need a server, that test the test server, or that take long and are about something else.
+# Those that need a server, that test the test server, or that take long and are about something else. What only they hold has to meet
+# them first.
 skipped=" auth_server fleet fleet_redis memory metrics redis scale tls "
 
 # Nobody debugs a mutant.
