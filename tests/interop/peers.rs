@@ -125,7 +125,14 @@ impl Peers {
 
     /// How often the provider gave this answer, e.g. `POST /token 200`.
     pub(crate) async fn answered(&self, answer: &str) -> u64 {
-        let stats: BTreeMap<String, u64> = self.control.get(format!("{}/stats", self.direct_origin())).json_answer().await;
+        self.answered_at_least(answer, 0).await
+    }
+
+    /// The same, once it is this often: it counts an answer when it has been written, which for one that nobody waits for may be later.
+    pub(crate) async fn answered_at_least(&self, answer: &str, times: u64) -> u64 {
+        let ask = self.control.get(format!("{}/stats", self.direct_origin()));
+        let ask = ask.query(&[("answer", answer), ("times", &times.to_string())]).timeout(Duration::from_secs(20));
+        let stats: BTreeMap<String, u64> = ask.json_answer().await;
         stats.get(answer).copied().unwrap_or(0)
     }
 
