@@ -1,7 +1,7 @@
 //! `cargo bench` prints the table of what a request costs.
 //!
-//! It is measured in a package of its own, `benches/micro`: here, the dev-dependencies would switch on features of tokio and reqwest
-//! that users do not have.
+//! It is measured in a package of its own, `benches/micro`: here, the dev-dependencies would switch
+//! on features of tokio and reqwest that users do not have.
 
 use std::{
     env,

@@ -5,22 +5,25 @@
 //! cargo run --example heartbeat --features rustls -- --url https://api.example.com/jobs/7/heartbeat [--method PUT]
 //! ```
 //!
-//! Without `--url` a server in this process plays both Airflow and the Seqera platform: tokens live four seconds (`--ttl`); every answer
-//! in the last fifth of that, 404 and 409 included, brings a new one in `Refreshed-API-Token`; what has expired gets 403; and refresh
-//! tokens are single-use.
+//! Without `--url` a server in this process plays both Airflow and the Seqera platform: tokens live
+//! four seconds (`--ttl`); every answer in the last fifth of that, 404 and 409 included, brings a
+//! new one in `Refreshed-API-Token`; what has expired gets 403; and refresh tokens are single-use.
 //!
 //! What forces each thing to happen:
-//! - captured: the heartbeat moves beats into the last fifth of each token's life, and the job's own requests fall there too;
-//! - refused and replayed: two lifetimes after the start the server stands still for one lifetime and a second. The requests that it
-//!   holds were sent with a token that has expired when it looks at them: 403, and only the refresh token is left;
-//! - refreshed: the token endpoint is a single-use one behind an nginx that answers 502, then 503 with `Retry-After: 1`, then lets
-//!   the call through. That happens once every five lifetimes.
+//! - captured: the heartbeat moves beats into the last fifth of each token's life, and the job's
+//!   own requests fall there too;
+//! - refused and replayed: two lifetimes after the start the server stands still for one lifetime
+//!   and a second. The requests that it holds were sent with a token that has expired when it looks
+//!   at them: 403, and only the refresh token is left;
+//! - refreshed: the token endpoint is a single-use one behind an nginx that answers 502, then 503
+//!   with `Retry-After: 1`, then lets the call through. That happens once every five lifetimes.
 //!
-//! With `--grace` the server has the repair of apache/airflow#67944, which takes a token for a while after its expiry and replaces it: the
-//! same standstill then costs no refresh.
+//! With `--grace` the server has the repair of apache/airflow#67944, which takes a token for a
+//! while after its expiry and replaces it: the same standstill then costs no refresh.
 //!
-//! With `--url` the beats go to a real server, with tokens from the environment: `REAUTH_ACCESS_TOKEN`, and, if it is to be refreshed,
-//! `REAUTH_REFRESH_TOKEN`, `REAUTH_TOKEN_ENDPOINT` and `REAUTH_CLIENT_ID`.
+//! With `--url` the beats go to a real server, with tokens from the environment:
+//! `REAUTH_ACCESS_TOKEN`, and, if it is to be refreshed, `REAUTH_REFRESH_TOKEN`,
+//! `REAUTH_TOKEN_ENDPOINT` and `REAUTH_CLIENT_ID`.
 //!
 //! It exits with 1 if a beat was lost.
 
@@ -54,25 +57,31 @@ async fn main() -> Result<ExitCode, AnyError> {
         None => Scene::embedded(&options, &story).await?,
     };
     println!("{}", scene.introduction);
-    let client = ClientBuilder::new(reqwest::Client::new()).with_session(scene.session.clone()).build();
+    let client =
+        ClientBuilder::new(reqwest::Client::new()).with_session(scene.session.clone()).build();
 
     let (url, method) = (scene.beat.clone(), options.method.clone());
-    let heartbeat = Heartbeat::new(client.clone(), move |client| client.request(method.clone(), &url))
-        .session(scene.session.clone())
-        .every(options.every)
-        // Long enough for the standstill and the refresh after it.
-        .timeout(options.ttl + Duration::from_secs(10))
-        .reissue_window(0.8)
-        .stop_on(|status| matches!(status.as_u16(), 404 | 409 | 410))
-        .spawn()?;
-    let job = scene.job.as_ref().map(|url| tokio::spawn(job(client, url.clone(), Arc::clone(&story))));
+    let heartbeat =
+        Heartbeat::new(client.clone(), move |client| client.request(method.clone(), &url))
+            .session(scene.session.clone())
+            .every(options.every)
+            // Long enough for the standstill and the refresh after it.
+            .timeout(options.ttl + Duration::from_secs(10))
+            .reissue_window(0.8)
+            .stop_on(|status| matches!(status.as_u16(), 404 | 409 | 410))
+            .spawn()?;
+    let job =
+        scene.job.as_ref().map(|url| tokio::spawn(job(client, url.clone(), Arc::clone(&story))));
 
     // One line a beat, until the time is up.
     let paint = Paint::new();
     let start = Instant::now();
     let until = start + options.length;
     let mut health = heartbeat.health();
-    println!("\n{}", paint.faint("   time  status  generation  what the crate did since the last line"));
+    println!(
+        "\n{}",
+        paint.faint("   time  status  generation  what the crate did since the last line")
+    );
     let mut stopped = None;
     while stopped.is_none() {
         tokio::select! {
@@ -94,7 +103,8 @@ async fn main() -> Result<ExitCode, AnyError> {
     Ok(summary(&paint, stopped, &heartbeat.health().borrow(), &story, &scene))
 }
 
-/// A job beside the heartbeat, on the same client: it reports progress, and looks for things that are not there.
+/// A job beside the heartbeat, on the same client: it reports progress, and looks for things that
+/// are not there.
 async fn job(client: ClientWithMiddleware, url: String, story: Arc<Story>) {
     for status in [200_u16, 404, 409].into_iter().cycle() {
         let answer = client.post(format!("{url}?status={status}")).body("progress").send().await;
@@ -119,7 +129,10 @@ struct Scene {
 
 impl Scene {
     async fn embedded(options: &Options, story: &Arc<Story>) -> Result<Self, AnyError> {
-        let mut server = AuthServer::builder().lifetime(options.ttl).reissue_after(0.8).refusal(Refusal::Forbidden403);
+        let mut server = AuthServer::builder()
+            .lifetime(options.ttl)
+            .reissue_after(0.8)
+            .refusal(Refusal::Forbidden403);
         if options.grace {
             server = server.grace(options.ttl * 5);
         }
@@ -127,14 +140,23 @@ impl Scene {
         let session = Session::builder(server.login_as("job-7"))
             .origin(server.origin())
             .refresher(OAuthRefresh::new(server.cookie_token_endpoint()))
-            // The header is the way to new tokens here, and the token endpoint is for when that has failed.
+            // The header is the way to new tokens here, and the token endpoint is for when that has
+            // failed.
             .refresh_ahead(Duration::ZERO)
             .on_event(story.listener())
             .build()?;
-        let grace = if options.grace { ", takes expired ones for a while" } else { ", refuses expired ones with 403" };
+        let grace = if options.grace {
+            ", takes expired ones for a while"
+        } else {
+            ", refuses expired ones with 403"
+        };
         let troubles = tokio::spawn(troubles(Arc::clone(&server), options.ttl));
         Ok(Self {
-            introduction: format!("{} reissues {:?} tokens in their last fifth{grace}", server.origin(), options.ttl),
+            introduction: format!(
+                "{} reissues {:?} tokens in their last fifth{grace}",
+                server.origin(),
+                options.ttl
+            ),
             session,
             beat: server.url("/jobs/7/heartbeat?status=204"),
             job: Some(server.url("/jobs/7/progress")),
@@ -160,7 +182,14 @@ impl Scene {
             });
         }
         let session = session.build()?;
-        Ok(Self { introduction: origin, session, beat: url.to_owned(), job: None, server: None, troubles: None })
+        Ok(Self {
+            introduction: origin,
+            session,
+            beat: url.to_owned(),
+            job: None,
+            server: None,
+            troubles: None,
+        })
     }
 }
 
@@ -172,11 +201,15 @@ impl Drop for Scene {
     }
 }
 
-/// Two lifetimes after the start, and every five from then on, the server stands still until every token has expired.
+/// Two lifetimes after the start, and every five from then on, the server stands still until every
+/// token has expired.
 async fn troubles(server: Arc<AuthServer>, ttl: Duration) {
     tokio::time::sleep(ttl * 2).await;
     loop {
-        server.script_token_endpoint([Answer::Status(502), Answer::StatusRetryAfter(503, Duration::from_secs(1))]);
+        server.script_token_endpoint([
+            Answer::Status(502),
+            Answer::StatusRetryAfter(503, Duration::from_secs(1)),
+        ]);
         let standstill = ttl + Duration::from_secs(1);
         let hold = server.hold_api();
         tokio::time::sleep(standstill).await;
@@ -225,7 +258,8 @@ impl Story {
                 }
                 Event::RefreshRetrying { status, delay, .. } => {
                     counts.token_calls += 1;
-                    let status = status.map_or_else(|| "nothing".to_owned(), |status| status.as_u16().to_string());
+                    let status = status
+                        .map_or_else(|| "nothing".to_owned(), |status| status.as_u16().to_string());
                     format!("T answered {status}, again in {:.1} s", delay.as_secs_f64())
                 }
                 Event::Refreshed { attempts, .. } => {
@@ -248,19 +282,40 @@ impl Story {
     }
 }
 
-fn line(paint: &Paint, start: Instant, session: &Session, health: &Health, news: &[String]) -> String {
+fn line(
+    paint: &Paint,
+    start: Instant,
+    session: &Session,
+    health: &Health,
+    news: &[String],
+) -> String {
     let time = format!("{:6.2}s", start.elapsed().as_secs_f64());
     let status = health.last_status.as_ref().map_or("-", StatusCode::as_str);
     let status = format!("{status:>6}");
-    let status = if health.last_error.is_some() { paint.red(&status) } else { paint.green(&status) };
+    let status =
+        if health.last_error.is_some() { paint.red(&status) } else { paint.green(&status) };
     let error = health.last_error.as_ref().map(|error| paint.red(&format!("lost: {error}")));
-    let news: Vec<_> =
-        news.iter().map(|news| if news == "captured" { paint.faint(news) } else { paint.yellow(news) }).chain(error).collect();
-    let line = format!("{}  {status}  {:>10}  {}", paint.faint(&time), session.generation(), news.join(", "));
+    let news: Vec<_> = news
+        .iter()
+        .map(|news| if news == "captured" { paint.faint(news) } else { paint.yellow(news) })
+        .chain(error)
+        .collect();
+    let line = format!(
+        "{}  {status}  {:>10}  {}",
+        paint.faint(&time),
+        session.generation(),
+        news.join(", ")
+    );
     line.trim_end().to_owned()
 }
 
-fn summary(paint: &Paint, stopped: Option<Stopped>, health: &Health, story: &Story, scene: &Scene) -> ExitCode {
+fn summary(
+    paint: &Paint,
+    stopped: Option<Stopped>,
+    health: &Health,
+    story: &Story,
+    scene: &Scene,
+) -> ExitCode {
     let mut counts = story.counts();
     // The last beat ends after the last line.
     counts.lost += u64::from(health.beats > counts.beats && health.last_error.is_some());
@@ -331,11 +386,18 @@ struct Options {
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, AnyError> {
         let seconds = Duration::from_secs;
-        let mut options =
-            Self { grace: false, length: seconds(20), every: seconds(1), ttl: seconds(4), url: None, method: Method::GET };
+        let mut options = Self {
+            grace: false,
+            length: seconds(20),
+            every: seconds(1),
+            ttl: seconds(4),
+            url: None,
+            method: Method::GET,
+        };
         while let Some(name) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{name} needs a value"));
-            let duration = |text: String| Ok::<_, AnyError>(Duration::try_from_secs_f64(text.parse()?)?);
+            let duration =
+                |text: String| Ok::<_, AnyError>(Duration::try_from_secs_f64(text.parse()?)?);
             match name.as_str() {
                 "--grace" => options.grace = true,
                 "--seconds" => options.length = duration(value()?)?,
@@ -343,7 +405,12 @@ impl Options {
                 "--ttl" => options.ttl = duration(value()?)?,
                 "--url" => options.url = Some(value()?),
                 "--method" => options.method = value()?.parse()?,
-                _ => return Err(format!("{name}? There are --grace, --seconds, --every, --ttl, --url and --method").into()),
+                _ => {
+                    return Err(format!(
+                        "{name}? There are --grace, --seconds, --every, --ttl, --url and --method"
+                    )
+                    .into());
+                }
             }
         }
         Ok(options)

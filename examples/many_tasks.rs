@@ -1,8 +1,9 @@
 //! 200 tasks, one client, one connection pool, and a token of its own for each task.
 //!
-//! `cargo run --example many_tasks` starts a server in this process, which calls all tokens off twice on the way, so that 200 tasks
-//! are refused at once and each has to refresh for itself. Then it looks at what the server saw: no request may ever have carried
-//! another task's token. It exits with 1 if one did, or if a task was refused anything.
+//! `cargo run --example many_tasks` starts a server in this process, which calls all tokens off
+//! twice on the way, so that 200 tasks are refused at once and each has to refresh for itself. Then
+//! it looks at what the server saw: no request may ever have carried another task's token. It exits
+//! with 1 if one did, or if a task was refused anything.
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -21,7 +22,8 @@ const TASKS: usize = 200;
 const STAGES: usize = 3;
 const REQUESTS: usize = 15;
 
-/// A task's work: some requests in each stage. It knows the client and its own address, and nothing of tokens.
+/// A task's work: some requests in each stage. It knows the client and its own address, and nothing
+/// of tokens.
 async fn work(client: ClientWithMiddleware, jobs: String, stage: Arc<Barrier>) -> usize {
     let mut served = 0;
     for number in 0..STAGES * REQUESTS {
@@ -52,8 +54,13 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             .origin(server.origin())
             .refresher(OAuthRefresh::new(server.token_endpoint()))
             .build()?;
-        // The scope goes around the future that is spawned: nothing is inherited by a task that is spawned inside one.
-        tasks.spawn(session.scope(work(client.clone(), server.url(&format!("/{name}")), Arc::clone(&stage))));
+        // The scope goes around the future that is spawned: nothing is inherited by a task that is
+        // spawned inside one.
+        tasks.spawn(session.scope(work(
+            client.clone(),
+            server.url(&format!("/{name}")),
+            Arc::clone(&stage),
+        )));
     }
     for _ in 1..STAGES {
         stage.wait().await;

@@ -3,7 +3,9 @@
 //! `cargo run --example wrap_client` runs it against a small server in this process.
 
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
-use reqwest_reauth::{ClientBuilderExt, Error, OAuthRefresh, Outcome, Session, Tokens, testing::AuthServer};
+use reqwest_reauth::{
+    ClientBuilderExt, Error, OAuthRefresh, Outcome, Session, Tokens, testing::AuthServer,
+};
 
 /// A client for the API at `base` that never shows its user a token that has run out.
 fn connect(base: &str, tokens: Tokens) -> Result<ClientWithMiddleware, Error> {
@@ -22,7 +24,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let answer = client.post(server.url("/jobs")).body("one").send().await?;
     println!("the first request:  {}", answer.status());
 
-    // All tokens so far are refused from now on. The next request is, too; the caller never learns of it.
+    // All tokens so far are refused from now on. The next request is, too; the caller never learns
+    // of it.
     server.expire_now();
     let answer = client.post(server.url("/jobs")).body("two").send().await?;
     println!("the second request: {}, {:?}", answer.status(), answer.extensions().get::<Outcome>());

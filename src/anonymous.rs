@@ -1,6 +1,7 @@
 //! Requests without a token.
 
-/// Put among a request's extensions, sends it without a token: nothing is captured from it, refreshed or replayed for it.
+/// Put among a request's extensions, sends it without a token: nothing is captured from it,
+/// refreshed or replayed for it.
 ///
 /// ```no_run
 /// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {

@@ -1,4 +1,5 @@
-//! One error for the whole crate: opaque, typed by [`ErrorKind`], with what the API and the token endpoint said kept apart.
+//! One error for the whole crate: opaque, typed by [`ErrorKind`], with what the API and the token
+//! endpoint said kept apart.
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
@@ -7,9 +8,10 @@ use reqwest_retry::RetryError;
 
 /// What went wrong, who said so, and what it means for the next request.
 ///
-/// An error that reaches a request's caller names two servers, apart: [`api_status`](Self::api_status) is what the API answered
-/// to the request, [`status`](Self::status) is what the token endpoint answered to the refresh. Neither a body nor a token is in
-/// its text. Cloning is cheap.
+/// An error that reaches a request's caller names two servers, apart:
+/// [`api_status`](Self::api_status) is what the API answered to the request,
+/// [`status`](Self::status) is what the token endpoint answered to the refresh. Neither a body nor
+/// a token is in its text. Cloning is cheap.
 ///
 /// Requests fail with [`reqwest_middleware::Error`]; [`Error::find_in`] finds this one inside.
 #[derive(Clone)]
@@ -32,37 +34,44 @@ struct Repr {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A token has characters that no header can carry, is empty, or is over 16 KiB. Correct the input.
+    /// A token has characters that no header can carry, is empty, or is over 16 KiB. Correct the
+    /// input.
     InvalidToken,
     /// A setting cannot work, e.g. a session without an origin. Correct the program.
     InvalidConfig,
-    /// The login is over: the refresh token was refused, or there is no token. A person or a supervisor has to provide new ones
-    /// through [`Session::replace_tokens`](crate::Session::replace_tokens).
+    /// The login is over: the refresh token was refused, or there is no token. A person or a
+    /// supervisor has to provide new ones through
+    /// [`Session::replace_tokens`](crate::Session::replace_tokens).
     LoginRequired,
-    /// The token endpoint refuses this client or request, e.g. `invalid_client`. The refresh token is kept. Correct the settings.
+    /// The token endpoint refuses this client or request, e.g. `invalid_client`. The refresh token
+    /// is kept. Correct the settings.
     ClientRejected,
     /// The token endpoint is down, or answers that it is. The next refresh may succeed.
     Unavailable,
     /// The token endpoint's answer was no token answer. The next refresh may succeed.
     BadResponse,
-    /// A refresh has failed a moment ago and the cool-down is not over; its failure is the [source](StdError::source).
+    /// A refresh has failed a moment ago and the cool-down is not over; its failure is the
+    /// [source](StdError::source).
     CoolingDown,
     /// The request's own timeout ran out while it waited for a refresh, which goes on.
     TimedOut,
-    /// A scoped client was used outside every [`Session::scope`](crate::Session::scope). Nothing was sent.
+    /// A scoped client was used outside every [`Session::scope`](crate::Session::scope). Nothing
+    /// was sent.
     NoSession,
     /// The token store failed.
     Store,
-    /// The session was closed: no token is sent any more. With an [`api_status`](Error::api_status) the request had been sent
-    /// before, and was refused.
+    /// The session was closed: no token is sent any more. With an [`api_status`](Error::api_status)
+    /// the request had been sent before, and was refused.
     Closed,
-    /// A refresher panicked, or the runtime that ran the refresh was shut down. The next request starts afresh.
+    /// A refresher panicked, or the runtime that ran the refresh was shut down. The next request
+    /// starts afresh.
     Internal,
 }
 
 impl Error {
-    /// An error of this kind, with its cause. For implementors of [`Refresher`](crate::Refresher) and
-    /// [`TokenStore`](crate::TokenStore). The text of `source` is shown to users: keep secrets out of it.
+    /// An error of this kind, with its cause. For implementors of [`Refresher`](crate::Refresher)
+    /// and [`TokenStore`](crate::TokenStore). The text of `source` is shown to users: keep secrets
+    /// out of it.
     pub fn new(kind: ErrorKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let mut error = Self::of(kind);
         error.0.source = Some(Arc::from(source.into()));
@@ -89,7 +98,8 @@ impl Error {
         self
     }
 
-    /// How long the token endpoint asks to be left alone. A cool-down lasts at least as long, five minutes at most.
+    /// How long the token endpoint asks to be left alone. A cool-down lasts at least as long, five
+    /// minutes at most.
     pub fn with_retry_after(mut self, wait: Duration) -> Self {
         self.0.retry_after = Some(wait);
         self
@@ -118,7 +128,8 @@ impl Error {
         self
     }
 
-    /// There was no refresh token to ask with, and the store had none either: a refused answer is handed through.
+    /// There was no refresh token to ask with, and the store had none either: a refused answer is
+    /// handed through.
     pub(crate) fn with_nothing_to_ask_with(mut self) -> Self {
         self.0.nothing_to_ask_with = true;
         self
@@ -128,7 +139,8 @@ impl Error {
         self.0.nothing_to_ask_with
     }
 
-    /// Finds this crate's error in the one that a request returned, also under the wrappers of `reqwest-retry` and `anyhow`.
+    /// Finds this crate's error in the one that a request returned, also under the wrappers of
+    /// `reqwest-retry` and `anyhow`.
     ///
     /// ```no_run
     /// # async fn f(client: reqwest_middleware::ClientWithMiddleware) {
@@ -150,12 +162,15 @@ impl Error {
         }
     }
 
-    // A transparent wrapper's `source()` skips the wrapped error itself, so each link is opened by its type.
+    // A transparent wrapper's `source()` skips the wrapped error itself, so each link is opened by
+    // its type.
     fn find_at<'a>(link: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
         if let Some(found) = link.downcast_ref::<Error>() {
             return Some(found);
         }
-        if let Some(RetryError::Error(err) | RetryError::WithRetries { err, .. }) = link.downcast_ref() {
+        if let Some(RetryError::Error(err) | RetryError::WithRetries { err, .. }) =
+            link.downcast_ref()
+        {
             return Self::find_in(err);
         }
         link.downcast_ref::<reqwest_middleware::Error>().and_then(Self::find_in)
@@ -166,13 +181,17 @@ impl Error {
         self.0.kind
     }
 
-    /// Whether a later request may succeed with nothing changed: `Unavailable`, `BadResponse`, `TimedOut`, `Internal`, and
-    /// `CoolingDown` if its cause is.
+    /// Whether a later request may succeed with nothing changed: `Unavailable`, `BadResponse`,
+    /// `TimedOut`, `Internal`, and `CoolingDown` if its cause is.
     pub fn is_transient(&self) -> bool {
         match self.0.kind {
-            ErrorKind::Unavailable | ErrorKind::BadResponse | ErrorKind::TimedOut | ErrorKind::Internal => true,
+            ErrorKind::Unavailable
+            | ErrorKind::BadResponse
+            | ErrorKind::TimedOut
+            | ErrorKind::Internal => true,
             ErrorKind::CoolingDown => {
-                let cause = self.0.source.as_ref().and_then(|source| source.downcast_ref::<Error>());
+                let cause =
+                    self.0.source.as_ref().and_then(|source| source.downcast_ref::<Error>());
                 cause.is_none_or(Error::is_transient)
             }
             _ => false,
@@ -184,7 +203,8 @@ impl Error {
         self.0.status
     }
 
-    /// The `error` code of RFC 6749 §5.2 that the token endpoint answered, at most 256 characters, escaped.
+    /// The `error` code of RFC 6749 §5.2 that the token endpoint answered, at most 256 characters,
+    /// escaped.
     pub fn oauth_error(&self) -> Option<&str> {
         self.0.oauth_error.as_deref()
     }
@@ -204,8 +224,8 @@ impl Error {
         self.0.api_status
     }
 
-    /// Whether the refresh token may have been spent by a call whose answer never arrived, in this process or, with a store, in
-    /// one that died.
+    /// Whether the refresh token may have been spent by a call whose answer never arrived, in this
+    /// process or, with a store, in one that died.
     pub fn possibly_consumed(&self) -> bool {
         self.0.possibly_consumed
     }
@@ -245,7 +265,12 @@ impl fmt::Display for Error {
             detail(f, format_args!("retry after {} s", wait.as_secs()))?;
         }
         if self.0.possibly_consumed {
-            detail(f, format_args!("the refresh token may have been spent by a call whose answer was lost"))?;
+            detail(
+                f,
+                format_args!(
+                    "the refresh token may have been spent by a call whose answer was lost"
+                ),
+            )?;
         }
         if let Some(status) = self.0.api_status {
             detail(f, format_args!("api answered {}", status.as_u16()))?;
@@ -295,7 +320,8 @@ impl From<Error> for reqwest_middleware::Error {
     }
 }
 
-/// Text from a server, safe to print: at most 256 characters, control and non-ASCII characters escaped.
+/// Text from a server, safe to print: at most 256 characters, control and non-ASCII characters
+/// escaped.
 pub(crate) fn printable(text: &str) -> String {
     const LIMIT: usize = 256;
     let mut out = String::new();
@@ -317,14 +343,26 @@ mod tests {
     fn is_found_bare_under_retry_and_under_context() {
         let ours = || Error::of(ErrorKind::Unavailable).with_status(StatusCode::BAD_GATEWAY);
         let bare = reqwest_middleware::Error::from(ours());
-        let retried = reqwest_middleware::Error::middleware(RetryError::WithRetries { retries: 2, err: ours().into() });
+        let retried = reqwest_middleware::Error::middleware(RetryError::WithRetries {
+            retries: 2,
+            err: ours().into(),
+        });
         let once = reqwest_middleware::Error::middleware(RetryError::Error(ours().into()));
-        let nested = reqwest_middleware::Error::middleware(RetryError::Error(reqwest_middleware::Error::middleware(
-            RetryError::WithRetries { retries: 1, err: ours().into() },
-        )));
-        let context = reqwest_middleware::Error::Middleware(anyhow::Error::new(ours()).context("while beating"));
+        let nested = reqwest_middleware::Error::middleware(RetryError::Error(
+            reqwest_middleware::Error::middleware(RetryError::WithRetries {
+                retries: 1,
+                err: ours().into(),
+            }),
+        ));
+        let context = reqwest_middleware::Error::Middleware(
+            anyhow::Error::new(ours()).context("while beating"),
+        );
         for error in [bare, retried, once, nested, context] {
-            assert_eq!(Error::find_in(&error).map(Error::status), Some(Some(StatusCode::BAD_GATEWAY)), "{error:?}");
+            assert_eq!(
+                Error::find_in(&error).map(Error::status),
+                Some(Some(StatusCode::BAD_GATEWAY)),
+                "{error:?}"
+            );
         }
         let other = reqwest_middleware::Error::Middleware(anyhow::anyhow!("other"));
         assert!(Error::find_in(&other).is_none());
@@ -344,14 +382,23 @@ mod tests {
         assert_eq!(error.api_status(), Some(StatusCode::UNAUTHORIZED));
         assert_eq!(Error::of(ErrorKind::Closed).to_string(), "the session is closed");
         // One attempt is what everybody expects.
-        assert_eq!(Error::of(ErrorKind::Closed).with_attempts(1).to_string(), "the session is closed");
+        assert_eq!(
+            Error::of(ErrorKind::Closed).with_attempts(1).to_string(),
+            "the session is closed"
+        );
     }
 
     #[test]
     fn every_part_is_told_in_its_place() {
         let bare = Error::of(ErrorKind::Unavailable);
-        assert_eq!((bare.kind(), bare.status(), bare.oauth_error(), bare.attempts()), (ErrorKind::Unavailable, None, None, 0));
-        assert_eq!((bare.retry_after(), bare.api_status(), bare.possibly_consumed()), (None, None, false));
+        assert_eq!(
+            (bare.kind(), bare.status(), bare.oauth_error(), bare.attempts()),
+            (ErrorKind::Unavailable, None, None, 0)
+        );
+        assert_eq!(
+            (bare.retry_after(), bare.api_status(), bare.possibly_consumed()),
+            (None, None, false)
+        );
         assert!(!bare.nothing_to_ask_with() && bare.source().is_none());
         let full = Error::new(ErrorKind::ClientRejected, "the cause")
             .with_status(StatusCode::BAD_REQUEST)
@@ -361,9 +408,15 @@ mod tests {
             .with_api_status(StatusCode::FORBIDDEN)
             .with_possibly_consumed()
             .with_nothing_to_ask_with();
-        assert_eq!((full.kind(), full.status()), (ErrorKind::ClientRejected, Some(StatusCode::BAD_REQUEST)));
+        assert_eq!(
+            (full.kind(), full.status()),
+            (ErrorKind::ClientRejected, Some(StatusCode::BAD_REQUEST))
+        );
         assert_eq!((full.oauth_error(), full.attempts()), (Some("invalid_client"), 2));
-        assert_eq!((full.retry_after(), full.api_status()), (Some(Duration::from_secs(7)), Some(StatusCode::FORBIDDEN)));
+        assert_eq!(
+            (full.retry_after(), full.api_status()),
+            (Some(Duration::from_secs(7)), Some(StatusCode::FORBIDDEN))
+        );
         assert!(full.possibly_consumed() && full.nothing_to_ask_with());
         assert_eq!(
             full.to_string(),
@@ -383,7 +436,9 @@ mod tests {
         for kind in [Unavailable, BadResponse, TimedOut, Internal, CoolingDown] {
             assert!(Error::of(kind).is_transient(), "{kind:?}");
         }
-        for kind in [InvalidToken, InvalidConfig, LoginRequired, ClientRejected, NoSession, Store, Closed] {
+        for kind in
+            [InvalidToken, InvalidConfig, LoginRequired, ClientRejected, NoSession, Store, Closed]
+        {
             assert!(!Error::of(kind).is_transient(), "{kind:?}");
         }
     }
@@ -392,7 +447,10 @@ mod tests {
     fn debug_says_all_that_is_known_and_nothing_else() {
         assert_eq!(format!("{:?}", Error::of(ErrorKind::Closed)), "Error { kind: Closed }");
         let error = Error::of(ErrorKind::Unavailable).with_attempts(1).with_possibly_consumed();
-        assert_eq!(format!("{error:?}"), "Error { kind: Unavailable, attempts: 1, possibly_consumed: true }");
+        assert_eq!(
+            format!("{error:?}"),
+            "Error { kind: Unavailable, attempts: 1, possibly_consumed: true }"
+        );
     }
 
     #[test]

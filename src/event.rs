@@ -10,8 +10,9 @@ use http::StatusCode;
 
 use crate::error::Error;
 
-/// Something that a session did. Told to the listeners of [`SessionBuilder::on_event`](crate::SessionBuilder::on_event), and to
-/// `tracing` under the target `reqwest_reauth`.
+/// Something that a session did. Told to the listeners of
+/// [`SessionBuilder::on_event`](crate::SessionBuilder::on_event), and to `tracing` under the target
+/// `reqwest_reauth`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -25,7 +26,8 @@ pub enum Event {
         /// Why not.
         reason: CaptureIgnored,
     },
-    /// A refresh begins. Unless a new login or a logout overtakes it, `Refreshed` or `RefreshFailed` follows.
+    /// A refresh begins. Unless a new login or a logout overtakes it, `Refreshed` or
+    /// `RefreshFailed` follows.
     RefreshStarted {
         /// The generation to be renewed.
         generation: u64,
@@ -76,9 +78,11 @@ pub enum Event {
 pub enum CaptureIgnored {
     /// The answer came from somewhere that is none of the session's origins, e.g. after a redirect.
     UntrustedOrigin,
-    /// The value is no token: empty, over 16 KiB, several, or with characters that no bearer token has.
+    /// The value is no token: empty, over 16 KiB, several, or with characters that no bearer token
+    /// has.
     Malformed,
-    /// The session has had another token since the request was sent: a late answer never undoes a newer token.
+    /// The session has had another token since the request was sent: a late answer never undoes a
+    /// newer token.
     Superseded,
     /// It is the token that the session has already.
     Unchanged,
@@ -190,19 +194,34 @@ mod tests {
         let delay = Duration::from_secs(2);
         let status = StatusCode::BAD_GATEWAY;
         let table = [
-            (Event::Captured { generation: 7 }, "DEBUG reqwest_reauth: token captured generation=7"),
+            (
+                Event::Captured { generation: 7 },
+                "DEBUG reqwest_reauth: token captured generation=7",
+            ),
             (
                 Event::CaptureIgnored { reason: CaptureIgnored::Malformed },
                 "DEBUG reqwest_reauth: token header ignored reason=Malformed",
             ),
-            (Event::RefreshStarted { generation: 7 }, "DEBUG reqwest_reauth: token refresh started generation=7"),
+            (
+                Event::RefreshStarted { generation: 7 },
+                "DEBUG reqwest_reauth: token refresh started generation=7",
+            ),
             (
                 Event::RefreshRetrying { attempt: 1, delay, status: Some(status) },
                 "WARN reqwest_reauth: token refresh attempt failed attempt=1 delay=2s status=502",
             ),
-            (Event::Refreshed { generation: 8, attempts: 2 }, "INFO reqwest_reauth: token refreshed generation=8 attempts=2"),
-            (Event::RefreshFailed { error: error() }, "WARN reqwest_reauth: token refresh failed error=the token store failed"),
-            (Event::Replayed { generation: 8, status }, "DEBUG reqwest_reauth: request replayed generation=8 status=502"),
+            (
+                Event::Refreshed { generation: 8, attempts: 2 },
+                "INFO reqwest_reauth: token refreshed generation=8 attempts=2",
+            ),
+            (
+                Event::RefreshFailed { error: error() },
+                "WARN reqwest_reauth: token refresh failed error=the token store failed",
+            ),
+            (
+                Event::Replayed { generation: 8, status },
+                "DEBUG reqwest_reauth: request replayed generation=8 status=502",
+            ),
             (
                 Event::NotReplayed { reason: NotReplayed::RuledOut },
                 "DEBUG reqwest_reauth: refused request not replayed reason=RuledOut",
@@ -215,7 +234,10 @@ mod tests {
         for (event, line) in table {
             let log = Log::default();
             let to = log.clone();
-            let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false).without_time();
+            let subscriber = tracing_subscriber::fmt()
+                .with_max_level(tracing::Level::DEBUG)
+                .with_ansi(false)
+                .without_time();
             let subscriber = subscriber.with_writer(move || to.clone()).finish();
             tracing::subscriber::with_default(subscriber, || Listeners::default().emit(&event));
             assert_eq!(String::from_utf8_lossy(&log.lock()).trim(), line);

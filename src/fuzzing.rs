@@ -1,4 +1,5 @@
-//! Doors for the targets in `fuzz/`: there only under `cfg(fuzzing)`, which cargo-fuzz sets, and no part of the API.
+//! Doors for the targets in `fuzz/`: there only under `cfg(fuzzing)`, which cargo-fuzz sets, and no
+//! part of the API.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,10 +22,15 @@ pub fn is_refusal(status: StatusCode, headers: &HeaderMap) -> bool {
     policy::refuses(status, headers, false, false).refused
 }
 
-/// The expiry of a token on the local clock, and its lifetime if it was issued just now and if it was handed over.
+/// The expiry of a token on the local clock, and its lifetime if it was issued just now and if it
+/// was handed over.
 pub fn claims(token: &AccessToken) -> (Option<SystemTime>, [Option<Duration>; 2]) {
     let Ok(tokens) = Tokens::new(token.expose_secret()) else { return (None, [None; 2]) };
-    let span = |arrival| tokens.lifetime(arrival).map(|lifetime| lifetime.until.saturating_duration_since(lifetime.from));
+    let span = |arrival| {
+        tokens
+            .lifetime(arrival)
+            .map(|lifetime| lifetime.until.saturating_duration_since(lifetime.from))
+    };
     (tokens.expires_at(), [span(Arrival::Issued), span(Arrival::Handed)])
 }
 

@@ -1,11 +1,12 @@
-//! The guide: concepts, recipes, the order beside other middleware, errors, telemetry, and coming from elsewhere.
+//! The guide: concepts, recipes, the order beside other middleware, errors, telemetry, and coming
+//! from elsewhere.
 //!
 //! <div style="max-width: 60em">
 #![doc = include_str!("../docs/sequence.svg")]
 //! </div>
 //!
-//! The picture: 401 for an old token, a token endpoint that fails once, and the replay. Everybody else who is refused meanwhile
-//! waits for the same flight.
+//! The picture: 401 for an old token, a token endpoint that fails once, and the replay. Everybody
+//! else who is refused meanwhile waits for the same flight.
 
 #[doc = include_str!("../docs/guide/coming_from.md")]
 pub mod coming_from {}

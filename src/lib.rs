@@ -1,8 +1,8 @@
 //! Keeps a [`reqwest`] client signed in.
 //!
 //! Jobs run for hours; access tokens live for minutes. Wrap your client in this chain of
-//! [`reqwest-middleware`](reqwest_middleware), and a token that the API refuses, or replaces through the response header
-//! `Refreshed-API-Token`, never reaches your code as a failure.
+//! [`reqwest-middleware`](reqwest_middleware), and a token that the API refuses, or replaces
+//! through the response header `Refreshed-API-Token`, never reaches your code as a failure.
 //!
 //! ```text
 //! client.send()
@@ -32,43 +32,52 @@
 //! # }
 //! ```
 //!
-//! For a heartbeat in a long-running job, see [`heartbeat`]. For everything else, see the [`guide`]: [concepts](guide::concepts),
-//! [recipes](guide::recipes), [errors](guide::errors), [telemetry](guide::telemetry), and
-//! [coming from elsewhere](guide::coming_from).
+//! For a heartbeat in a long-running job, see [`heartbeat`]. For everything else, see the
+//! [`guide`]: [concepts](guide::concepts), [recipes](guide::recipes), [errors](guide::errors),
+//! [telemetry](guide::telemetry), and [coming from elsewhere](guide::coming_from).
 //!
 //! # What is guaranteed
 //!
-//! - **One refresh at a time** for a session, however many requests, clients and tasks use it. Everybody who waits gets its result.
-//! - **A refresh outlives its callers.** Dropping all of them loses nothing: a rotated refresh token is kept before anything else is
-//!   judged, and is in the [store](TokenStore), if there is one, before a request uses what came with it.
-//! - **Failures of the token endpoint are told apart.** A 502 is retried with backoff and `Retry-After`; `invalid_grant` is believed
-//!   once and not asked again; after any failure the endpoint is let be for a while.
-//! - **A late answer never undoes a newer token**, and a token is taken from nobody but the API itself.
-//! - **A refused request is sent again at most once**, whole, with another token, or not at all: a streamed body is never sent empty
-//!   or half.
+//! - **One refresh at a time** for a session, however many requests, clients and tasks use it.
+//!   Everybody who waits gets its result.
+//! - **A refresh outlives its callers.** Dropping all of them loses nothing: a rotated refresh
+//!   token is kept before anything else is judged, and is in the [store](TokenStore), if there is
+//!   one, before a request uses what came with it.
+//! - **Failures of the token endpoint are told apart.** A 502 is retried with backoff and
+//!   `Retry-After`; `invalid_grant` is believed once and not asked again; after any failure the
+//!   endpoint is let be for a while.
+//! - **A late answer never undoes a newer token**, and a token is taken from nobody but the API
+//!   itself.
+//! - **A refused request is sent again at most once**, whole, with another token, or not at all: a
+//!   streamed body is never sent empty or half.
 //! - **Tokens go to the session's origins only**, and are in no `Debug`, `Display`, error or log.
 //!
 //! # What is not
 //!
-//! - A request that fails for other reasons is not retried: that is `reqwest-retry`'s work, outside this chain.
+//! - A request that fails for other reasons is not retried: that is `reqwest-retry`'s work, outside
+//!   this chain.
 //! - No login flow: tokens come from you, and [`Session::replace_tokens`] takes new ones.
-//! - A crash between the token endpoint's answer and the save loses the login at a server without a grace for spent refresh tokens.
-//!   The next process's error says [`possibly_consumed`](Error::possibly_consumed) if the spent token was in its store.
+//! - A crash between the token endpoint's answer and the save loses the login at a server without a
+//!   grace for spent refresh tokens. The next process's error says
+//!   [`possibly_consumed`](Error::possibly_consumed) if the spent token was in its store.
 //! - Copies of a token in the buffers of the HTTP stack are not wiped.
 //!
 //! # Order
 //!
-//! Retries and tracing of whole calls go outside the chain, rate limits and request signing inside; nothing that turns a status into
-//! an error may stand inside. [The page on order](guide::order) has the reasons.
+//! Retries and tracing of whole calls go outside the chain, rate limits and request signing inside;
+//! nothing that turns a status into an error may stand inside. [The page on order](guide::order)
+//! has the reasons.
 //!
 //! # Errors
 //!
-//! A request fails with [`reqwest_middleware::Error`]; [`Error::find_in`] finds this crate's [`Error`] inside, which names what the API
-//! and what the token endpoint answered, apart. [The page on errors](guide::errors) says what to do about each kind.
+//! A request fails with [`reqwest_middleware::Error`]; [`Error::find_in`] finds this crate's
+//! [`Error`] inside, which names what the API and what the token endpoint answered, apart. [The
+//! page on errors](guide::errors) says what to do about each kind.
 //!
 //! # Features
 //!
-//! None is on by default. Those of TLS are reqwest's, passed through: a crate that depends on reqwest with its defaults needs none.
+//! None is on by default. Those of TLS are reqwest's, passed through: a crate that depends on
+//! reqwest with its defaults needs none.
 //!
 //! | feature | what it adds |
 //! | --- | --- |

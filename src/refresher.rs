@@ -18,22 +18,25 @@ use crate::{
     token::{RefreshToken, Tokens},
 };
 
-/// Anything that can bring new tokens: [`OAuthRefresh`](crate::OAuthRefresh), [`refresh_with`], or your own.
+/// Anything that can bring new tokens: [`OAuthRefresh`](crate::OAuthRefresh), [`refresh_with`], or
+/// your own.
 ///
-/// A session runs one refresh at a time. The refresh belongs to the session: it goes on when the requests that wait for it are
-/// dropped, and is bounded by [`SessionBuilder::flight_timeout`](crate::SessionBuilder::flight_timeout). A panic in it becomes an
-/// [`Internal`](crate::ErrorKind::Internal) error for those who wait.
+/// A session runs one refresh at a time. The refresh belongs to the session: it goes on when the
+/// requests that wait for it are dropped, and is bounded by
+/// [`SessionBuilder::flight_timeout`](crate::SessionBuilder::flight_timeout). A panic in it becomes
+/// an [`Internal`](crate::ErrorKind::Internal) error for those who wait.
 #[async_trait]
 pub trait Refresher: Send + Sync + 'static {
     /// Brings new tokens. An answer without a refresh token keeps the old one.
     ///
     /// # Errors
     /// The [kind](crate::ErrorKind) decides what follows: `LoginRequired` is kept until
-    /// [`Session::replace_tokens`](crate::Session::replace_tokens), after `Internal` the next request tries afresh, after all
-    /// others the session cools down.
+    /// [`Session::replace_tokens`](crate::Session::replace_tokens), after `Internal` the next
+    /// request tries afresh, after all others the session cools down.
     async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error>;
 
-    /// Asked by [`SessionBuilder::build`](crate::SessionBuilder::build): whether the settings can work.
+    /// Asked by [`SessionBuilder::build`](crate::SessionBuilder::build): whether the settings can
+    /// work.
     ///
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), which `build` returns.
@@ -41,10 +44,12 @@ pub trait Refresher: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Whether these tokens are enough to ask with. Where they are not, a refused answer is handed to the caller. Default: yes.
+    /// Whether these tokens are enough to ask with. Where they are not, a refused answer is handed
+    /// to the caller. Default: yes.
     ///
-    /// It is asked whenever the session changes, with the session locked: look at the tokens, and at nothing else. With a store it
-    /// is asked in the refresh alone, once the store has been looked into.
+    /// It is asked whenever the session changes, with the session locked: look at the tokens, and
+    /// at nothing else. With a store it is asked in the refresh alone, once the store has been
+    /// looked into.
     fn can_refresh(&self, tokens: &Tokens) -> bool {
         let _ = tokens;
         true
@@ -66,8 +71,8 @@ impl<R: Refresher + ?Sized> Refresher for Arc<R> {
     }
 }
 
-/// A refresher from a closure, for tokens that are minted, read from a file or asked of another service. It is given the tokens
-/// to be renewed.
+/// A refresher from a closure, for tokens that are minted, read from a file or asked of another
+/// service. It is given the tokens to be renewed.
 ///
 /// ```
 /// use reqwest_reauth::{Error, ErrorKind, Session, Tokens, refresh_with};
@@ -135,14 +140,16 @@ impl Flight {
         self.log.tokens()
     }
 
-    /// An attempt failed and another follows after `delay`: becomes an event and counts. Attempts are numbered from 1.
+    /// An attempt failed and another follows after `delay`: becomes an event and counts. Attempts
+    /// are numbered from 1.
     pub fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
         self.failed_attempts.fetch_add(1, Ordering::Relaxed);
         self.log.retrying(failed_attempt, delay, status);
     }
 
-    /// A new refresh token, as soon as it is known: kept, and saved, whatever becomes of the flight. A server that rotates
-    /// refresh tokens has already spent the old one when an unusable access token comes beside the new one.
+    /// A new refresh token, as soon as it is known: kept, and saved, whatever becomes of the
+    /// flight. A server that rotates refresh tokens has already spent the old one when an unusable
+    /// access token comes beside the new one.
     pub async fn keep(&self, refresh_token: RefreshToken) {
         self.log.keep(refresh_token).await;
     }
@@ -197,13 +204,19 @@ mod tests {
     async fn a_shared_refresher_is_the_one_inside() {
         let shared = Arc::new(Picky);
         let flight = Flight::new(Arc::new(Quiet));
-        assert_eq!(shared.refresh(&flight).await.unwrap().access_token().unwrap().expose_secret(), "old");
+        assert_eq!(
+            shared.refresh(&flight).await.unwrap().access_token().unwrap().expose_secret(),
+            "old"
+        );
         assert_eq!(shared.check().unwrap_err().kind(), ErrorKind::InvalidConfig);
         assert!(!shared.can_refresh(&flight.tokens()));
         assert!(shared.can_refresh(&Tokens::from_refresh_token("r").unwrap()));
         let minted = refresh_with(|old| async { Ok(old) });
         assert!(minted.can_refresh(&Tokens::empty()) && minted.check().is_ok());
-        assert_eq!(minted.refresh(&flight).await.unwrap().access_token().unwrap().expose_secret(), "old");
+        assert_eq!(
+            minted.refresh(&flight).await.unwrap().access_token().unwrap().expose_secret(),
+            "old"
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Counters and histograms through the [`metrics`](https://docs.rs/metrics) facade, with feature `metrics`; nothing without it.
+//! Counters and histograms through the [`metrics`](https://docs.rs/metrics) facade, with feature
+//! `metrics`; nothing without it.
 //!
-//! Names follow OpenTelemetry's habits: dots between words, seconds for durations, `error.type` and `http.response.status_code` as
-//! attributes. The guide's page on telemetry lists them.
+//! Names follow OpenTelemetry's habits: dots between words, seconds for durations, `error.type` and
+//! `http.response.status_code` as attributes. The guide's page on telemetry lists them.
 
 use std::time::Duration;
 
@@ -52,7 +53,9 @@ mod enabled {
 
     pub(super) fn event(event: &Event) {
         match event {
-            Event::Captured { .. } => counter!("reauth.captures", "reauth.result" => "adopted").increment(1),
+            Event::Captured { .. } => {
+                counter!("reauth.captures", "reauth.result" => "adopted").increment(1)
+            }
             Event::CaptureIgnored { reason } => {
                 let result = match reason {
                     CaptureIgnored::UntrustedOrigin => "untrusted_origin",
@@ -63,8 +66,10 @@ mod enabled {
                 counter!("reauth.captures", "reauth.result" => result).increment(1);
             }
             Event::RefreshRetrying { status, .. } => {
-                let status = status.map_or_else(|| "none".to_owned(), |status| status.as_u16().to_string());
-                counter!("reauth.flight.retries", "http.response.status_code" => status).increment(1);
+                let status =
+                    status.map_or_else(|| "none".to_owned(), |status| status.as_u16().to_string());
+                counter!("reauth.flight.retries", "http.response.status_code" => status)
+                    .increment(1);
             }
             Event::Replayed { status, .. } => {
                 counter!("reauth.replays", "http.response.status_code" => status.as_u16().to_string()).increment(1);
@@ -79,7 +84,9 @@ mod enabled {
             }
             Event::StoreFailed { .. } => counter!("reauth.store.failures").increment(1),
             // Told by `flight`, with how long it took.
-            Event::RefreshStarted { .. } | Event::Refreshed { .. } | Event::RefreshFailed { .. } => {}
+            Event::RefreshStarted { .. }
+            | Event::Refreshed { .. }
+            | Event::RefreshFailed { .. } => {}
         }
     }
 
@@ -92,7 +99,8 @@ mod enabled {
     pub(super) fn beat(failure: Option<&'static str>, took: Duration) {
         let error = failure.unwrap_or("none");
         counter!("reauth.heartbeat.beats", "error.type" => error).increment(1);
-        histogram!("reauth.heartbeat.beat.duration", "error.type" => error).record(took.as_secs_f64());
+        histogram!("reauth.heartbeat.beat.duration", "error.type" => error)
+            .record(took.as_secs_f64());
     }
 
     fn kind(kind: ErrorKind) -> &'static str {

@@ -19,7 +19,11 @@ use reqwest_reauth::{
 use serde_json::{Value, json};
 
 fn client() -> Client {
-    Client::builder().redirect(reqwest::redirect::Policy::none()).retry(reqwest::retry::never()).build().unwrap()
+    Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .build()
+        .unwrap()
 }
 
 fn access(tokens: &Tokens) -> &str {
@@ -35,7 +39,11 @@ async fn get(server: &AuthServer, path: &str, token: &str) -> Response {
 }
 
 async fn ask(url: String, token: &str) -> reqwest::Result<Response> {
-    client().post(url).form(&[("grant_type", "refresh_token"), ("refresh_token", token)]).send().await
+    client()
+        .post(url)
+        .form(&[("grant_type", "refresh_token"), ("refresh_token", token)])
+        .send()
+        .await
 }
 
 async fn renew(server: &AuthServer, token: &str) -> (StatusCode, Value) {
@@ -51,11 +59,18 @@ fn claims(server: &AuthServer, token: &str) -> Value {
     let mut validation = Validation::new(Algorithm::HS256);
     validation.set_audience(&["api"]);
     validation.validate_exp = false;
-    jsonwebtoken::decode(token, &DecodingKey::from_secret(&server.signing_key()), &validation).unwrap().claims
+    jsonwebtoken::decode(token, &DecodingKey::from_secret(&server.signing_key()), &validation)
+        .unwrap()
+        .claims
 }
 
 fn sign(server: &AuthServer, claims: &Value) -> String {
-    jsonwebtoken::encode(&Header::default(), claims, &EncodingKey::from_secret(&server.signing_key())).unwrap()
+    jsonwebtoken::encode(
+        &Header::default(),
+        claims,
+        &EncodingKey::from_secret(&server.signing_key()),
+    )
+    .unwrap()
 }
 
 #[tokio::test]
@@ -85,9 +100,19 @@ async fn a_server_says_where_it_is() {
 async fn a_body_that_is_too_long_is_told_and_not_kept() {
     let server = AuthServer::start().await;
     let tokens = server.login();
-    let request = client().post(server.url("/")).bearer_auth(access(&tokens)).body(vec![b'x'; (64 << 20) + 1]);
+    let request =
+        client()
+            .post(server.url("/"))
+            .bearer_auth(access(&tokens))
+            .body(vec![b'x'; (64 << 20) + 1]);
     let response = request.send().await.unwrap();
-    assert_eq!((response.status().as_u16(), response.text().await.unwrap().contains("413 Payload Too Large")), (413, true));
+    assert_eq!(
+        (
+            response.status().as_u16(),
+            response.text().await.unwrap().contains("413 Payload Too Large")
+        ),
+        (413, true)
+    );
     assert_eq!((server.api_hits(), server.requests().len()), (0, 0));
 }
 
@@ -95,7 +120,8 @@ async fn a_body_that_is_too_long_is_told_and_not_kept() {
 async fn the_api_echoes_what_it_saw() {
     let server = AuthServer::start().await;
     let tokens = server.login_as("somebody");
-    let request = client().put(server.url("/jobs/7?status=409")).bearer_auth(access(&tokens)).body("abc");
+    let request =
+        client().put(server.url("/jobs/7?status=409")).bearer_auth(access(&tokens)).body("abc");
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 409);
     let expected = json!({
@@ -105,14 +131,25 @@ async fn the_api_echoes_what_it_saw() {
     assert_eq!(response.json::<Value>().await.unwrap(), expected);
 
     let seen = &server.requests()[0];
-    assert_eq!((&seen.method, seen.uri.path(), &seen.body[..]), (&Method::PUT, "/jobs/7", &b"abc"[..]));
-    assert_eq!((seen.subject.as_deref(), seen.token_id.as_deref()), (Some("somebody"), Some("somebody#1")));
-    assert_eq!((seen.status, seen.refused, seen.reissued), (Some(StatusCode::CONFLICT), false, false));
+    assert_eq!(
+        (&seen.method, seen.uri.path(), &seen.body[..]),
+        (&Method::PUT, "/jobs/7", &b"abc"[..])
+    );
+    assert_eq!(
+        (seen.subject.as_deref(), seen.token_id.as_deref()),
+        (Some("somebody"), Some("somebody#1"))
+    );
+    assert_eq!(
+        (seen.status, seen.refused, seen.reissued),
+        (Some(StatusCode::CONFLICT), false, false)
+    );
     assert!(!format!("{seen:?}").contains(access(&tokens)));
 
     let request = client().post(server.url("/?echo")).bearer_auth(access(&tokens)).body("abc");
     assert_eq!(request.send().await.unwrap().text().await.unwrap(), "abc");
-    let response = get(&server, "/?status=307&location=http%3A%2F%2Felsewhere.example%2F", access(&tokens)).await;
+    let response =
+        get(&server, "/?status=307&location=http%3A%2F%2Felsewhere.example%2F", access(&tokens))
+            .await;
     assert_eq!(
         (response.status().as_u16(), &response.headers()[header::LOCATION]),
         (307, &"http://elsewhere.example/".parse().unwrap())
@@ -120,17 +157,29 @@ async fn the_api_echoes_what_it_saw() {
     for status in [204, 304] {
         let response = get(&server, &format!("/?status={status}"), access(&tokens)).await;
         assert_eq!(response.headers().get(header::CONTENT_LENGTH), None);
-        assert_eq!((response.status().as_u16(), response.bytes().await.unwrap().len()), (status, 0));
+        assert_eq!(
+            (response.status().as_u16(), response.bytes().await.unwrap().len()),
+            (status, 0)
+        );
     }
-    // On the connections that these left, too: nothing was sent that would be taken for the next answer.
+    // On the connections that these left, too: nothing was sent that would be taken for the next
+    // answer.
     let client = client();
     for path in ["/?status=204", "/", "/?status=304", "/"] {
         for method in [Method::HEAD, Method::GET] {
-            let request = client.request(method.clone(), server.url(path)).bearer_auth(access(&tokens));
+            let request =
+                client.request(method.clone(), server.url(path)).bearer_auth(access(&tokens));
             let response = request.send().await.unwrap();
-            let length = response.headers().get(header::CONTENT_LENGTH).map(|length| length.to_str().unwrap().to_owned());
+            let length = response
+                .headers()
+                .get(header::CONTENT_LENGTH)
+                .map(|length| length.to_str().unwrap().to_owned());
             let text = response.text().await.unwrap();
-            assert_eq!(text.is_empty(), method == Method::HEAD || path != "/", "{method} {path}: {text}");
+            assert_eq!(
+                text.is_empty(),
+                method == Method::HEAD || path != "/",
+                "{method} {path}: {text}"
+            );
             // A HEAD is told what a GET would bring (RFC 9110 §9.3.2).
             assert!(path != "/" || length.is_some_and(|length| length != "0"), "{method} {path}");
         }
@@ -148,7 +197,12 @@ async fn what_is_not_taken_is_refused_as_rfc_6750_has_it() {
 
     let refused = |response: Response| {
         assert_eq!(response.status(), 401);
-        assert!(response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap().contains(r#"error="invalid_token""#));
+        assert!(
+            response.headers()[header::WWW_AUTHENTICATE]
+                .to_str()
+                .unwrap()
+                .contains(r#"error="invalid_token""#)
+        );
     };
     refused(get(&server, "/", "unknown").await);
     refused(get(&server, "/", access(&AuthServer::start().await.login())).await);
@@ -162,9 +216,13 @@ async fn what_is_not_taken_is_refused_as_rfc_6750_has_it() {
 
 #[tokio::test]
 async fn airflows_refusal_is_a_403_without_a_challenge() {
-    let server = AuthServer::builder().refusal(Refusal::Forbidden403).lifetime(Duration::ZERO).start().await;
+    let server =
+        AuthServer::builder().refusal(Refusal::Forbidden403).lifetime(Duration::ZERO).start().await;
     let response = get(&server, "/", access(&server.login())).await;
-    assert_eq!((response.status().as_u16(), response.headers().get(header::WWW_AUTHENTICATE)), (403, None));
+    assert_eq!(
+        (response.status().as_u16(), response.headers().get(header::WWW_AUTHENTICATE)),
+        (403, None)
+    );
     assert_eq!(response.text().await.unwrap(), r#"{"detail":"Invalid auth token"}"#);
     assert_eq!(client().get(server.url("/")).send().await.unwrap().status(), 401);
 }
@@ -191,24 +249,37 @@ async fn a_new_token_comes_with_any_status_in_the_last_part_of_the_life() {
 
 #[tokio::test]
 async fn in_grace_an_expired_token_is_taken_and_replaced_if_all_else_is_verified() {
-    let expired = || AuthServer::builder().refusal(Refusal::Forbidden403).lifetime(Duration::ZERO).claim("scope", "execution");
+    let expired = || {
+        AuthServer::builder()
+            .refusal(Refusal::Forbidden403)
+            .lifetime(Duration::ZERO)
+            .claim("scope", "execution")
+    };
     let server = expired().grace(Duration::from_secs(60)).start().await;
     let tokens = server.login();
     let response = get(&server, "/?status=404", access(&tokens)).await;
     assert_eq!(response.status(), 404);
-    let (old, mut new) = (claims(&server, access(&tokens)), claims(&server, reissued(&response).unwrap()));
+    let (old, mut new) =
+        (claims(&server, access(&tokens)), claims(&server, reissued(&response).unwrap()));
     for name in ["iat", "exp", "jti"] {
         new[name] = old[name].clone();
     }
     assert_eq!(old, new);
 
-    for (name, value) in [("aud", json!("other")), ("iss", json!("other")), ("sub", json!("nobody")), ("nbf", json!(9e12))] {
+    for (name, value) in [
+        ("aud", json!("other")),
+        ("iss", json!("other")),
+        ("sub", json!("nobody")),
+        ("nbf", json!(9e12)),
+    ] {
         let mut claims = old.clone();
         claims[name] = value;
         let response = get(&server, "/", &sign(&server, &claims)).await;
         assert_eq!((response.status().as_u16(), reissued(&response)), (403, None), "{name}");
     }
-    let forged = jsonwebtoken::encode(&Header::default(), &old, &EncodingKey::from_secret(b"guess")).unwrap();
+    let forged =
+        jsonwebtoken::encode(&Header::default(), &old, &EncodingKey::from_secret(b"guess"))
+            .unwrap();
     assert_eq!(get(&server, "/", &forged).await.status(), 403);
 
     let without = expired().start().await;
@@ -221,11 +292,17 @@ async fn refresh_tokens_are_single_use_and_reuse_revokes_the_grant() {
     let server = AuthServer::start().await;
     let (tokens, other) = (server.login(), server.login());
     let (status, answer) = renew(&server, refresh(&tokens)).await;
-    assert_eq!((status.as_u16(), &answer["token_type"], &answer["expires_in"]), (200, &json!("Bearer"), &json!(3600)));
+    assert_eq!(
+        (status.as_u16(), &answer["token_type"], &answer["expires_in"]),
+        (200, &json!("Bearer"), &json!(3600))
+    );
     assert_eq!(get(&server, "/", answer["access_token"].as_str().unwrap()).await.status(), 200);
     let (status, refused) = renew(&server, refresh(&tokens)).await;
     assert_eq!((status.as_u16(), &refused["error"]), (400, &json!("invalid_grant")));
-    assert_eq!(renew(&server, answer["refresh_token"].as_str().unwrap()).await.1["error"], "invalid_grant");
+    assert_eq!(
+        renew(&server, answer["refresh_token"].as_str().unwrap()).await.1["error"],
+        "invalid_grant"
+    );
     assert_eq!(get(&server, "/", answer["access_token"].as_str().unwrap()).await.status(), 401);
     assert!(server.is_revoked("login-1") && !server.is_revoked("login-2"));
     // One after the other.
@@ -267,8 +344,15 @@ async fn a_strict_server_takes_the_newest_token_alone() {
 async fn the_other_token_endpoint_answers_with_cookies() {
     let server = AuthServer::start().await;
     let response = ask(server.cookie_token_endpoint(), refresh(&server.login())).await.unwrap();
-    let cookies: Vec<_> = response.headers().get_all(header::SET_COOKIE).iter().map(|value| value.to_str().unwrap()).collect();
-    let value = |name| cookies.iter().find_map(|cookie| cookie.strip_prefix(name)?.split(';').next()).unwrap();
+    let cookies: Vec<_> = response
+        .headers()
+        .get_all(header::SET_COOKIE)
+        .iter()
+        .map(|value| value.to_str().unwrap())
+        .collect();
+    let value = |name| {
+        cookies.iter().find_map(|cookie| cookie.strip_prefix(name)?.split(';').next()).unwrap()
+    };
     assert_eq!(get(&server, "/", value("JWT=")).await.status(), 200);
     assert_eq!(renew(&server, value("JWT_REFRESH_TOKEN=")).await.0, 200);
 }
@@ -277,7 +361,8 @@ async fn the_other_token_endpoint_answers_with_cookies() {
 async fn the_token_endpoint_refuses_what_is_no_refresh_request() {
     let server = AuthServer::start().await;
     let token = server.login();
-    let post = |form: Vec<(&'static str, &str)>| client().post(server.token_endpoint()).form(&form).send();
+    let post =
+        |form: Vec<(&'static str, &str)>| client().post(server.token_endpoint()).form(&form).send();
     let table = [
         (vec![("grant_type", "password"), ("refresh_token", "x")], "unsupported_grant_type"),
         (vec![("refresh_token", "x")], "invalid_request"),
@@ -287,7 +372,10 @@ async fn the_token_endpoint_refuses_what_is_no_refresh_request() {
     ];
     for (form, error) in table {
         let response = post(form).await.unwrap();
-        assert_eq!((response.status().as_u16(), &response.json::<Value>().await.unwrap()["error"]), (400, &json!(error)));
+        assert_eq!(
+            (response.status().as_u16(), &response.json::<Value>().await.unwrap()["error"]),
+            (400, &json!(error))
+        );
     }
     assert_eq!(client().get(server.token_endpoint()).send().await.unwrap().status(), 405);
     assert_eq!(renew(&server, refresh(&token)).await.0, 200);
@@ -317,19 +405,36 @@ async fn scripts_are_used_up_one_answer_a_call() {
         Answer::StatusRetryAfter(503, Duration::from_secs(30)),
         Answer::Html200,
         Answer::Json(json!({"error": "server_error"})),
-        Answer::Response(http::Response::builder().status(418).header("x-odd", "1").body("tea".into()).unwrap()),
+        Answer::Response(
+            http::Response::builder().status(418).header("x-odd", "1").body("tea".into()).unwrap(),
+        ),
     ]);
     let call = || ask(server.token_endpoint(), refresh(&tokens));
     let response = call().await.unwrap();
     assert_eq!(response.status(), 502);
-    assert!(response.text().await.unwrap().contains("<h1>502 Bad Gateway</h1></center>\r\n<hr><center>nginx/"));
+    assert!(
+        response
+            .text()
+            .await
+            .unwrap()
+            .contains("<h1>502 Bad Gateway</h1></center>\r\n<hr><center>nginx/")
+    );
     let response = call().await.unwrap();
-    assert_eq!((response.status().as_u16(), &response.headers()[header::RETRY_AFTER]), (503, &"30".parse().unwrap()));
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()[header::RETRY_AFTER]),
+        (503, &"30".parse().unwrap())
+    );
     let response = call().await.unwrap();
-    assert_eq!((response.status().as_u16(), &response.headers()[header::CONTENT_TYPE]), (200, &"text/html".parse().unwrap()));
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()[header::CONTENT_TYPE]),
+        (200, &"text/html".parse().unwrap())
+    );
     assert_eq!(call().await.unwrap().text().await.unwrap(), r#"{"error":"server_error"}"#);
     let response = call().await.unwrap();
-    assert_eq!((response.status().as_u16(), &response.headers()["x-odd"]), (418, &"1".parse().unwrap()));
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["x-odd"]),
+        (418, &"1".parse().unwrap())
+    );
     assert_eq!(response.text().await.unwrap(), "tea");
     // Nothing was done until now: the refresh token is still good.
     assert_eq!(call().await.unwrap().status(), 200);
@@ -343,7 +448,10 @@ async fn scripts_are_used_up_one_answer_a_call() {
 fn is_reset(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut link = Some(error);
     while let Some(error) = link {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset) {
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+        {
             return true;
         }
         link = error.source();
@@ -390,7 +498,9 @@ async fn delays_come_before_the_work_and_late_answers_after_it() {
     for (issued, patience) in [(0, 100), (0, 100), (1, 1000)] {
         let client = Client::builder().timeout(Duration::from_millis(patience)).build().unwrap();
         let form = [("grant_type", "refresh_token"), ("refresh_token", refresh(&tokens))];
-        assert!(client.post(server.token_endpoint()).form(&form).send().await.unwrap_err().is_timeout());
+        assert!(
+            client.post(server.token_endpoint()).form(&form).send().await.unwrap_err().is_timeout()
+        );
         assert_eq!(server.counts().tokens_issued, issued);
     }
     assert_eq!(renew(&server, refresh(&tokens)).await.0, 400);

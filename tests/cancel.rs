@@ -20,7 +20,8 @@ use support::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Polls a future this many times, each time that it is woken, and gives back its output if it has one by then.
+/// Polls a future this many times, each time that it is woken, and gives back its output if it has
+/// one by then.
 async fn polled<F: Future + ?Sized>(times: usize, mut future: Pin<Box<F>>) -> Option<F::Output> {
     let mut left = times;
     poll_fn(|context| {
@@ -46,8 +47,8 @@ fn api() -> Api {
     })
 }
 
-/// A caller is dropped after n polls, for each n until it completes: the token endpoint sees at most one call, the tokens are
-/// kept, and the next request has them.
+/// A caller is dropped after n polls, for each n until it completes: the token endpoint sees at
+/// most one call, the tokens are kept, and the next request has them.
 async fn drop_at_every_point(tokens: impl Fn() -> Tokens, store: impl Fn() -> Option<FakeStore>) {
     for polls in 0.. {
         assert!(polls < 200, "it never completes");
@@ -66,7 +67,11 @@ async fn drop_at_every_point(tokens: impl Fn() -> Tokens, store: impl Fn() -> Op
         let response = client.get(url("/")).send().await.unwrap();
         assert_eq!(response.status(), 200, "{polls}");
         assert_eq!((issuer.calls(), issuer.most()), (1, 1), "{polls}");
-        assert_eq!((api.tokens_seen().last().unwrap().as_str(), held(&session)), ("t1", texts("t1", "r1")), "{polls}");
+        assert_eq!(
+            (api.tokens_seen().last().unwrap().as_str(), held(&session)),
+            ("t1", texts("t1", "r1")),
+            "{polls}"
+        );
         if let Some(store) = store {
             assert_eq!(store.held(), Some(texts("t1", "r1")), "{polls}");
             assert!(store.is_free(), "{polls}");
@@ -104,7 +109,11 @@ async fn a_caller_may_be_dropped_anywhere_with_a_store() {
 async fn whoever_refreshes_by_hand_may_be_dropped_anywhere() {
     for polls in 0..4 {
         let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
-        let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+        let session = Session::builder(pair("t0", "r0"))
+            .origin(ORIGIN)
+            .refresher(issuer.clone())
+            .build()
+            .unwrap();
         let refresh = session.clone();
         let completed = polled(polls, Box::pin(async move { refresh.refresh().await })).await;
         settle().await;
@@ -119,11 +128,18 @@ async fn a_new_login_whose_caller_is_dropped_anywhere_is_there_and_is_saved_befo
     for polls in 1.. {
         let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
         store.next(Call::Save, [Fate::Gated]);
-        let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store.clone());
+        let session = Session::builder(pair("t0", "r0"))
+            .origin(ORIGIN)
+            .refresher(issuer.clone())
+            .store(store.clone());
         let session = session.build().unwrap();
         let replaced = session.clone();
         store.open_gate();
-        let completed = polled(polls, Box::pin(async move { replaced.replace_tokens(pair("new", "rn")).await })).await;
+        let completed = polled(
+            polls,
+            Box::pin(async move { replaced.replace_tokens(pair("new", "rn")).await }),
+        )
+        .await;
         assert_eq!(held(&session), texts("new", "rn"));
         store.open_gate();
         session.refresh().await.unwrap();
@@ -139,12 +155,19 @@ async fn a_new_login_whose_caller_is_dropped_anywhere_is_there_and_is_saved_befo
 async fn close_whose_caller_is_dropped_anywhere_is_a_close() {
     for polls in 1.. {
         let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
-        let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+        let session = Session::builder(pair("t0", "r0"))
+            .origin(ORIGIN)
+            .refresher(issuer.clone())
+            .build()
+            .unwrap();
         let request = tokio::spawn(api().client(&session).get(url("/")).send());
         support::until(&session, reqwest_reauth::SessionState::Refreshing).await;
         let closed = session.clone();
         let completed = polled(polls, Box::pin(async move { closed.close().await })).await;
-        assert_eq!(support::error_of(request.await.unwrap()).kind(), reqwest_reauth::ErrorKind::Closed);
+        assert_eq!(
+            support::error_of(request.await.unwrap()).kind(),
+            reqwest_reauth::ErrorKind::Closed
+        );
         session.close().await.unwrap();
         assert_eq!((issuer.calls(), held(&session)), (1, texts("t1", "r1")));
         if completed.is_some() {

@@ -1,4 +1,5 @@
-//! What is taken off the response header, from which answers, and what is not (contract of `Refreshed-API-Token`).
+//! What is taken off the response header, from which answers, and what is not (contract of
+//! `Refreshed-API-Token`).
 
 // What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
@@ -15,14 +16,19 @@ use http::{Extensions, HeaderName, header::AUTHORIZATION};
 use raw::{Counter, Reply, Server};
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
-use reqwest_reauth::{Anonymous, CaptureIgnored, ClientBuilderExt, Event, NotReplayed, Outcome, Session, SessionBuilder, Tokens};
+use reqwest_reauth::{
+    Anonymous, CaptureIgnored, ClientBuilderExt, Event, NotReplayed, Outcome, Session,
+    SessionBuilder, Tokens,
+};
 use support::Events;
 use tokio::sync::Semaphore;
 
 const HEADER: &str = "Refreshed-API-Token";
 
 fn session(server: &Server, token: &str, events: &Events) -> SessionBuilder {
-    Session::builder(Tokens::new(token).unwrap()).origin(server.origin()).on_event(events.listener())
+    Session::builder(Tokens::new(token).unwrap())
+        .origin(server.origin())
+        .on_event(events.listener())
 }
 
 fn client(session: &Session) -> ClientWithMiddleware {
@@ -47,11 +53,14 @@ fn outcome(response: &Response) -> Outcome {
 
 #[tokio::test]
 async fn every_status_and_every_spelling_of_the_name_bring_a_token() {
-    const STATUSES: [u16; 18] = [200, 201, 202, 204, 206, 300, 304, 400, 402, 404, 405, 409, 410, 418, 422, 429, 500, 503];
+    const STATUSES: [u16; 18] =
+        [200, 201, 202, 204, 206, 300, 304, 400, 402, 404, 405, 409, 410, 418, 422, 429, 500, 503];
     const NAMES: [&str; 3] = [HEADER, "refreshed-api-token", "REFRESHED-API-TOKEN"];
     let server = Server::simple(|seen| {
         let name = NAMES[seen.number % 3];
-        Reply::status(STATUSES[seen.number - 1]).header(name, format!("n{}", seen.number)).body("body")
+        Reply::status(STATUSES[seen.number - 1])
+            .header(name, format!("n{}", seen.number))
+            .body("body")
     })
     .await;
     let events = Events::default();
@@ -63,7 +72,11 @@ async fn every_status_and_every_spelling_of_the_name_bring_a_token() {
         assert!(outcome(&response).captured, "{status}");
         assert_eq!(token(&session), format!("n{}", index + 1), "{status}");
         let empty = matches!(status, 204 | 304);
-        assert_eq!(response.text().await.unwrap(), if empty { "" } else { "body" }, "the body is the caller's");
+        assert_eq!(
+            response.text().await.unwrap(),
+            if empty { "" } else { "body" },
+            "the body is the caller's"
+        );
     }
     let sent: Vec<_> = (0..STATUSES.len()).map(|number| Some(format!("n{number}"))).collect();
     assert_eq!(server.tokens(), sent, "each request carries what the answer before it brought");
@@ -94,7 +107,10 @@ async fn a_token_is_taken_before_the_status_becomes_an_error() {
     })
     .await;
     let session = session(&server, "old", &Events::default()).build().unwrap();
-    let client = ClientBuilder::new(reqwest::Client::new()).with(StatusIsError).with_session(session.clone()).build();
+    let client = ClientBuilder::new(reqwest::Client::new())
+        .with(StatusIsError)
+        .with_session(session.clone())
+        .build();
     let error = client.get(server.url("/")).send().await.unwrap_err();
     assert_eq!(error.status().unwrap(), 404);
     client.get(server.url("/")).send().await.unwrap();
@@ -155,7 +171,8 @@ async fn late_answers_never_roll_back() {
     let events = Events::default();
     let session = session(&server, "old", &events).build().unwrap();
     let client = client(&session);
-    let [early, late] = ["/early", "/late"].map(|path| tokio::spawn(client.get(server.url(path)).send()));
+    let [early, late] =
+        ["/early", "/late"].map(|path| tokio::spawn(client.get(server.url(path)).send()));
 
     gates[1].add_permits(1);
     assert!(outcome(&late.await.unwrap().unwrap()).captured);
@@ -216,7 +233,8 @@ async fn what_is_no_token_is_ignored_with_one_event_an_answer() {
         &[b"Bearer ", long.as_bytes()],
         &[sixty.as_bytes()],
     ];
-    let rows: Vec<Vec<Vec<u8>>> = table.iter().map(|values| values.iter().map(|value| value.to_vec()).collect()).collect();
+    let rows: Vec<Vec<Vec<u8>>> =
+        table.iter().map(|values| values.iter().map(|value| value.to_vec()).collect()).collect();
     let answers = rows.clone();
     let server = Server::simple(move |seen| {
         let values = answers.get(seen.number - 1).into_iter().flatten();
@@ -227,7 +245,10 @@ async fn what_is_no_token_is_ignored_with_one_event_an_answer() {
     let session = session(&server, "old", &events).build().unwrap();
     let client = client(&session);
     for (index, values) in rows.iter().enumerate() {
-        let shown: Vec<_> = values.iter().map(|value| String::from_utf8_lossy(&value[..value.len().min(40)])).collect();
+        let shown: Vec<_> = values
+            .iter()
+            .map(|value| String::from_utf8_lossy(&value[..value.len().min(40)]))
+            .collect();
         let response = client.get(server.url("/")).send().await.unwrap();
         assert_eq!(response.status(), 200, "{shown:?}");
         assert!(!outcome(&response).captured, "{shown:?}");
@@ -255,7 +276,10 @@ async fn outer_blanks_and_the_scheme_are_dropped_and_equal_values_are_one() {
     ];
     let answers = table.clone();
     let server = Server::simple(move |seen| {
-        answers[seen.number - 1].0.iter().fold(Reply::status(200), |reply, value| reply.header(HEADER, value))
+        answers[seen.number - 1]
+            .0
+            .iter()
+            .fold(Reply::status(200), |reply, value| reply.header(HEADER, value))
     })
     .await;
     let events = Events::default();
@@ -271,17 +295,24 @@ async fn outer_blanks_and_the_scheme_are_dropped_and_equal_values_are_one() {
 #[tokio::test]
 async fn an_answer_that_breaks_the_grammar_of_http_changes_nothing() {
     for value in ["a\0b", "a\x01", "a\rb", "a\x7f"] {
-        let server =
-            Server::simple(move |_| Reply::bytes(format!("HTTP/1.1 200 OK\r\n{HEADER}: {value}\r\ncontent-length: 0\r\n\r\n")))
-                .await;
+        let server = Server::simple(move |_| {
+            Reply::bytes(format!(
+                "HTTP/1.1 200 OK\r\n{HEADER}: {value}\r\ncontent-length: 0\r\n\r\n"
+            ))
+        })
+        .await;
         let events = Events::default();
         let session = session(&server, "old", &events).build().unwrap();
         let error = client(&session).get(server.url("/")).send().await.unwrap_err();
-        assert!(error.is_request() && reqwest_reauth::Error::find_in(&error).is_none(), "{value:?}");
+        assert!(
+            error.is_request() && reqwest_reauth::Error::find_in(&error).is_none(),
+            "{value:?}"
+        );
         assert_eq!((token(&session), events.all().len()), ("old".into(), 0), "{value:?}");
     }
     // A line end begins another header: the value before it is the whole one.
-    let server = Server::simple(|_| Reply::status(200).header(HEADER, "first\nX-Other: second")).await;
+    let server =
+        Server::simple(|_| Reply::status(200).header(HEADER, "first\nX-Other: second")).await;
     let session = session(&server, "old", &Events::default()).build().unwrap();
     client(&session).get(server.url("/")).send().await.unwrap();
     assert_eq!(token(&session), "first");
@@ -301,20 +332,28 @@ async fn a_refusal_that_brings_a_token_is_replayed_with_it_and_nobody_else_is_as
             let server = Server::simple(move |seen| match seen.token() {
                 Some("old") => {
                     let reply = Reply::status(status).header(HEADER, "new").body("refused");
-                    challenge.map_or(reply.clone(), |challenge| reply.header("WWW-Authenticate", challenge))
+                    challenge.map_or(reply.clone(), |challenge| {
+                        reply.header("WWW-Authenticate", challenge)
+                    })
                 }
                 _ => Reply::status(200),
             })
             .await;
             let (events, counter) = (Events::default(), Counter::default());
-            let session = session(&server, "old", &events).refresher(counter.clone()).build().unwrap();
-            let response = client(&session).post(server.url("/x")).body("whole").send().await.unwrap();
+            let session =
+                session(&server, "old", &events).refresher(counter.clone()).build().unwrap();
+            let response =
+                client(&session).post(server.url("/x")).body("whole").send().await.unwrap();
             let outcome = outcome(&response);
             assert_eq!(
                 (response.status().as_u16(), outcome.captured, outcome.replayed, outcome.refreshed),
                 (200, true, true, false)
             );
-            assert_eq!(server.tokens(), [Some("old".into()), Some("new".into())], "{status} {challenge:?}");
+            assert_eq!(
+                server.tokens(),
+                [Some("old".into()), Some("new".into())],
+                "{status} {challenge:?}"
+            );
             assert!(server.seen().iter().all(|seen| seen.body == b"whole"));
             assert_eq!(counter.calls(), 0, "{status} {challenge:?}");
         }
@@ -323,7 +362,8 @@ async fn a_refusal_that_brings_a_token_is_replayed_with_it_and_nobody_else_is_as
 
 #[tokio::test]
 async fn a_refusal_with_a_token_on_every_answer_is_replayed_once() {
-    let server = Server::simple(|seen| Reply::status(403).header(HEADER, format!("n{}", seen.number))).await;
+    let server =
+        Server::simple(|seen| Reply::status(403).header(HEADER, format!("n{}", seen.number))).await;
     let (events, counter) = (Events::default(), Counter::default());
     let session = session(&server, "old", &events).refresher(counter.clone()).build().unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
@@ -341,7 +381,8 @@ async fn a_refusal_that_brings_no_new_token_is_renewed_as_any_other() {
         })
         .await;
         let counter = Counter::default();
-        let session = session(&server, "old", &Events::default()).refresher(counter.clone()).build().unwrap();
+        let session =
+            session(&server, "old", &Events::default()).refresher(counter.clone()).build().unwrap();
         let response = client(&session).get(server.url("/")).send().await.unwrap();
         assert_eq!((response.status().as_u16(), counter.calls()), (200, 1), "{value:?}");
         assert!(!outcome(&response).captured);
@@ -356,7 +397,10 @@ async fn the_header_can_have_another_name() {
     })
     .await;
     let events = Events::default();
-    let session = session(&server, "old", &events).capture_header(HeaderName::from_static("x-new-token")).build().unwrap();
+    let session = session(&server, "old", &events)
+        .capture_header(HeaderName::from_static("x-new-token"))
+        .build()
+        .unwrap();
     let client = client(&session);
     let response = client.get(server.url("/")).send().await.unwrap();
     assert!(response.headers()["x-new-token"].is_sensitive());
@@ -367,8 +411,12 @@ async fn the_header_can_have_another_name() {
 #[tokio::test]
 async fn a_token_that_ends_earlier_is_taken_all_the_same() {
     let jwt = |lifetime: u64| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-        format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(format!(r#"{{"iat":{now},"exp":{}}}"#, now + lifetime)))
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        format!(
+            "e30.{}.c2ln",
+            URL_SAFE_NO_PAD.encode(format!(r#"{{"iat":{now},"exp":{}}}"#, now + lifetime))
+        )
     };
     let (long, short) = (jwt(86_400), jwt(600));
     let server = Server::simple({
@@ -386,8 +434,10 @@ async fn a_token_that_ends_earlier_is_taken_all_the_same() {
 
 #[tokio::test]
 async fn only_the_session_that_signed_the_request_takes_its_token() {
-    let server =
-        Server::simple(|seen| Reply::status(200).header(HEADER, format!("{}-new", seen.token().unwrap_or("none")))).await;
+    let server = Server::simple(|seen| {
+        Reply::status(200).header(HEADER, format!("{}-new", seen.token().unwrap_or("none")))
+    })
+    .await;
     let events = Events::default();
     let own = session(&server, "own", &events).build().unwrap();
     let other = session(&server, "other", &Events::default()).build().unwrap();
@@ -416,12 +466,14 @@ async fn many_answers_at_once_leave_one_of_their_tokens_and_one_capture_a_genera
     let events = Events::default();
     let session = session(&server, "old", &events).build().unwrap();
     let client = client(&session);
-    let requests: Vec<_> = (0..REQUESTS).map(|_| tokio::spawn(client.get(server.url("/")).send())).collect();
+    let requests: Vec<_> =
+        (0..REQUESTS).map(|_| tokio::spawn(client.get(server.url("/")).send())).collect();
     let mut captured = 0;
     for request in requests {
         captured += usize::from(outcome(&request.await.unwrap().unwrap()).captured);
     }
-    // All were sent with the same generation, so that the first answer wins and the others are late.
+    // All were sent with the same generation, so that the first answer wins and the others are
+    // late.
     assert_eq!((captured, session.generation()), (1, 2));
     assert_eq!(ignored(&events), vec![CaptureIgnored::Superseded; REQUESTS - 1]);
 }

@@ -7,8 +7,13 @@ mod support;
 use std::time::{Duration, SystemTime};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use reqwest_reauth::{ErrorKind, Event, OnRefreshFailure, Session, SessionBuilder, SessionState, Tokens};
-use support::{Api, Events, Issuer, ORIGIN, Turn, answer, error_of, outcome_of, pair, settle, unavailable, until, url};
+use reqwest_reauth::{
+    ErrorKind, Event, OnRefreshFailure, Session, SessionBuilder, SessionState, Tokens,
+};
+use support::{
+    Api, Events, Issuer, ORIGIN, Turn, answer, error_of, outcome_of, pair, settle, unavailable,
+    until, url,
+};
 use tokio::time::advance;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -45,7 +50,8 @@ async fn seconds_until_asked(session: &Session, issuer: &Issuer, at_most: u64) -
 async fn the_default_window_is_the_last_fifth_and_at_most_a_minute() {
     for (lifetime, earliest, latest) in [(100, 80, 82), (3600, 3540, 3546), (10, 8, 9)] {
         let issuer = Issuer::new([]);
-        let session = builder(&issuer, pair("t0", "r0").with_expires_in(lifetime * SECOND)).build().unwrap();
+        let session =
+            builder(&issuer, pair("t0", "r0").with_expires_in(lifetime * SECOND)).build().unwrap();
         let asked = seconds_until_asked(&session, &issuer, u64::from(lifetime)).await;
         assert!((earliest..=latest).contains(&asked), "{lifetime}: {asked}");
     }
@@ -67,7 +73,8 @@ async fn a_fleet_does_not_renew_in_step() {
     let mut due = std::collections::BTreeSet::new();
     for _ in 0..30 {
         let issuer = Issuer::new([]);
-        let session = builder(&issuer, pair("t0", "r0").with_expires_in(3600 * SECOND)).build().unwrap();
+        let session =
+            builder(&issuer, pair("t0", "r0").with_expires_in(3600 * SECOND)).build().unwrap();
         advance(3535 * SECOND).await;
         due.insert(seconds_until_asked(&session, &issuer, 30).await);
     }
@@ -78,7 +85,10 @@ async fn a_fleet_does_not_renew_in_step() {
 async fn a_background_refresh_that_fails_hurts_nobody_until_the_token_has_ended() {
     let issuer = Issuer::new((0..9).map(|_| Turn::Fail(Duration::ZERO, unavailable())));
     let tokens = pair("t0", "r0").with_expires_in(100 * SECOND);
-    let session = builder(&issuer, tokens).on_refresh_failure(OnRefreshFailure::ReturnResponse).build().unwrap();
+    let session = builder(&issuer, tokens)
+        .on_refresh_failure(OnRefreshFailure::ReturnResponse)
+        .build()
+        .unwrap();
     let api = Api::accepting(|_| true);
     let client = api.client(&session);
     for _ in 0..100 {
@@ -143,7 +153,8 @@ async fn a_refused_request_waits_for_the_refresh_that_it_began_in_the_background
 #[tokio::test(start_paused = true)]
 async fn all_wait_for_the_flight_past_expiry_and_are_told_so() {
     let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
-    let session = builder(&issuer, pair("t0", "r0").with_expires_in(Duration::ZERO)).build().unwrap();
+    let session =
+        builder(&issuer, pair("t0", "r0").with_expires_in(Duration::ZERO)).build().unwrap();
     let api = Api::accepting(|_| true);
     let client = api.client(&session);
     let requests: Vec<_> = (0..50).map(|_| tokio::spawn(client.get(url("/")).send())).collect();
@@ -156,7 +167,10 @@ async fn all_wait_for_the_flight_past_expiry_and_are_told_so() {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_that_cannot_refresh_sends_what_it_has() {
-    let session = Session::builder(Tokens::new("t0").unwrap().with_expires_in(Duration::ZERO)).origin(ORIGIN).build().unwrap();
+    let session = Session::builder(Tokens::new("t0").unwrap().with_expires_in(Duration::ZERO))
+        .origin(ORIGIN)
+        .build()
+        .unwrap();
     let api = Api::accepting(|token| token == "t0");
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
 }
@@ -183,7 +197,9 @@ async fn a_jwt_that_was_handed_over_ends_by_the_local_clock() {
     let old = Tokens::new(jwt("a", Some(-7200), -3600)).unwrap().with_refresh_token("r0").unwrap();
     for replaced in [false, true] {
         let issuer = Issuer::new([]);
-        let session = builder(&issuer, if replaced { pair("t0", "r0") } else { old.clone() }).build().unwrap();
+        let session = builder(&issuer, if replaced { pair("t0", "r0") } else { old.clone() })
+            .build()
+            .unwrap();
         if replaced {
             session.replace_tokens(old.clone()).await.unwrap();
         }
@@ -193,11 +209,21 @@ async fn a_jwt_that_was_handed_over_ends_by_the_local_clock() {
 
 #[tokio::test(start_paused = true)]
 async fn hostile_claims_are_no_hint() {
-    let claims = ["{\"exp\":1e400}", "{\"exp\":-1}", "{\"exp\":\"soon\"}", "{", "[]", "{\"exp\":18446744073709551615}"];
+    let claims = [
+        "{\"exp\":1e400}",
+        "{\"exp\":-1}",
+        "{\"exp\":\"soon\"}",
+        "{",
+        "[]",
+        "{\"exp\":18446744073709551615}",
+    ];
     for claims in claims {
         let issuer = Issuer::new([]);
         let token = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
-        let session = builder(&issuer, Tokens::new(token).unwrap().with_refresh_token("r0").unwrap()).build().unwrap();
+        let session =
+            builder(&issuer, Tokens::new(token).unwrap().with_refresh_token("r0").unwrap())
+                .build()
+                .unwrap();
         let api = Api::accepting(|_| true);
         for _ in 0..3 {
             assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);

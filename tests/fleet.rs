@@ -1,4 +1,5 @@
-//! Sessions that survive crashes and are shared: on a file by several processes, in memory by several sessions.
+//! Sessions that survive crashes and are shared: on a file by several processes, in memory by
+//! several sessions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
 
@@ -20,7 +21,8 @@ use fleet::{Job, Worker, caller, client, form, refresh_token, session};
 use reqwest::StatusCode;
 use reqwest_middleware::ClientWithMiddleware;
 use reqwest_reauth::{
-    Error, ErrorKind, Event, FileStore, MemoryStore, Session, SessionBuilder, StoreLock, TokenStore, Tokens,
+    Error, ErrorKind, Event, FileStore, MemoryStore, Session, SessionBuilder, StoreLock,
+    TokenStore, Tokens,
     testing::{Answer, AuthServer, Rotation},
 };
 
@@ -50,7 +52,8 @@ fn asked(server: &AuthServer) -> Vec<String> {
 /// What a process does that dies between the token endpoint's answer and its own save.
 async fn spend(server: &AuthServer, refresh: &str) {
     let form = [("grant_type", "refresh_token"), ("refresh_token", refresh), ("worker", "dead")];
-    let answer = reqwest::Client::new().post(server.token_endpoint()).form(&form).send().await.unwrap();
+    let answer =
+        reqwest::Client::new().post(server.token_endpoint()).form(&form).send().await.unwrap();
     assert_eq!(answer.status(), 200);
 }
 
@@ -74,7 +77,8 @@ impl Asked {
         let calls = server.token_requests();
         server.forget_requests();
         for call in calls {
-            let (token, login) = (form(&call, "refresh_token").unwrap(), call.subject.clone().unwrap());
+            let (token, login) =
+                (form(&call, "refresh_token").unwrap(), call.subject.clone().unwrap());
             self.all.insert(token.clone());
             self.last_of_login.insert(login.clone(), token.clone());
             self.login_of.insert(token.clone(), login);
@@ -82,18 +86,21 @@ impl Asked {
         }
     }
 
-    /// Whether nobody has spent it, or nobody has got further: its successor's owner died before the save.
+    /// Whether nobody has spent it, or nobody has got further: its successor's owner died before
+    /// the save.
     fn is_new_or_old(&self, token: &str) -> bool {
         !self.all.contains(token) || self.last_of_login[&self.login_of[token]] == token
     }
 }
 
-/// Returns once the server is through with the calls of the dead. One that the dead had just sent may reach it late on a busy machine,
-/// even after the next worker's: a real loss, but of the network's making, and it would say nothing of the file.
+/// Returns once the server is through with the calls of the dead. One that the dead had just sent
+/// may reach it late on a busy machine, even after the next worker's: a real loss, but of the
+/// network's making, and it would say nothing of the file.
 fn last_calls_are_over(server: &AuthServer) {
     let port: u16 = server.origin().rsplit(':').next().unwrap().parse().unwrap();
     let port = format!(":{port:04X}");
-    // The system's table of connections: the server's end goes when the server has read all, and closed it.
+    // The system's table of connections: the server's end goes when the server has read all, and
+    // closed it.
     let open = || {
         let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
         table.lines().skip(1).any(|line| {
@@ -119,8 +126,9 @@ struct Toll {
     path: std::path::PathBuf,
 }
 
-/// Some way into a rotation of the worker whose calls the server remembers, however busy the machine is. `false` for one whose login is
-/// lost, and that makes none: it is refused as often as it has logins.
+/// Some way into a rotation of the worker whose calls the server remembers, however busy the
+/// machine is. `false` for one whose login is lost, and that makes none: it is refused as often as
+/// it has logins.
 fn a_moment_of_rotation(server: &AuthServer, logins: usize) -> bool {
     let enough = fastrand::usize(0..4);
     let begun = Instant::now();
@@ -133,14 +141,18 @@ fn a_moment_of_rotation(server: &AuthServer, logins: usize) -> bool {
         if answered(StatusCode::OK) >= enough {
             break;
         }
-        assert!(begun.elapsed() < Duration::from_secs(20), "a worker neither rotates nor is refused");
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "a worker neither rotates nor is refused"
+        );
         std::thread::sleep(Duration::from_micros(200));
     }
     std::thread::sleep(Duration::from_micros(fastrand::u64(0..10_000)));
     true
 }
 
-/// Two hundred times: a worker that rotates all the time, killed at a random moment; then the next one, on the same file.
+/// Two hundred times: a worker that rotates all the time, killed at a random moment; then the next
+/// one, on the same file.
 async fn kill_two_hundred(rotation: Rotation) -> Toll {
     const KILLS: usize = 200;
     let server = AuthServer::builder().rotation(rotation).start().await;
@@ -156,8 +168,10 @@ async fn kill_two_hundred(rotation: Rotation) -> Toll {
         let name = number.to_string();
         let mut worker = Worker::start("rotate", &name, &server, path.to_str().unwrap(), &given);
         assert_eq!(worker.says().as_deref(), Some("ready"));
-        let rotates = a_moment_of_rotation(&server, 1 + usize::from(given.refresh_token().is_some()));
-        // Killed before it tells of the loss, it would leave the next one to lose the same login, and so on.
+        let rotates =
+            a_moment_of_rotation(&server, 1 + usize::from(given.refresh_token().is_some()));
+        // Killed before it tells of the loss, it would leave the next one to lose the same login,
+        // and so on.
         let mut said: Vec<_> = if rotates { None } else { worker.says() }.into_iter().collect();
         said.extend(worker.kill());
         last_calls_are_over(&server);
@@ -167,10 +181,16 @@ async fn kill_two_hundred(rotation: Rotation) -> Toll {
         assert_eq!(whole["version"], 1);
         let tokens = store.load().await.unwrap().unwrap();
         assert!(tokens.access_token().is_some());
-        assert!(asked.is_new_or_old(&refresh_token(&tokens)), "worker {number} left a token from before");
+        assert!(
+            asked.is_new_or_old(&refresh_token(&tokens)),
+            "worker {number} left a token from before"
+        );
 
-        let with_new_login = std::mem::replace(&mut given, Tokens::empty()).refresh_token().cloned();
-        let Some((lost, before)) = said.split_last().filter(|(last, _)| *last != "rotated") else { continue };
+        let with_new_login =
+            std::mem::replace(&mut given, Tokens::empty()).refresh_token().cloned();
+        let Some((lost, before)) = said.split_last().filter(|(last, _)| *last != "rotated") else {
+            continue;
+        };
         // Once, and the error says what may have happened.
         assert_eq!(lost, "LoginRequired true 1", "worker {number}");
         assert!(before.is_empty(), "{before:?}");
@@ -193,20 +213,28 @@ async fn two_hundred_kills_at_a_server_with_a_grace_lose_no_login() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_kills_at_a_server_without_grace_leave_the_file_whole_and_a_loss_is_told_after_one_call() {
+async fn two_hundred_kills_at_a_server_without_grace_leave_the_file_whole_and_a_loss_is_told_after_one_call()
+ {
     let toll = kill_two_hundred(Rotation::SingleUse).await;
-    eprintln!("{} kills in {} rotations, {} logins lost", toll.kills, toll.rotations, toll.logins_lost);
+    eprintln!(
+        "{} kills in {} rotations, {} logins lost",
+        toll.kills, toll.rotations, toll.logins_lost
+    );
     assert!(toll.rotations > 50);
     carries_on(&toll).await;
 }
 
 /// A new login over whatever the last crash left, and nothing of the dead is left beside it.
 async fn carries_on(toll: &Toll) {
-    let session = session(toll.server.login(), toll.server.origin(), "last").store(FileStore::new(&toll.path));
+    let session = session(toll.server.login(), toll.server.origin(), "last")
+        .store(FileStore::new(&toll.path));
     let session = session.restore().await.unwrap();
     session.refresh().await.unwrap();
     served(&client(&session), &toll.server).await;
-    assert_eq!(stored(&FileStore::new(&toll.path)).await, session.tokens().as_ref().map(refresh_token));
+    assert_eq!(
+        stored(&FileStore::new(&toll.path)).await,
+        session.tokens().as_ref().map(refresh_token)
+    );
     let mut names: Vec<_> = fs::read_dir(toll.path.parent().unwrap())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -227,12 +255,20 @@ async fn a_killed_holder_of_the_file_frees_those_who_wait_at_once() {
     hold.waiting(1).await;
     hold.release();
 
-    let session = session(day_one, server.origin(), "second").store(FileStore::new(&path)).build().unwrap();
+    let session =
+        session(day_one, server.origin(), "second").store(FileStore::new(&path)).build().unwrap();
     let client = client(&session);
     server.expire_now();
     let waiting = tokio::spawn(client.get(server.url("/jobs")).send());
-    session.subscribe().wait_for(|state| *state == reqwest_reauth::SessionState::Refreshing).await.unwrap();
-    assert!(tokio::time::timeout(Duration::from_millis(300), session.refresh()).await.is_err(), "the lock keeps others out");
+    session
+        .subscribe()
+        .wait_for(|state| *state == reqwest_reauth::SessionState::Refreshing)
+        .await
+        .unwrap();
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), session.refresh()).await.is_err(),
+        "the lock keeps others out"
+    );
     assert_eq!(server.token_calls(), 1);
     worker.kill();
     let killed = Instant::now();
@@ -246,7 +282,8 @@ async fn a_killed_holder_of_the_file_frees_those_who_wait_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_processes_on_one_file_refresh_once_an_expiry_and_never_two_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    fleet::four_processes_refresh_once_an_expiry(dir.path().join("tokens.json").to_str().unwrap()).await;
+    fleet::four_processes_refresh_once_an_expiry(dir.path().join("tokens.json").to_str().unwrap())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -285,7 +322,10 @@ async fn started(session: SessionBuilder, restore: bool) -> Session {
 /// A file whose login has gone through three rotations since these tokens.
 async fn worked_on(server: &AuthServer, path: &Path) -> Tokens {
     let day_one = server.login();
-    let session = session(day_one.clone(), server.origin(), "earlier").store(FileStore::new(path)).build().unwrap();
+    let session = session(day_one.clone(), server.origin(), "earlier")
+        .store(FileStore::new(path))
+        .build()
+        .unwrap();
     for _ in 0..3 {
         server.expire_now();
         served(&client(&session), server).await;
@@ -304,16 +344,24 @@ async fn a_worker_started_again_with_the_tokens_of_the_first_day_carries_on_with
         let day_one = worked_on(&server, &path).await;
         let refused = server.refused();
 
-        let session = started(session(day_one, server.origin(), "again").store(FileStore::new(&path)), restore).await;
+        let session = started(
+            session(day_one, server.origin(), "again").store(FileStore::new(&path)),
+            restore,
+        )
+        .await;
         let client = client(&session);
         served(&client, &server).await;
-        // `restore` looks at once; `build` when the old token is refused. Neither asks the token endpoint.
+        // `restore` looks at once; `build` when the old token is refused. Neither asks the token
+        // endpoint.
         assert_eq!(server.refused() - refused, u64::from(!restore));
         assert_eq!(server.token_calls(), 3);
         server.expire_now();
         served(&client, &server).await;
         assert_eq!((server.token_calls(), server.counts().reuses), (4, 0));
-        assert_eq!(stored(&FileStore::new(&path)).await, session.tokens().as_ref().map(refresh_token));
+        assert_eq!(
+            stored(&FileStore::new(&path)).await,
+            session.tokens().as_ref().map(refresh_token)
+        );
     }
 }
 
@@ -330,16 +378,24 @@ async fn a_new_login_is_not_blocked_by_a_dead_one_on_disk() {
         server.forget_requests();
         if !restore {
             // At the first refusal it would be taken for as long as it says it lives.
-            let tokens = store.load().await.unwrap().unwrap().with_expires_at(std::time::UNIX_EPOCH);
+            let tokens =
+                store.load().await.unwrap().unwrap().with_expires_at(std::time::UNIX_EPOCH);
             store.save(&store.lock().await.unwrap(), &tokens).await.unwrap();
         }
 
         let new = server.login();
         server.expire_now();
-        let session = started(session(new.clone(), server.origin(), "new").store(FileStore::new(&path)), restore).await;
+        let session = started(
+            session(new.clone(), server.origin(), "new").store(FileStore::new(&path)),
+            restore,
+        )
+        .await;
         served(&client(&session), &server).await;
         assert_eq!(asked(&server), [dead, refresh_token(&new)]);
-        assert_eq!(stored(&FileStore::new(&path)).await, session.tokens().as_ref().map(refresh_token));
+        assert_eq!(
+            stored(&FileStore::new(&path)).await,
+            session.tokens().as_ref().map(refresh_token)
+        );
         assert_eq!(server.requests().last().unwrap().subject.as_deref(), Some("login-2"));
     }
 }
@@ -358,15 +414,24 @@ async fn a_login_that_a_dead_process_spent_is_told_as_possibly_consumed_and_aske
             server.expire_now();
 
             let given = if with_day_one { day_one.clone() } else { Tokens::empty() };
-            let session = started(session(given, server.origin(), "again").store(FileStore::new(&path)), restore).await;
+            let session = started(
+                session(given, server.origin(), "again").store(FileStore::new(&path)),
+                restore,
+            )
+            .await;
             let client = client(&session);
             if !restore {
-                // The stored access token says that it is good: only the API's word shows that it is not.
+                // The stored access token says that it is good: only the API's word shows that it
+                // is not.
                 assert_eq!(client.get(server.url("/jobs")).send().await.unwrap().status(), 401);
             }
             for _ in 0..3 {
                 let error = error_of(&client, &server).await;
-                assert_eq!((error.kind(), error.possibly_consumed()), (ErrorKind::LoginRequired, true), "{error:?}");
+                assert_eq!(
+                    (error.kind(), error.possibly_consumed()),
+                    (ErrorKind::LoginRequired, true),
+                    "{error:?}"
+                );
             }
             // Each token once: the store's first, and what the worker was given.
             let mut once = vec![in_store];
@@ -380,7 +445,8 @@ async fn a_login_that_a_dead_process_spent_is_told_as_possibly_consumed_and_aske
 async fn those_who_live_on_are_told_too_that_a_dead_process_may_have_spent_what_they_stored() {
     let server = AuthServer::start().await;
     let store = MemoryStore::default();
-    let session = session(server.login(), server.origin(), "alive").store(store.clone()).build().unwrap();
+    let session =
+        session(server.login(), server.origin(), "alive").store(store.clone()).build().unwrap();
     session.refresh().await.unwrap();
     spend(&server, &stored(&store).await.unwrap()).await;
     let error = session.refresh().await.unwrap_err();
@@ -430,7 +496,8 @@ impl TokenStore for Moody {
 async fn what_could_not_be_saved_is_not_put_over_what_could_not_be_read() {
     let server = AuthServer::start().await;
     let store = Moody::default();
-    let session = session(server.login(), server.origin(), "moody").store(store.clone()).build().unwrap();
+    let session =
+        session(server.login(), server.origin(), "moody").store(store.clone()).build().unwrap();
     store.saves_to_fail.store(1, SeqCst);
     session.refresh().await.unwrap();
     // Meanwhile somebody has logged in anew.
@@ -450,15 +517,22 @@ async fn a_captured_token_is_saved_over_a_broken_file_which_is_kept_aside() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
     fs::write(&path, "{broken").unwrap();
-    // As with Airflow: nothing to rotate, so nothing that another process can have put in the place of ours.
+    // As with Airflow: nothing to rotate, so nothing that another process can have put in the place
+    // of ours.
     let access = server.login().access_token().unwrap().expose_secret().to_owned();
-    let session =
-        Session::builder(Tokens::new(access).unwrap()).origin(server.origin()).store(FileStore::new(&path)).build().unwrap();
+    let session = Session::builder(Tokens::new(access).unwrap())
+        .origin(server.origin())
+        .store(FileStore::new(&path))
+        .build()
+        .unwrap();
     server.reissue_next(1);
     served(&client(&session), &server).await;
     session.close().await.unwrap();
     let kept = FileStore::new(&path).load().await.unwrap().unwrap();
-    assert_eq!(kept.access_token().unwrap().expose_secret(), session.tokens().unwrap().access_token().unwrap().expose_secret());
+    assert_eq!(
+        kept.access_token().unwrap().expose_secret(),
+        session.tokens().unwrap().access_token().unwrap().expose_secret()
+    );
     assert_eq!(fs::read_to_string(dir.path().join("tokens.json.broken")).unwrap(), "{broken");
 }
 
@@ -473,11 +547,13 @@ async fn a_store_that_is_down_never_fails_a_request() {
     let store = FileStore::new(dir.path().join("tokens.json"));
     let failures = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&failures);
-    let session = session(server.login(), server.origin(), "alone").store(store.clone()).on_event(move |event| {
-        if let Event::StoreFailed { error } = event {
-            heard.lock().unwrap().push(error.kind());
-        }
-    });
+    let session = session(server.login(), server.origin(), "alone").store(store.clone()).on_event(
+        move |event| {
+            if let Event::StoreFailed { error } = event {
+                heard.lock().unwrap().push(error.kind());
+            }
+        },
+    );
     mode(0o770);
     let session = session.restore().await.unwrap();
     let client = client(&session);

@@ -1,5 +1,5 @@
-//! A fleet on a real redis-server: processes that share a login, that stall and that die, and a Redis that goes away. Skipped where
-//! there is no redis-server, except under `CI`.
+//! A fleet on a real redis-server: processes that share a login, that stall and that die, and a
+//! Redis that goes away. Skipped where there is no redis-server, except under `CI`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
 
@@ -66,7 +66,9 @@ async fn a_redis_that_goes_away_fails_no_request_and_is_up_to_date_as_soon_as_it
     let Some(mut redis) = Server::start() else { return };
     let server = AuthServer::builder().only_newest_token().start().await;
     let day_one = server.login();
-    let (session, failures) = counting_failures(session(day_one.clone(), server.origin(), "alone").store(redis.store().await));
+    let (session, failures) = counting_failures(
+        session(day_one.clone(), server.origin(), "alone").store(redis.store().await),
+    );
     let session = session.restore().await.unwrap();
     let client = client(&session);
     for _ in 0..2 {
@@ -81,7 +83,10 @@ async fn a_redis_that_goes_away_fails_no_request_and_is_up_to_date_as_soon_as_it
             server.expire_now();
             served(&client, &server).await;
             let failed = std::mem::take(&mut *failures.lock().unwrap());
-            assert!(!failed.is_empty() && failed.iter().all(|kind| *kind == ErrorKind::Store), "{failed:?}");
+            assert!(
+                !failed.is_empty() && failed.iter().all(|kind| *kind == ErrorKind::Store),
+                "{failed:?}"
+            );
         }
 
         redis.start_again();
@@ -101,7 +106,11 @@ async fn a_redis_that_goes_away_fails_no_request_and_is_up_to_date_as_soon_as_it
 
     // Another worker has all of it.
     let refused = server.refused();
-    let other = fleet::session(day_one, server.origin(), "other").store(redis.store().await).restore().await.unwrap();
+    let other = fleet::session(day_one, server.origin(), "other")
+        .store(redis.store().await)
+        .restore()
+        .await
+        .unwrap();
     served(&fleet::client(&other), &server).await;
     assert_eq!((server.token_calls(), server.refused()), (10, refused));
 }
@@ -113,12 +122,21 @@ async fn a_redis_that_is_restarted_between_two_refreshes_leaves_the_fleet_as_it_
     let day_one = server.login();
     let mut sessions = Vec::new();
     for name in ["one", "two", "three"] {
-        sessions.push(session(day_one.clone(), server.origin(), name).store(redis.store().await).restore().await.unwrap());
+        sessions.push(
+            session(day_one.clone(), server.origin(), name)
+                .store(redis.store().await)
+                .restore()
+                .await
+                .unwrap(),
+        );
     }
     let clients: Vec<_> = sessions.iter().map(client).collect();
     for round in 1..=4 {
         server.expire_now();
-        let requests: Vec<_> = clients.iter().map(|client| tokio::spawn(client.get(server.url("/jobs")).send())).collect();
+        let requests: Vec<_> = clients
+            .iter()
+            .map(|client| tokio::spawn(client.get(server.url("/jobs")).send()))
+            .collect();
         for request in requests {
             assert_eq!(request.await.unwrap().unwrap().status(), 200);
         }
@@ -135,14 +153,20 @@ async fn a_redis_that_is_restarted_between_two_refreshes_leaves_the_fleet_as_it_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_stopped_past_its_lease_overwrites_nothing_and_goes_on_with_the_newer_tokens() {
     let Some(redis) = Server::start() else { return };
-    // It has called when it stops, so that without a grace the others could only be told that the login is gone.
-    let server = AuthServer::builder().rotation(Rotation::ReuseGrace).only_newest_token().start().await;
+    // It has called when it stops, so that without a grace the others could only be told that the
+    // login is gone.
+    let server =
+        AuthServer::builder().rotation(Rotation::ReuseGrace).only_newest_token().start().await;
     let mut worker = Worker::start("stall", "stalled", &server, &redis.url(), &server.login());
     assert_eq!(worker.says().as_deref(), Some("issued"));
     worker.signal("-STOP");
 
     let day_one = server_tokens(&server);
-    let session = session(day_one, server.origin(), "second").store(redis.store().await).restore().await.unwrap();
+    let session = session(day_one, server.origin(), "second")
+        .store(redis.store().await)
+        .restore()
+        .await
+        .unwrap();
     let client = client(&session);
     let stopped = Instant::now();
     session.refresh().await.unwrap();
@@ -186,9 +210,16 @@ async fn a_killed_holder_keeps_the_others_waiting_no_longer_than_its_lease() {
     server.expire_now();
     let mut requests = Vec::new();
     for name in ["second", "third"] {
-        let session = session(day_one.clone(), server.origin(), name).store(redis.store().await.lease(LEASE)).build().unwrap();
+        let session = session(day_one.clone(), server.origin(), name)
+            .store(redis.store().await.lease(LEASE))
+            .build()
+            .unwrap();
         requests.push(tokio::spawn(client(&session).get(server.url("/jobs")).send()));
-        session.subscribe().wait_for(|state| *state == reqwest_reauth::SessionState::Refreshing).await.unwrap();
+        session
+            .subscribe()
+            .wait_for(|state| *state == reqwest_reauth::SessionState::Refreshing)
+            .await
+            .unwrap();
     }
     worker.kill();
     let killed = Instant::now();
@@ -197,6 +228,10 @@ async fn a_killed_holder_keeps_the_others_waiting_no_longer_than_its_lease() {
     }
     assert!(killed.elapsed() < LEASE + SLACK, "{:?}", killed.elapsed());
     let callers: Vec<_> = server.token_requests().iter().map(caller).collect();
-    assert_eq!((callers.len(), callers[0].as_str()), (2, "first"), "one of the others has called, and the other has what it got");
+    assert_eq!(
+        (callers.len(), callers[0].as_str()),
+        (2, "first"),
+        "one of the others has called, and the other has what it got"
+    );
     assert_eq!(server.counts().reuses, 0);
 }

@@ -7,7 +7,8 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use reqwest_reauth::{
-    Error, ErrorKind, Event, Flight, OnRefreshFailure, Outcome, Refresher, Session, SessionState, Tokens, refresh_with,
+    Error, ErrorKind, Event, Flight, OnRefreshFailure, Outcome, Refresher, Session, SessionState,
+    Tokens, refresh_with,
 };
 use support::{Api, Events, Issuer, ORIGIN, Turn, answer, unavailable, url};
 use tokio::{sync::Barrier, time::Instant};
@@ -86,14 +87,22 @@ async fn a_failed_refresh_names_both_servers_and_cools_down() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let events = Events::default();
     let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap();
-    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).on_event(events.listener()).build().unwrap();
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .on_event(events.listener())
+        .build()
+        .unwrap();
     let api = Api::accepting(newest("t2"));
     let client = api.client(&session);
 
     let error = client.get(url("/")).send().await.unwrap_err();
     let error = Error::find_in(&error).unwrap();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert_eq!((error.status().unwrap().as_u16(), error.api_status().unwrap().as_u16()), (502, 401));
+    assert_eq!(
+        (error.status().unwrap().as_u16(), error.api_status().unwrap().as_u16()),
+        (502, 401)
+    );
     assert_eq!(session.state(), SessionState::CoolingDown);
 
     let error = client.get(url("/")).send().await.unwrap_err();
@@ -178,8 +187,13 @@ async fn a_hanging_refresher_is_cut_off_by_the_session() {
 #[tokio::test(start_paused = true)]
 async fn an_expired_token_is_renewed_before_sending_and_a_good_one_in_the_background() {
     let issuer = Issuer::new([Turn::Issue(SECOND, Some(100 * SECOND)), Turn::Gated]);
-    let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap().with_expires_in(Duration::ZERO);
-    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+    let tokens = Tokens::new("t0")
+        .unwrap()
+        .with_refresh_token("r0")
+        .unwrap()
+        .with_expires_in(Duration::ZERO);
+    let session =
+        Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
     let api = Api::accepting(|_| true);
     let client = api.client(&session);
     let response = client.get(url("/")).send().await.unwrap();
@@ -252,7 +266,10 @@ async fn close_frees_the_waiters_and_lets_the_flight_end() {
         async move { session.close().await }
     });
     let error = request.await.unwrap().unwrap_err();
-    assert_eq!((Error::find_in(&error).unwrap().kind(), begun.elapsed()), (ErrorKind::Closed, Duration::ZERO));
+    assert_eq!(
+        (Error::find_in(&error).unwrap().kind(), begun.elapsed()),
+        (ErrorKind::Closed, Duration::ZERO)
+    );
     closing.await.unwrap().unwrap();
     assert_eq!(begun.elapsed(), 5 * SECOND);
     assert_eq!(session.tokens().unwrap().access_token().unwrap().expose_secret(), "t1");
@@ -263,11 +280,21 @@ async fn close_frees_the_waiters_and_lets_the_flight_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_is_cut_off_while_it_asks_may_have_spent_the_refresh_token() {
-    for (tokens, may_have) in [(support::pair("t0", "r0"), true), (Tokens::new("t0").unwrap(), false)] {
+    for (tokens, may_have) in
+        [(support::pair("t0", "r0"), true), (Tokens::new("t0").unwrap(), false)]
+    {
         let refresher = refresh_with(|_| std::future::pending());
-        let session = Session::builder(tokens).origin(ORIGIN).refresher(refresher).flight_timeout(SECOND).build().unwrap();
+        let session = Session::builder(tokens)
+            .origin(ORIGIN)
+            .refresher(refresher)
+            .flight_timeout(SECOND)
+            .build()
+            .unwrap();
         let error = session.refresh().await.unwrap_err();
-        assert_eq!((error.kind(), error.attempts(), error.possibly_consumed()), (ErrorKind::Unavailable, 1, may_have));
+        assert_eq!(
+            (error.kind(), error.attempts(), error.possibly_consumed()),
+            (ErrorKind::Unavailable, 1, may_have)
+        );
     }
 }
 
@@ -284,6 +311,9 @@ async fn a_refresh_that_is_cut_off_between_attempts_has_counted_them() {
         }
     }
 
-    let session = Session::builder(support::pair("t0", "r0")).origin(ORIGIN).refresher(Retries).flight_timeout(SECOND);
+    let session = Session::builder(support::pair("t0", "r0"))
+        .origin(ORIGIN)
+        .refresher(Retries)
+        .flight_timeout(SECOND);
     assert_eq!(session.build().unwrap().refresh().await.unwrap_err().attempts(), 3);
 }

@@ -36,7 +36,8 @@ use tokio::{
 const SECOND: Duration = Duration::from_secs(1);
 
 type Answer = reqwest_middleware::Result<response::Builder>;
-type Answering = dyn Fn(usize, String) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync;
+type Answering =
+    dyn Fn(usize, String) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync;
 
 /// An API without a socket, which notes when it is asked.
 #[derive(Clone)]
@@ -87,7 +88,12 @@ impl Api {
 
 #[async_trait]
 impl Middleware for Api {
-    async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        request: Request,
+        _: &mut Extensions,
+        _: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         let number = {
             let mut asked = self.asked.lock().unwrap();
             asked.push(self.start.elapsed().as_secs_f64());
@@ -95,8 +101,10 @@ impl Middleware for Api {
         };
         let at_once = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(at_once, Ordering::SeqCst);
-        let token = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap());
-        let token = token.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default().to_owned();
+        let token =
+            request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap());
+        let token =
+            token.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default().to_owned();
         let answer = (self.answer)(number, token).await;
         self.now.fetch_sub(1, Ordering::SeqCst);
         Ok(answer?.url(request.url().clone()).body("").unwrap().into())
@@ -126,12 +134,16 @@ async fn beats_at_once_and_then_each_period_a_little_early_at_random() {
     let api = Api::statuses([200]);
     let handle = heartbeat(api.client()).every(10 * SECOND).spawn().unwrap();
     let health = after_beat(&handle, 101).await;
-    assert_eq!((health.beats, health.consecutive_failures, health.last_status), (101, 0, Some(StatusCode::OK)));
+    assert_eq!(
+        (health.beats, health.consecutive_failures, health.last_status),
+        (101, 0, Some(StatusCode::OK))
+    );
     assert!(health.last_error.is_none() && health.last_success.unwrap() <= SystemTime::now());
 
     let times = api.times();
     assert!(times[0] < 0.01, "at once: {}", times[0]);
-    let early: Vec<_> = (1_u32..=100).zip(&times[1..]).map(|(tick, at)| f64::from(tick) * 10.0 - at).collect();
+    let early: Vec<_> =
+        (1_u32..=100).zip(&times[1..]).map(|(tick, at)| f64::from(tick) * 10.0 - at).collect();
     assert!(early.iter().all(|&early| (-0.01..=0.51).contains(&early)), "{early:?}");
     let different = early.iter().filter(|&&one| (one - early[0]).abs() > 0.01).count();
     assert!(different > 50, "{early:?}");
@@ -171,17 +183,25 @@ async fn failures_in_a_row_are_counted_each_with_its_typed_reason() {
 
     let health = after_beat(&handle, 1).await;
     assert!(matches!(health.last_failure, Some(Failure::Status(StatusCode::SERVICE_UNAVAILABLE))));
-    assert_eq!((health.consecutive_failures, health.last_status), (1, Some(StatusCode::SERVICE_UNAVAILABLE)));
+    assert_eq!(
+        (health.consecutive_failures, health.last_status),
+        (1, Some(StatusCode::SERVICE_UNAVAILABLE))
+    );
     assert_eq!(health.last_error.as_deref(), Some("the api answered 503 Service Unavailable"));
     assert!(health.last_success.is_none());
 
     let health = after_beat(&handle, 2).await;
     assert!(matches!(health.last_failure, Some(Failure::Transport(_))));
     assert!(health.last_error.unwrap().contains("no route"));
-    assert_eq!((health.consecutive_failures, health.last_status), (2, Some(StatusCode::SERVICE_UNAVAILABLE)));
+    assert_eq!(
+        (health.consecutive_failures, health.last_status),
+        (2, Some(StatusCode::SERVICE_UNAVAILABLE))
+    );
 
     let health = after_beat(&handle, 3).await;
-    assert!(matches!(&health.last_failure, Some(Failure::Auth(error)) if error.kind() == ErrorKind::Unavailable));
+    assert!(
+        matches!(&health.last_failure, Some(Failure::Auth(error)) if error.kind() == ErrorKind::Unavailable)
+    );
     assert!(health.last_error.unwrap().contains("token endpoint answered 502"));
 
     let began = *api.times().last().unwrap();
@@ -196,7 +216,11 @@ async fn failures_in_a_row_are_counted_each_with_its_typed_reason() {
 
     let health = after_beat(&handle, 6).await;
     assert_eq!((health.consecutive_failures, health.last_status), (0, Some(StatusCode::OK)));
-    assert!(health.last_failure.is_none() && health.last_error.is_none() && health.last_success.is_some());
+    assert!(
+        health.last_failure.is_none()
+            && health.last_error.is_none()
+            && health.last_success.is_some()
+    );
 
     assert_eq!(after_beat(&handle, 7).await.consecutive_failures, 1);
 }
@@ -218,7 +242,8 @@ async fn a_panic_of_the_closure_is_a_failed_beat() {
 async fn ends_when_told() {
     for status in [404, 409, 410, 204] {
         let api = Api::statuses([200, 500, status]);
-        let told = heartbeat(api.client()).stop_on(|status| matches!(status.as_u16(), 404 | 409 | 410 | 204));
+        let told = heartbeat(api.client())
+            .stop_on(|status| matches!(status.as_u16(), 404 | 409 | 410 | 204));
         let handle = told.spawn().unwrap();
         let expected = Stopped::Told { status: StatusCode::from_u16(status).unwrap() };
         assert_eq!(handle.finished().await, expected);
@@ -249,12 +274,19 @@ async fn a_login_that_is_over_ends_it_at_once() {
         let error = Error::new(ErrorKind::LoginRequired, "scripted");
         let issuer = Issuer::new([Turn::Fail(Duration::ZERO, error)]);
         let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap();
-        let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).on_refresh_failure(choice);
+        let session = Session::builder(tokens)
+            .origin(ORIGIN)
+            .refresher(issuer.clone())
+            .on_refresh_failure(choice);
         let session = session.build().unwrap();
         let handle = heartbeat(wants_t1().signed_in(&session)).stop_on(|_| true).spawn().unwrap();
         assert_eq!(handle.finished().await, Stopped::LoginRequired, "{choice:?}");
         let health = handle.health().borrow().clone();
-        assert_eq!((health.beats, health.last_status), (1, Some(StatusCode::UNAUTHORIZED)), "{choice:?}");
+        assert_eq!(
+            (health.beats, health.last_status),
+            (1, Some(StatusCode::UNAUTHORIZED)),
+            "{choice:?}"
+        );
     }
 }
 
@@ -264,13 +296,27 @@ async fn a_token_endpoint_that_is_down_is_a_failed_beat_and_no_more() {
         // It is asked again by itself when the cool-down of ten seconds is over.
         let issuer = Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Issue(SECOND, None)]);
         let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap();
-        let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).on_refresh_failure(choice);
-        let api = Api::new(|_, token| async move { Ok(answer(if token == "t2" { 200 } else { 401 })) });
-        let handle = heartbeat(api.signed_in(&session.build().unwrap())).stop_on(|status| status == 401).spawn().unwrap();
+        let session = Session::builder(tokens)
+            .origin(ORIGIN)
+            .refresher(issuer.clone())
+            .on_refresh_failure(choice);
+        let api =
+            Api::new(|_, token| async move { Ok(answer(if token == "t2" { 200 } else { 401 })) });
+        let handle = heartbeat(api.signed_in(&session.build().unwrap()))
+            .stop_on(|status| status == 401)
+            .spawn()
+            .unwrap();
         let health = after_beat(&handle, 1).await;
-        let Some(Failure::Auth(error)) = health.last_failure else { panic!("{:?}", health.last_failure) };
+        let Some(Failure::Auth(error)) = health.last_failure else {
+            panic!("{:?}", health.last_failure)
+        };
         assert_eq!(error.kind(), ErrorKind::Unavailable);
-        let recovered = handle.health().wait_for(|health| health.consecutive_failures == 0).await.unwrap().clone();
+        let recovered = handle
+            .health()
+            .wait_for(|health| health.consecutive_failures == 0)
+            .await
+            .unwrap()
+            .clone();
         assert!(recovered.beats >= 3, "{recovered:?}");
         assert_eq!((issuer.calls(), recovered.last_status), (2, Some(StatusCode::OK)));
         assert_eq!(handle.stop().await, Stopped::Requested);
@@ -283,7 +329,8 @@ async fn a_beat_that_gives_up_leaves_the_refresh_going() {
     let session = session(&issuer);
     let handle = heartbeat(wants_t1().signed_in(&session)).timeout(5 * SECOND).spawn().unwrap();
     assert!(matches!(after_beat(&handle, 1).await.last_failure, Some(Failure::TimedOut)));
-    let recovered = handle.health().wait_for(|health| health.consecutive_failures == 0).await.unwrap().clone();
+    let recovered =
+        handle.health().wait_for(|health| health.consecutive_failures == 0).await.unwrap().clone();
     assert_eq!((issuer.calls(), recovered.last_status), (1, Some(StatusCode::OK)));
 }
 
@@ -301,7 +348,10 @@ async fn beat_now_returns_when_that_beat_is_done_and_moves_no_tick() {
     let done = api.start.elapsed().as_secs_f64();
     after_beat(&handle, 3).await;
     let times = api.times();
-    assert!((31.0..31.1).contains(&times[1]) && done >= times[1] + 1.0, "{times:?}, done at {done}");
+    assert!(
+        (31.0..31.1).contains(&times[1]) && done >= times[1] + 1.0,
+        "{times:?}, done at {done}"
+    );
     assert!((95.0..=100.1).contains(&times[2]), "{times:?}");
 }
 
@@ -318,7 +368,9 @@ async fn a_beat_asked_for_while_one_is_in_flight_is_a_new_one_that_all_who_asked
             }
         }
     });
-    let handle = Arc::new(heartbeat(api.client()).every(1000 * SECOND).timeout(100 * SECOND).spawn().unwrap());
+    let handle = Arc::new(
+        heartbeat(api.client()).every(1000 * SECOND).timeout(100 * SECOND).spawn().unwrap(),
+    );
     let asking: Vec<_> = (0..5)
         .map(|_| {
             let handle = Arc::clone(&handle);
@@ -386,7 +438,8 @@ async fn stopped_before_its_first_beat_it_sends_none() {
     assert!(api.times().is_empty());
 }
 
-/// Answers with pieces of one KiB and notes how many were read. After the last the body ends, or stands still.
+/// Answers with pieces of one KiB and notes how many were read. After the last the body ends, or
+/// stands still.
 struct Pieces {
     most: usize,
     ends: bool,
@@ -395,14 +448,23 @@ struct Pieces {
 
 #[async_trait]
 impl Middleware for Pieces {
-    async fn handle(&self, _: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        _: Request,
+        _: &mut Extensions,
+        _: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         let read = Arc::clone(&self.read);
         let pieces = stream::repeat_with(move || {
             read.fetch_add(1, Ordering::SeqCst);
             Ok::<_, std::convert::Infallible>(vec![b'x'; 1024])
         });
         let pieces = pieces.take(self.most);
-        let body = if self.ends { Body::wrap_stream(pieces) } else { Body::wrap_stream(pieces.chain(stream::pending())) };
+        let body = if self.ends {
+            Body::wrap_stream(pieces)
+        } else {
+            Body::wrap_stream(pieces.chain(stream::pending()))
+        };
         Ok(answer(200).body(body).unwrap().into())
     }
 }
@@ -414,7 +476,8 @@ async fn an_answers_body_is_read_for_the_connections_sake_and_only_so_far() {
         let read = Arc::new(AtomicUsize::new(0));
         let pieces = Pieces { most, ends, read: Arc::clone(&read) };
         let start = Instant::now();
-        let handle = heartbeat(ClientBuilder::new(never_asked()).with(pieces).build()).spawn().unwrap();
+        let handle =
+            heartbeat(ClientBuilder::new(never_asked()).with(pieces).build()).spawn().unwrap();
         let health = after_beat(&handle, 1).await;
         assert_eq!((health.consecutive_failures, read.load(Ordering::SeqCst)), (0, expected));
         assert_eq!(start.elapsed() >= SECOND / 10, !ends);
@@ -430,7 +493,11 @@ fn finished_does_not_hang_when_the_runtime_is_gone() {
         heartbeat(api.client()).timeout(Duration::MAX).spawn().unwrap()
     });
     drop(runtime);
-    let other = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let other = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
     other.block_on(async {
         assert_eq!(timeout(60 * SECOND, handle.finished()).await.unwrap(), Stopped::Aborted);
         assert_eq!(timeout(60 * SECOND, handle.beat_now()).await.unwrap().beats, 0);
@@ -473,10 +540,13 @@ async fn a_scoped_client_knows_the_session_in_the_loop() {
     assert_eq!(after_beat(&found, 1).await.consecutive_failures, 0);
     let none = heartbeat(client).spawn().unwrap();
     let health = after_beat(&none, 1).await;
-    assert!(matches!(health.last_failure, Some(Failure::Auth(error)) if error.kind() == ErrorKind::NoSession));
+    assert!(
+        matches!(health.last_failure, Some(Failure::Auth(error)) if error.kind() == ErrorKind::NoSession)
+    );
 }
 
-/// The server of apache/airflow#67939: tokens of ten seconds, reissued by header in their last fifth, 403 once they have expired.
+/// The server of apache/airflow#67939: tokens of ten seconds, reissued by header in their last
+/// fifth, 403 once they have expired.
 struct Reissuing {
     issued: Mutex<Vec<Instant>>,
 }
@@ -501,11 +571,13 @@ impl Reissuing {
         let mut issued = self.issued.lock().unwrap();
         issued.push(at);
         let claims = json!({"iat": 1_700_000_000, "exp": 1_700_000_010, "n": issued.len() - 1});
-        jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(b"test")).unwrap()
+        jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(b"test"))
+            .unwrap()
     }
 
     fn answer(&self, token: &str) -> response::Builder {
-        let claims: serde_json::Value = jsonwebtoken::dangerous::insecure_decode_claims(token).unwrap();
+        let claims: serde_json::Value =
+            jsonwebtoken::dangerous::insecure_decode_claims(token).unwrap();
         let number = usize::try_from(claims["n"].as_u64().unwrap()).unwrap();
         let age = self.issued.lock().unwrap()[number].elapsed();
         if age >= Self::LIFE {
@@ -521,7 +593,10 @@ impl Reissuing {
 /// Runs a job for this long; `None` if it was alive at the end, else when it died.
 async fn job(every: Duration, age: Duration, window: bool, length: Duration) -> (Option<f64>, Api) {
     let (api, session) = Reissuing::start(age);
-    let builder = heartbeat(api.signed_in(&session)).session(session.clone()).every(every).stop_on(|status| status == 403);
+    let builder = heartbeat(api.signed_in(&session))
+        .session(session.clone())
+        .every(every)
+        .stop_on(|status| status == 403);
     let handle = if window { builder.reissue_window(0.8) } else { builder }.spawn().unwrap();
     match timeout(length, handle.finished()).await {
         Err(_) => (None, api),
@@ -534,8 +609,8 @@ async fn job(every: Duration, age: Duration, window: bool, length: Duration) -> 
 
 #[tokio::test(start_paused = true)]
 async fn without_the_window_a_job_dies_of_its_tokens_with_it_it_lives_for_200() {
-    // Beats each nine seconds are in time for tokens of ten only as long as the job and its token began together. A job that has
-    // waited two seconds for its start asks at the ages of 2 and 11.
+    // Beats each nine seconds are in time for tokens of ten only as long as the job and its token
+    // began together. A job that has waited two seconds for its start asks at the ages of 2 and 11.
     let (died, _) = job(9 * SECOND, 2 * SECOND, false, 2000 * SECOND).await;
     assert!(died.is_some_and(|at| (8.5..9.1).contains(&at)), "{died:?}");
     let (died, api) = job(9 * SECOND, 2 * SECOND, true, 2000 * SECOND).await;
@@ -553,7 +628,10 @@ async fn the_window_is_met_whatever_the_period_and_the_tokens_age() {
         }
     }
     for (every, age) in [(3600, 0), (13, 0), (10, 0), (7, 0), (6, 0), (9, 2)] {
-        assert!(job(every * SECOND, age * SECOND, false, 4000 * SECOND).await.0.is_some(), "every {every} s, {age} s old");
+        assert!(
+            job(every * SECOND, age * SECOND, false, 4000 * SECOND).await.0.is_some(),
+            "every {every} s, {age} s old"
+        );
     }
 }
 
@@ -567,11 +645,17 @@ async fn two_beats_at_least_fall_into_the_window() {
         let tokens = Tokens::new("t0").unwrap().with_expires_in(10 * SECOND);
         let session = Session::builder(tokens).origin(ORIGIN).build().unwrap();
         let client = api.signed_in(&session);
-        let handle = heartbeat(client).session(session).every(every * SECOND).reissue_window(0.8).spawn().unwrap();
+        let handle = heartbeat(client)
+            .session(session)
+            .every(every * SECOND)
+            .reissue_window(0.8)
+            .spawn()
+            .unwrap();
         sleep(11 * SECOND).await;
         handle.stop().await;
         let times = api.times();
-        let inside = times[asked..].iter().filter(|&&at| (8.0..10.0).contains(&(at - start))).count();
+        let inside =
+            times[asked..].iter().filter(|&&at| (8.0..10.0).contains(&(at - start))).count();
         assert!((2..=3).contains(&inside), "every {every} s: {times:?}");
     }
 }
@@ -581,10 +665,18 @@ async fn a_token_that_comes_by_another_way_moves_the_beats_too() {
     let api = Api::statuses([204]);
     let session = Session::builder(Tokens::new("opaque").unwrap()).origin(ORIGIN).build().unwrap();
     let client = api.signed_in(&session);
-    let handle = heartbeat(client).session(session.clone()).every(3600 * SECOND).reissue_window(0.8).spawn().unwrap();
+    let handle = heartbeat(client)
+        .session(session.clone())
+        .every(3600 * SECOND)
+        .reissue_window(0.8)
+        .spawn()
+        .unwrap();
     after_beat(&handle, 1).await;
     sleep(100 * SECOND).await;
-    session.replace_tokens(Tokens::new("short").unwrap().with_expires_in(10 * SECOND)).await.unwrap();
+    session
+        .replace_tokens(Tokens::new("short").unwrap().with_expires_in(10 * SECOND))
+        .await
+        .unwrap();
     sleep(20 * SECOND).await;
     let times = api.times();
     assert_eq!(times.len(), 3, "{times:?}");
@@ -593,41 +685,63 @@ async fn a_token_that_comes_by_another_way_moves_the_beats_too() {
 
 #[tokio::test(start_paused = true)]
 async fn an_hour_of_beats_loses_none() {
-    // Tokens of a minute, which the API refuses a minute after it has seen them first, and a token endpoint that fails every third
-    // time: the refresh that runs ahead of the expiry has the time to try again.
+    // Tokens of a minute, which the API refuses a minute after it has seen them first, and a token
+    // endpoint that fails every third time: the refresh that runs ahead of the expiry has the time
+    // to try again.
     const MINUTE: Duration = Duration::from_secs(60);
     let turns = (1..1000).map(|turn| match turn % 3 {
         0 => Turn::Fail(SECOND, unavailable()),
         _ => Turn::Issue(SECOND, Some(MINUTE)),
     });
     let issuer = Issuer::new(turns);
-    let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap().with_expires_in(MINUTE);
-    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).cooldown(SECOND).build().unwrap();
+    let tokens =
+        Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap().with_expires_in(MINUTE);
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .cooldown(SECOND)
+        .build()
+        .unwrap();
     let seen = Mutex::new(HashMap::new());
     let api = Api::new(move |_, token| {
         let first = *seen.lock().unwrap().entry(token).or_insert_with(Instant::now);
         async move { Ok(answer(if first.elapsed() < MINUTE { 204 } else { 401 })) }
     });
-    let handle = heartbeat(api.signed_in(&session)).max_failures(1).every(5 * SECOND).spawn().unwrap();
+    let handle =
+        heartbeat(api.signed_in(&session)).max_failures(1).every(5 * SECOND).spawn().unwrap();
     sleep(60 * MINUTE).await;
     assert_eq!(handle.stop().await, Stopped::Requested);
     let health = handle.health().borrow().clone();
     assert!((720..=722).contains(&health.beats), "{health:?}");
     assert_eq!(api.most.load(Ordering::SeqCst), 1);
-    assert!(session.generation() >= 60 && issuer.calls() >= 80, "{session:?}, {} calls", issuer.calls());
+    assert!(
+        session.generation() >= 60 && issuer.calls() >= 80,
+        "{session:?}, {} calls",
+        issuer.calls()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn debug_shows_the_settings_and_how_it_goes() {
-    let builder = heartbeat(Api::statuses([503]).client()).every(7 * SECOND).timeout(3 * SECOND).max_failures(2);
+    let builder = heartbeat(Api::statuses([503]).client())
+        .every(7 * SECOND)
+        .timeout(3 * SECOND)
+        .max_failures(2);
     let shown = format!("{builder:?}");
-    for part in ["HeartbeatBuilder", "every: 7s", "timeout: 3s", "max_failures: Some(2)", "reissue_window: None"] {
+    for part in [
+        "HeartbeatBuilder",
+        "every: 7s",
+        "timeout: 3s",
+        "max_failures: Some(2)",
+        "reissue_window: None",
+    ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
     let handle = builder.spawn().unwrap();
     after_beat(&handle, 1).await;
     let shown = format!("{handle:?}");
-    for part in ["HeartbeatHandle", "beats: 1", "consecutive_failures: 1", "last_status: Some(503)"] {
+    for part in ["HeartbeatHandle", "beats: 1", "consecutive_failures: 1", "last_status: Some(503)"]
+    {
         assert!(shown.contains(part), "{part}: {shown}");
     }
 }

@@ -24,7 +24,8 @@ use http::{StatusCode, header};
 use reqwest::{Body, multipart};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
-    Anonymous, ClientBuilderExt, Error, ErrorKind, NotReplayed, OAuthRefresh, Outcome, ReplayBody, Session,
+    Anonymous, ClientBuilderExt, Error, ErrorKind, NotReplayed, OAuthRefresh, Outcome, ReplayBody,
+    Session,
     testing::{Answer, AuthServer},
 };
 use serde_json::Value;
@@ -71,7 +72,8 @@ fn from(name: &str) -> (Option<String>, u16) {
 #[tokio::test]
 async fn the_requests_own_session_goes_before_the_tasks_and_the_clients_own_before_the_tasks_too() {
     let server = AuthServer::start().await;
-    let [task, inner, request, own] = ["task", "inner", "request", "own"].map(|name| sign_in(&server, name));
+    let [task, inner, request, own] =
+        ["task", "inner", "request", "own"].map(|name| sign_in(&server, name));
     let (scoped, fixed) = (scoped_client(), own_client(&own));
     let url = server.url("/");
     let (scoped, fixed, url, request, server) = (&scoped, &fixed, &url, &request, &server);
@@ -114,7 +116,10 @@ async fn a_scoped_client_without_any_session_sends_nothing() {
     let own = tokens.access_token().unwrap().expose_secret();
     assert_eq!(client.get(server.url("/")).bearer_auth(own).send().await.unwrap().status(), 200);
     assert_eq!(newest(&server), from("caller"));
-    assert_eq!(client.get(server.url("/")).with_extension(Anonymous).send().await.unwrap().status(), 401);
+    assert_eq!(
+        client.get(server.url("/")).with_extension(Anonymous).send().await.unwrap().status(),
+        401
+    );
     assert_eq!(newest(&server), (None, 401));
     assert_eq!(server.api_hits(), 2);
 }
@@ -174,14 +179,16 @@ async fn a_request_that_is_polled_on_by_another_task_keeps_its_session() {
     let hold = server.hold_token_calls();
     server.refuse_next(1, StatusCode::UNAUTHORIZED);
 
-    let request = client.get(server.url("/")).send().map(|answer| answer.unwrap().status()).boxed().shared();
+    let request =
+        client.get(server.url("/")).send().map(|answer| answer.unwrap().status()).boxed().shared();
     tokio::select! {
         status = first.scope(request.clone()) => panic!("answered {status} without a refresh"),
         () = hold.waiting(1) => {}
     }
     hold.release();
     assert_eq!(second.scope(request).await, 200);
-    let seen: Vec<_> = server.requests().into_iter().map(|record| record.subject.unwrap()).collect();
+    let seen: Vec<_> =
+        server.requests().into_iter().map(|record| record.subject.unwrap()).collect();
     assert_eq!(seen, ["first", "first"]);
 
     // The same for a request that waits before it is sent at all.
@@ -189,7 +196,8 @@ async fn a_request_that_is_polled_on_by_another_task_keeps_its_session() {
     let third = Session::builder(expired).origin(server.origin());
     let third = third.refresher(OAuthRefresh::new(server.token_endpoint())).build().unwrap();
     let hold = server.hold_token_calls();
-    let request = client.get(server.url("/")).send().map(|answer| answer.unwrap().status()).boxed().shared();
+    let request =
+        client.get(server.url("/")).send().map(|answer| answer.unwrap().status()).boxed().shared();
     tokio::select! {
         status = third.scope(request.clone()) => panic!("answered {status} without a refresh"),
         () = hold.waiting(1) => {}
@@ -229,21 +237,28 @@ async fn the_callers_own_authorization_and_anonymous_are_sent_as_they_are_and_le
             assert_eq!(answer.status(), 401);
             assert!(answer.extensions().get::<Outcome>().is_none());
             let records = server.requests();
-            let seen: Vec<_> = records.iter().flat_map(|record| record.headers.get_all(header::AUTHORIZATION)).collect();
+            let seen: Vec<_> = records
+                .iter()
+                .flat_map(|record| record.headers.get_all(header::AUTHORIZATION))
+                .collect();
             assert_eq!(records.len(), 1);
             assert_eq!(seen, own.into_iter().collect::<Vec<_>>());
         }
     }
     assert_eq!((session.generation(), server.token_calls()), (1, 0));
     // Both at once, and the session on top: still the caller's.
-    let both = scoped_client().get(server.url("/")).with_extension(Anonymous).with_extension(session.clone());
+    let both = scoped_client()
+        .get(server.url("/"))
+        .with_extension(Anonymous)
+        .with_extension(session.clone());
     both.header(header::AUTHORIZATION, "Basic x").send().await.unwrap();
     assert_eq!(server.requests().pop().unwrap().headers[header::AUTHORIZATION], "Basic x");
 }
 
 // ---- bodies that are made anew
 
-/// A file part of a multipart form, without its content: what stands before it and after it on the wire.
+/// A file part of a multipart form, without its content: what stands before it and after it on the
+/// wire.
 struct Frame {
     content_type: String,
     head: Bytes,
@@ -276,12 +291,16 @@ fn report() -> (tempfile::NamedTempFile, Vec<u8>) {
     (file, content)
 }
 
-/// The refused request and the one that followed it were the same but for the token. Gives back the second.
+/// The refused request and the one that followed it were the same but for the token. Gives back the
+/// second.
 fn sent_twice(server: &AuthServer) -> reqwest_reauth::testing::Recorded {
     let records = server.requests();
     let [first, second] = &records[..] else { panic!("{records:?}") };
     assert!(first.refused && !second.refused);
-    assert_eq!((&first.method, &first.uri, &first.body), (&second.method, &second.uri, &second.body));
+    assert_eq!(
+        (&first.method, &first.uri, &first.body),
+        (&second.method, &second.uri, &second.body)
+    );
     assert_ne!(first.token_id, second.token_id);
     let headers = |record: &reqwest_reauth::testing::Recorded| {
         let mut headers = record.headers.clone();
@@ -306,7 +325,10 @@ async fn a_file_is_opened_anew_for_the_replay() {
         })
     };
     server.refuse_next(1, StatusCode::UNAUTHORIZED);
-    let answer = session.scope(scoped_client().put(server.url("/report")).with_extension(body).send()).await.unwrap();
+    let answer = session
+        .scope(scoped_client().put(server.url("/report")).with_extension(body).send())
+        .await
+        .unwrap();
     assert_eq!(answer.status(), 200);
     assert!(answer.extensions().get::<Outcome>().unwrap().replayed);
     assert_eq!(sent_twice(&server).body, content);
@@ -319,7 +341,10 @@ async fn a_multipart_form_with_a_file_is_replayed_within_the_boundary_that_its_h
     let session = sign_in(&server, "task");
     let (file, content) = report();
     let form = multipart::Form::new().text("title", "numbers");
-    let frame = Frame::of(form.part("report", multipart::Part::bytes(Vec::new()).file_name("report \"1\".bin"))).await;
+    let frame = Frame::of(
+        form.part("report", multipart::Part::bytes(Vec::new()).file_name("report \"1\".bin")),
+    )
+    .await;
     let length = frame.head.len() + content.len() + frame.tail.len();
     let body = {
         let (path, head, tail) = (file.path().to_owned(), frame.head, frame.tail);
@@ -344,14 +369,17 @@ async fn a_multipart_form_with_a_file_is_replayed_within_the_boundary_that_its_h
     assert_eq!(seen.headers[header::CONTENT_LENGTH], length.to_string().as_str());
     let boundary = frame.content_type.rsplit_once('=').unwrap().1.to_owned();
     let parts = read_form(&seen.body, &boundary);
-    let names: Vec<_> = parts.iter().map(|(head, _)| head.split("; ").nth(1).unwrap().trim_end()).collect();
+    let names: Vec<_> =
+        parts.iter().map(|(head, _)| head.split("; ").nth(1).unwrap().trim_end()).collect();
     assert_eq!(names, ["name=\"title\"", "name=\"report\""]);
     assert_eq!((parts[0].1.as_slice(), parts[1].1.as_slice()), (&b"numbers"[..], &content[..]));
 }
 
 /// Head and content of each part.
 fn read_form(body: &[u8], boundary: &str) -> Vec<(String, Vec<u8>)> {
-    let find = |bytes: &[u8], wanted: &[u8]| bytes.windows(wanted.len()).position(|window| window == wanted);
+    let find = |bytes: &[u8], wanted: &[u8]| {
+        bytes.windows(wanted.len()).position(|window| window == wanted)
+    };
     let delimiter = format!("\r\n--{boundary}");
     let mut rest = body.strip_prefix(&delimiter.as_bytes()[2..]).unwrap();
     let mut parts = Vec::new();
@@ -359,7 +387,10 @@ fn read_form(body: &[u8], boundary: &str) -> Vec<(String, Vec<u8>)> {
         let part = rest.strip_prefix(b"\r\n").unwrap();
         let end = find(part, delimiter.as_bytes()).unwrap();
         let split = find(part, b"\r\n\r\n").unwrap();
-        parts.push((String::from_utf8(part[..split].to_vec()).unwrap(), part[split + 4..end].to_vec()));
+        parts.push((
+            String::from_utf8(part[..split].to_vec()).unwrap(),
+            part[split + 4..end].to_vec(),
+        ));
         rest = &part[end + delimiter.len()..];
     }
     parts
@@ -369,7 +400,9 @@ fn read_form(body: &[u8], boundary: &str) -> Vec<(String, Vec<u8>)> {
 async fn a_small_multipart_form_is_encoded_once_and_replayed_as_any_buffered_body() {
     let server = AuthServer::start().await;
     let session = sign_in(&server, "task");
-    let form = multipart::Form::new().text("title", "numbers").part("note", multipart::Part::text("hello").file_name("note.txt"));
+    let form = multipart::Form::new()
+        .text("title", "numbers")
+        .part("note", multipart::Part::text("hello").file_name("note.txt"));
     let boundary = form.boundary().to_owned();
     server.refuse_next(1, StatusCode::UNAUTHORIZED);
     let request = scoped_client()
@@ -378,27 +411,42 @@ async fn a_small_multipart_form_is_encoded_once_and_replayed_as_any_buffered_bod
         .body(encoded(form).await);
     assert_eq!(session.scope(request.send()).await.unwrap().status(), 200);
     let parts = read_form(&sent_twice(&server).body, &boundary);
-    assert_eq!(parts.into_iter().map(|(_, content)| content).collect::<Vec<_>>(), [&b"numbers"[..], b"hello"]);
+    assert_eq!(
+        parts.into_iter().map(|(_, content)| content).collect::<Vec<_>>(),
+        [&b"numbers"[..], b"hello"]
+    );
 }
 
 #[tokio::test]
-async fn a_form_that_nobody_can_make_anew_is_sent_once_whole_and_the_next_request_has_the_new_token() {
+async fn a_form_that_nobody_can_make_anew_is_sent_once_whole_and_the_next_request_has_the_new_token()
+ {
     let server = AuthServer::start().await;
     let session = sign_in(&server, "task");
     let client = scoped_client();
     let form = || multipart::Form::new().text("title", "numbers");
     server.refuse_next(1, StatusCode::UNAUTHORIZED);
-    let answer = session.scope(client.post(server.url("/")).multipart(form()).send()).await.unwrap();
+    let answer =
+        session.scope(client.post(server.url("/")).multipart(form()).send()).await.unwrap();
     assert_eq!(answer.status(), 401);
     let outcome = answer.extensions().get::<Outcome>().unwrap();
-    assert_eq!((outcome.refreshed, outcome.not_replayed), (true, Some(NotReplayed::BodyNotReplayable)));
+    assert_eq!(
+        (outcome.refreshed, outcome.not_replayed),
+        (true, Some(NotReplayed::BodyNotReplayable))
+    );
 
-    let answer = session.scope(client.post(server.url("/")).multipart(form()).send()).await.unwrap();
+    let answer =
+        session.scope(client.post(server.url("/")).multipart(form()).send()).await.unwrap();
     assert_eq!((answer.status().as_u16(), server.token_calls()), (200, 1));
     let records = server.requests();
     assert_eq!(records.len(), 2);
     for record in records {
-        let boundary = record.headers[header::CONTENT_TYPE].to_str().unwrap().rsplit_once('=').unwrap().1.to_owned();
+        let boundary = record.headers[header::CONTENT_TYPE]
+            .to_str()
+            .unwrap()
+            .rsplit_once('=')
+            .unwrap()
+            .1
+            .to_owned();
         assert_eq!(read_form(&record.body, &boundary).pop().unwrap().1, b"numbers");
     }
 }
@@ -412,13 +460,18 @@ async fn a_file_that_is_gone_at_the_replay_leaves_the_refusal() {
     let body = ReplayBody::try_new(move || Ok(std::fs::read(&path)?.into()));
     let hold = server.hold_token_calls();
     server.refuse_next(1, StatusCode::UNAUTHORIZED);
-    let request = tokio::spawn(session.scope(scoped_client().put(server.url("/")).with_extension(body).send()));
+    let request = tokio::spawn(
+        session.scope(scoped_client().put(server.url("/")).with_extension(body).send()),
+    );
     hold.waiting(1).await;
     drop(file);
     hold.release();
     let answer = request.await.unwrap().unwrap();
     assert_eq!(answer.status(), 401);
-    assert_eq!(answer.extensions().get::<Outcome>().unwrap().not_replayed, Some(NotReplayed::BodyNotReplayable));
+    assert_eq!(
+        answer.extensions().get::<Outcome>().unwrap().not_replayed,
+        Some(NotReplayed::BodyNotReplayable)
+    );
     let records = server.requests();
     assert_eq!((records.len(), &records[0].body[..]), (1, &content[..]));
 }
@@ -444,7 +497,8 @@ async fn a_tenant_that_waits_for_its_token_holds_nobody_else_up() {
     assert!(answer.extensions().get::<Outcome>().unwrap().replayed);
 
     assert!(!waits.is_finished());
-    let mut seen: Vec<_> = server.requests().into_iter().map(|record| record.subject.unwrap()).collect();
+    let mut seen: Vec<_> =
+        server.requests().into_iter().map(|record| record.subject.unwrap()).collect();
     assert_eq!(seen.len(), 101);
     assert_eq!(seen.remove(0), "slow");
     hold.release();
@@ -452,14 +506,16 @@ async fn a_tenant_that_waits_for_its_token_holds_nobody_else_up() {
     assert_eq!((answer.status().as_u16(), newest(&server)), (200, from("slow")));
 }
 
-/// On the clock that only the servers' own delays move: 10 ms for an answer of the API, two seconds for a token.
+/// On the clock that only the servers' own delays move: 10 ms for an answer of the API, two seconds
+/// for a token.
 #[tokio::test(start_paused = true)]
 async fn a_tenants_two_second_refresh_leaves_the_latency_of_others_where_it_was() {
     let api = Api::new(|seen| async move {
         tokio::time::sleep(Duration::from_millis(10)).await;
         support::answer(if seen.token() == Some("old") { 401 } else { 200 })
     });
-    let client = ClientBuilder::new(reqwest::Client::new()).with_scoped_sessions().with(api.clone()).build();
+    let client =
+        ClientBuilder::new(reqwest::Client::new()).with_scoped_sessions().with(api.clone()).build();
     let tenant = |token: &str, issuer: &Issuer| {
         let tokens = reqwest_reauth::Tokens::new(token).unwrap();
         Session::builder(tokens).origin(support::ORIGIN).refresher(issuer.clone()).build().unwrap()
@@ -468,7 +524,10 @@ async fn a_tenants_two_second_refresh_leaves_the_latency_of_others_where_it_was(
     let slow = tenant("old", &issuer);
     let timed = async |session: &Session| {
         let begun = Instant::now();
-        assert_eq!(session.scope(client.get(support::url("/")).send()).await.unwrap().status(), 200);
+        assert_eq!(
+            session.scope(client.get(support::url("/")).send()).await.unwrap().status(),
+            200
+        );
         begun.elapsed()
     };
     let others: Vec<_> = (0..20).map(|number| tenant(&format!("good-{number}"), &issuer)).collect();
@@ -532,7 +591,8 @@ impl Tally {
     }
 }
 
-/// One request of a task, which knows nothing of tokens. It may end in any way; if it is answered, then as itself.
+/// One request of a task, which knows nothing of tokens. It may end in any way; if it is answered,
+/// then as itself.
 async fn request(client: &ClientWithMiddleware, url: &str, name: &str, tally: &Tally) {
     let answer = client.get(url).send().await.unwrap();
     let outcome = answer.extensions().get::<Outcome>().cloned().unwrap_or_default();
@@ -549,24 +609,41 @@ async fn request(client: &ClientWithMiddleware, url: &str, name: &str, tally: &T
 }
 
 /// A supervisor's loop for one task: what panics is started again in a fresh tokio task.
-async fn supervise(client: ClientWithMiddleware, session: Session, url: String, name: String, seed: u64, tally: Arc<Tally>) {
+async fn supervise(
+    client: ClientWithMiddleware,
+    session: Session,
+    url: String,
+    name: String,
+    seed: u64,
+    tally: Arc<Tally>,
+) {
     let mut random = fastrand::Rng::with_seed(seed);
     let started = Arc::new(AtomicUsize::new(0));
     loop {
-        let burst = random.usize(1..10).min(storm_requests().saturating_sub(started.load(Ordering::Relaxed)));
+        let burst = random
+            .usize(1..10)
+            .min(storm_requests().saturating_sub(started.load(Ordering::Relaxed)));
         if burst == 0 {
             return;
         }
-        let (client, url, name, mut random) = (client.clone(), url.clone(), name.clone(), random.fork());
+        let (client, url, name, mut random) =
+            (client.clone(), url.clone(), name.clone(), random.fork());
         let (renews, started, counts) = (session.clone(), Arc::clone(&started), Arc::clone(&tally));
         let work = async move {
             for _ in 0..burst {
                 started.fetch_add(1, Ordering::Relaxed);
                 let request = request(&client, &url, &name, &counts);
                 match random.usize(..10) {
-                    0 => Tally::add(&counts.cancels, interrupted(request, random.usize(..4), false).await.is_none()),
+                    0 => Tally::add(
+                        &counts.cancels,
+                        interrupted(request, random.usize(..4), false).await.is_none(),
+                    ),
                     1 => drop(interrupted(request, random.usize(..4), true).await),
-                    2 => drop(AssertUnwindSafe(interrupted(request, random.usize(..4), true)).catch_unwind().await),
+                    2 => drop(
+                        AssertUnwindSafe(interrupted(request, random.usize(..4), true))
+                            .catch_unwind()
+                            .await,
+                    ),
                     3 => {
                         renews.refresh().await.unwrap();
                         request.await;
@@ -600,7 +677,8 @@ fn assert_none_crossed(server: &AuthServer) {
     }
     for call in server.token_requests() {
         let form: Vec<_> = form_urlencoded::parse(&call.body).into_owned().collect();
-        let name = form.into_iter().find_map(|(name, value)| (name == "task").then_some(value)).unwrap();
+        let name =
+            form.into_iter().find_map(|(name, value)| (name == "task").then_some(value)).unwrap();
         assert_eq!(call.subject, Some(name));
     }
 }
@@ -613,9 +691,11 @@ async fn storm(workers: usize) {
     let client = scoped_client();
     let tally = Arc::<Tally>::default();
     let over = Arc::new(AtomicBool::new(false));
-    let prowlers: Vec<_> =
-        (0..workers * 2).map(|_| tokio::spawn(prowl(client.clone(), server.url("/nobody"), Arc::clone(&over)))).collect();
-    // Looks at the records before the oldest ones fall out, has tokens reissued, and calls all of them off now and then.
+    let prowlers: Vec<_> = (0..workers * 2)
+        .map(|_| tokio::spawn(prowl(client.clone(), server.url("/nobody"), Arc::clone(&over))))
+        .collect();
+    // Looks at the records before the oldest ones fall out, has tokens reissued, and calls all of
+    // them off now and then.
     let watcher = tokio::spawn({
         let (server, over) = (Arc::clone(&server), Arc::clone(&over));
         async move {
@@ -631,11 +711,17 @@ async fn storm(workers: usize) {
                 }
                 if hits - looked_at > KEPT / 4 {
                     assert_none_crossed(&server);
-                    assert!(server.api_hits() - looked_at < KEPT, "records were lost before they were looked at");
+                    assert!(
+                        server.api_hits() - looked_at < KEPT,
+                        "records were lost before they were looked at"
+                    );
                     looked_at = hits;
                 }
             }
-            assert!(server.api_hits() - looked_at < KEPT, "records were lost before they were looked at");
+            assert!(
+                server.api_hits() - looked_at < KEPT,
+                "records were lost before they were looked at"
+            );
         }
     });
 
@@ -643,7 +729,14 @@ async fn storm(workers: usize) {
     for number in 0..TASKS {
         let name = format!("task-{number}");
         let (session, url) = (sign_in(&server, &name), server.url(&format!("/{name}")));
-        tasks.spawn(supervise(client.clone(), session, url, name, number as u64, Arc::clone(&tally)));
+        tasks.spawn(supervise(
+            client.clone(),
+            session,
+            url,
+            name,
+            number as u64,
+            Arc::clone(&tally),
+        ));
     }
     while let Some(task) = tasks.join_next().await {
         task.unwrap();
@@ -668,17 +761,27 @@ async fn storm(workers: usize) {
         server.token_calls(),
     );
     assert_eq!(
-        (server.counts().reuses, server.requests().iter().filter(|record| record.uri.path() == "/nobody").count()),
+        (
+            server.counts().reuses,
+            server.requests().iter().filter(|record| record.uri.path() == "/nobody").count()
+        ),
         (0, 0)
     );
     // It was a storm.
-    for happened in [&tally.served, &tally.refreshed, &tally.captured, &tally.panics, &tally.cancels] {
+    for happened in
+        [&tally.served, &tally.refreshed, &tally.captured, &tally.panics, &tally.cancels]
+    {
         assert!(count(happened) > TASKS / 10);
     }
 }
 
 fn run_storm(workers: usize) {
-    Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap().block_on(storm(workers));
+    Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(storm(workers));
 }
 
 #[test]

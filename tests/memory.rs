@@ -61,16 +61,21 @@ async fn neither_endless_answers_nor_bombs_fill_the_memory() {
                 .backoff(Duration::from_millis(1), Duration::from_millis(1))
                 .max_attempts(2);
             if unzips {
-                refresher = refresher.http_client(reqwest::Client::builder().gzip(true).build().unwrap());
+                refresher =
+                    refresher.http_client(reqwest::Client::builder().gzip(true).build().unwrap());
             }
             let tokens = Tokens::new("old").unwrap().with_refresh_token("refresh").unwrap();
-            let session = Session::builder(tokens).origin(api.origin()).refresher(refresher).build().unwrap();
+            let session =
+                Session::builder(tokens).origin(api.origin()).refresher(refresher).build().unwrap();
             let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
             let (sent, peak) = peak(client.get(api.url("/")).send()).await;
             let error = sent.unwrap_err();
             let kind = Error::find_in(&error).unwrap().kind();
             assert!(
-                matches!(kind, ErrorKind::BadResponse | ErrorKind::ClientRejected | ErrorKind::Unavailable),
+                matches!(
+                    kind,
+                    ErrorKind::BadResponse | ErrorKind::ClientRejected | ErrorKind::Unavailable
+                ),
                 "{name} {unzips} {kind:?}"
             );
             assert!(peak <= MOST, "{name} {unzips}: {} KiB", peak >> 10);
@@ -79,14 +84,19 @@ async fn neither_endless_answers_nor_bombs_fill_the_memory() {
     // The API: refused answers are read on a little, then dropped.
     for (name, reply) in &replies {
         let reply = reply.clone();
-        let api = Server::simple(
-            move |seen| {
-                if seen.token() == Some("old") { reply.clone().with_status(401) } else { Reply::status(200) }
-            },
-        )
+        let api = Server::simple(move |seen| {
+            if seen.token() == Some("old") {
+                reply.clone().with_status(401)
+            } else {
+                Reply::status(200)
+            }
+        })
         .await;
-        let session =
-            Session::builder(Tokens::new("old").unwrap()).origin(api.origin()).refresher(Counter::default()).build().unwrap();
+        let session = Session::builder(Tokens::new("old").unwrap())
+            .origin(api.origin())
+            .refresher(Counter::default())
+            .build()
+            .unwrap();
         let http = reqwest::Client::builder().gzip(true).build().unwrap();
         let client = ClientBuilder::new(http).with_session(session).build();
         let (sent, peak) = peak(client.get(api.url("/")).send()).await;
@@ -94,8 +104,12 @@ async fn neither_endless_answers_nor_bombs_fill_the_memory() {
         assert!(peak <= MOST, "{name}: {} KiB", peak >> 10);
     }
     // A thousand answers with tokens of the greatest length leave one behind.
-    let api = Server::simple(|seen| Reply::status(200).header("Refreshed-API-Token", format!("{:x<16384}", seen.number))).await;
-    let session = Session::builder(Tokens::new("old").unwrap()).origin(api.origin()).build().unwrap();
+    let api = Server::simple(|seen| {
+        Reply::status(200).header("Refreshed-API-Token", format!("{:x<16384}", seen.number))
+    })
+    .await;
+    let session =
+        Session::builder(Tokens::new("old").unwrap()).origin(api.origin()).build().unwrap();
     let client = ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).build();
     for count in [100, 1000] {
         let before = ALLOCATED.current_usage();
@@ -104,7 +118,10 @@ async fn neither_endless_answers_nor_bombs_fill_the_memory() {
         }
         // The server's own log grows with each request.
         let logged = count * (32 << 10);
-        assert!(ALLOCATED.current_usage().saturating_sub(before) <= logged + (1 << 20), "after {count}");
+        assert!(
+            ALLOCATED.current_usage().saturating_sub(before) <= logged + (1 << 20),
+            "after {count}"
+        );
     }
     assert_eq!(session.generation(), 1101);
 }

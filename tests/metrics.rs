@@ -7,7 +7,10 @@ use std::{
     sync::{Arc, Mutex, atomic::Ordering},
 };
 
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit, atomics::AtomicU64};
+use metrics::{
+    Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    atomics::AtomicU64,
+};
 use reqwest_middleware::ClientBuilder;
 use reqwest_reauth::{
     ClientBuilderExt, Error, ErrorKind, FileStore, OAuthRefresh, Session, Tokens,
@@ -30,13 +33,19 @@ impl metrics::HistogramFn for Values {
 
 impl Counts {
     fn cell(&self, key: &Key) -> Arc<AtomicU64> {
-        let labels: Vec<_> = key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        let labels: Vec<_> =
+            key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
         let name = format!("{}{{{}}}", key.name(), labels.join(","));
         Arc::clone(self.0.lock().unwrap().entry(name).or_default())
     }
 
     fn all(&self) -> Vec<(String, u64)> {
-        self.0.lock().unwrap().iter().map(|(name, count)| (name.clone(), count.load(Ordering::Relaxed))).collect()
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(name, count)| (name.clone(), count.load(Ordering::Relaxed)))
+            .collect()
     }
 }
 
@@ -72,7 +81,11 @@ fn a_refresh_after_a_502_and_a_capture_are_counted() {
         let server = AuthServer::start().await;
         let step = std::time::Duration::from_millis(1);
         let refresher = OAuthRefresh::new(server.token_endpoint()).backoff(step, step);
-        let session = Session::builder(server.login()).origin(server.origin()).refresher(refresher).build().unwrap();
+        let session = Session::builder(server.login())
+            .origin(server.origin())
+            .refresher(refresher)
+            .build()
+            .unwrap();
         let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
         server.script_token_endpoint([Answer::Status(502)]);
         server.expire_now();
@@ -96,19 +109,23 @@ fn what_goes_wrong_is_counted_by_its_reason() {
     let dir = tempfile::tempdir().unwrap();
     let counts = counted(async {
         let server = AuthServer::start().await;
-        let unavailable = refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
+        let unavailable =
+            refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
         // A directory is no token file: neither at the first request nor in the refresh.
-        let session = Session::builder(server.login()).origin(server.origin()).refresher(unavailable);
+        let session =
+            Session::builder(server.login()).origin(server.origin()).refresher(unavailable);
         let session = session.store(FileStore::new(dir.path())).build().unwrap();
         let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
-        let malformed = http::Response::builder().header("refreshed-api-token", "two words").body("".into());
+        let malformed =
+            http::Response::builder().header("refreshed-api-token", "two words").body("".into());
         server.script_api([Answer::Response(malformed.unwrap())]);
         assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
         server.refuse_next(2, http::StatusCode::UNAUTHORIZED);
         client.get(server.url("/")).send().await.unwrap_err();
 
         let session = Session::builder(server.login()).origin(server.origin()).replay_if(|_| false);
-        let session = session.refresher(OAuthRefresh::new(server.token_endpoint())).build().unwrap();
+        let session =
+            session.refresher(OAuthRefresh::new(server.token_endpoint())).build().unwrap();
         let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
         assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 401);
     });
@@ -128,7 +145,8 @@ fn what_goes_wrong_is_counted_by_its_reason() {
 #[test]
 fn a_refresh_that_a_new_login_overtakes_is_no_failure() {
     let counts = counted(async {
-        let session = Session::builder(Tokens::new("t0").unwrap()).origin("https://api.example.com");
+        let session =
+            Session::builder(Tokens::new("t0").unwrap()).origin("https://api.example.com");
         let session = session.refresher(refresh_with(|_| std::future::pending())).build().unwrap();
         let (refreshed, replaced) = tokio::join!(session.refresh(), async {
             tokio::task::yield_now().await;
@@ -147,21 +165,29 @@ fn beats_are_counted_by_why_they_failed() {
         let server = AuthServer::start().await;
         let plain = ClientBuilder::new(reqwest::Client::new()).build();
         let session = Session::builder(Tokens::empty()).origin(server.origin());
-        let unavailable = refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
+        let unavailable =
+            refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
         let session = session.refresher(unavailable).build().unwrap();
-        let without_token = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+        let without_token =
+            ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
         let once = |heartbeat: reqwest_reauth::heartbeat::HeartbeatBuilder| async {
             let stopped = heartbeat.max_failures(1).spawn().unwrap().finished().await;
-            assert!(matches!(stopped, Stopped::TooManyFailures { failures: 1 } | Stopped::Told { .. }), "{stopped:?}");
+            assert!(
+                matches!(stopped, Stopped::TooManyFailures { failures: 1 } | Stopped::Told { .. }),
+                "{stopped:?}"
+            );
         };
         let (url, token) = (server.url("/"), server.login());
         let header = format!("Bearer {}", token.access_token().unwrap().expose_secret());
         let signed_in = {
             let url = url.clone();
-            Heartbeat::new(plain.clone(), move |client| client.get(url.clone()).header("authorization", header.clone()))
+            Heartbeat::new(plain.clone(), move |client| {
+                client.get(url.clone()).header("authorization", header.clone())
+            })
         };
         once(signed_in.stop_on(|status| status == 200)).await;
-        let to = |client, url: String| Heartbeat::new(client, move |client| client.get(url.clone()));
+        let to =
+            |client, url: String| Heartbeat::new(client, move |client| client.get(url.clone()));
         once(to(plain.clone(), url.clone())).await;
         once(to(without_token, url.clone())).await;
         once(to(plain.clone(), "http://127.0.0.1:0/".to_owned())).await;
@@ -170,7 +196,8 @@ fn beats_are_counted_by_why_they_failed() {
         hold.release();
         once(Heartbeat::new(plain, |_| panic!("a closure that panics"))).await;
     });
-    let beats: Vec<_> = counts.into_iter().filter(|(name, _)| name.starts_with("reauth.heartbeat.")).collect();
+    let beats: Vec<_> =
+        counts.into_iter().filter(|(name, _)| name.starts_with("reauth.heartbeat.")).collect();
     let causes = ["auth", "none", "panicked", "status", "timed_out", "transport"];
     let expected = ["reauth.heartbeat.beat.duration", "reauth.heartbeat.beats"]
         .into_iter()

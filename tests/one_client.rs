@@ -2,14 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use reqwest_middleware::ClientBuilder;
-use reqwest_reauth::{Anonymous, ClientBuilderExt, OAuthRefresh, ReplayBody, Session, testing::AuthServer};
+use reqwest_reauth::{
+    Anonymous, ClientBuilderExt, OAuthRefresh, ReplayBody, Session, testing::AuthServer,
+};
 
 #[tokio::test]
 async fn a_scoped_client_may_be_the_refreshers_own() {
     let server = AuthServer::start().await;
     let client = ClientBuilder::new(reqwest::Client::new()).with_scoped_sessions().build();
     let refresher = OAuthRefresh::new(server.token_endpoint()).http_client(client.clone());
-    let session = Session::builder(server.login()).origin(server.origin()).refresher(refresher).build().unwrap();
+    let session = Session::builder(server.login())
+        .origin(server.origin())
+        .refresher(refresher)
+        .build()
+        .unwrap();
     server.expire_now();
 
     let answer = session.scope(client.get(server.url("/jobs")).send()).await.unwrap();
@@ -26,7 +32,8 @@ async fn a_session_may_be_refreshed_through_a_client_of_its_own() {
     let first = Session::builder(login.clone()).origin(server.origin()).build().unwrap();
     let client = ClientBuilder::new(reqwest::Client::new()).with_session(first).build();
     let refresher = OAuthRefresh::new(server.token_endpoint()).http_client(client);
-    let session = Session::builder(login).origin(server.origin()).refresher(refresher).build().unwrap();
+    let session =
+        Session::builder(login).origin(server.origin()).refresher(refresher).build().unwrap();
 
     session.refresh().await.unwrap();
     let [call] = &server.token_requests()[..] else { panic!("{:?}", server.token_requests()) };

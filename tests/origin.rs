@@ -1,4 +1,5 @@
-//! Where a token goes, and whose answers count: two servers, one of which must never learn anything.
+//! Where a token goes, and whose answers count: two servers, one of which must never learn
+//! anything.
 
 // What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
@@ -13,15 +14,18 @@ use http::{StatusCode, header::AUTHORIZATION};
 use raw::{Counter, Reply, Seen, Server};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
-    CaptureIgnored, ClientBuilderExt, Error, ErrorKind, Event, NotReplayed, OAuthRefresh, Outcome, Session, SessionBuilder,
-    Tokens, testing::AuthServer,
+    CaptureIgnored, ClientBuilderExt, Error, ErrorKind, Event, NotReplayed, OAuthRefresh, Outcome,
+    Session, SessionBuilder, Tokens, testing::AuthServer,
 };
 use support::Events;
 
 const HEADER: &str = "Refreshed-API-Token";
 
 fn builder(origin: impl AsRef<str>, counter: &Counter, events: &Events) -> SessionBuilder {
-    Session::builder(Tokens::new("old").unwrap()).origin(origin).refresher(counter.clone()).on_event(events.listener())
+    Session::builder(Tokens::new("old").unwrap())
+        .origin(origin)
+        .refresher(counter.clone())
+        .on_event(events.listener())
 }
 
 fn client(session: &Session) -> ClientWithMiddleware {
@@ -36,7 +40,9 @@ async fn enemy() -> Server {
             "/403" => 403,
             _ => 200,
         };
-        let reply = Reply::status(status).header(HEADER, "planted").header("WWW-Authenticate", "Bearer error=\"invalid_token\"");
+        let reply = Reply::status(status)
+            .header(HEADER, "planted")
+            .header("WWW-Authenticate", "Bearer error=\"invalid_token\"");
         if seen.target == "/cookie" { reply.header("Set-Cookie", "JWT=planted") } else { reply }
     })
     .await
@@ -74,7 +80,9 @@ async fn another_origin_gets_no_token_and_gives_none() {
 
 /// A client for which every name under `.test` is one of these servers.
 fn resolving(session: &Session, names: &[(&str, SocketAddr)]) -> ClientWithMiddleware {
-    let http = names.iter().fold(reqwest::Client::builder(), |http, (name, address)| http.resolve(name, *address));
+    let http = names
+        .iter()
+        .fold(reqwest::Client::builder(), |http, (name, address)| http.resolve(name, *address));
     ClientBuilder::new(http.build().unwrap()).with_session(session.clone()).build()
 }
 
@@ -82,7 +90,14 @@ fn resolving(session: &Session, names: &[(&str, SocketAddr)]) -> ClientWithMiddl
 async fn origins_are_compared_after_normalisation() {
     let server = Server::simple(|_| Reply::status(200)).await;
     let port = server.address.port();
-    let names = ["api.test", "api.test.", "xn--bcher-kva.test", "api.test.evil.test", "evil.test", "localhost"];
+    let names = [
+        "api.test",
+        "api.test.",
+        "xn--bcher-kva.test",
+        "api.test.evil.test",
+        "evil.test",
+        "localhost",
+    ];
     let names = names.map(|name| (name, server.address));
     let table = [
         ("http://api.test", "http://api.test", true),
@@ -104,13 +119,19 @@ async fn origins_are_compared_after_normalisation() {
     ];
     for (origin, target, trusted) in table {
         let (counter, events) = (Counter::default(), Events::default());
-        let session = builder(format!("{origin}:{port}/some/path"), &counter, &events).allow_plain_http().build().unwrap();
+        let session = builder(format!("{origin}:{port}/some/path"), &counter, &events)
+            .allow_plain_http()
+            .build()
+            .unwrap();
         let already = server.count();
         // 127.0.0.2 is nobody: a failed connection shows nothing either.
         let sent = resolving(&session, &names).get(format!("{target}:{port}/x")).send().await;
         let token = server.seen().get(already).map(|seen| seen.token().map(str::to_owned));
         assert_eq!(token.clone().flatten().is_some(), trusted, "{origin} {target}");
-        assert!(sent.is_ok() == token.is_some() && (token.is_some() || target.ends_with(".2")), "{origin} {target}");
+        assert!(
+            sent.is_ok() == token.is_some() && (token.is_some() || target.ends_with(".2")),
+            "{origin} {target}"
+        );
     }
     // An IPv4 address in IPv6's clothes is another origin, whether or not it can be reached.
     let (counter, events) = (Counter::default(), Events::default());
@@ -154,10 +175,12 @@ async fn a_redirect_elsewhere_takes_no_token_along_and_brings_none_back() {
         for path in ["/200", "/401", "/403"] {
             let enemy = enemy().await;
             let target = enemy.url(path);
-            let home = Server::simple(move |_| Reply::status(status).header("Location", &target)).await;
+            let home =
+                Server::simple(move |_| Reply::status(status).header("Location", &target)).await;
             let (counter, events) = (Counter::default(), Events::default());
             let session = builder(home.origin(), &counter, &events).build().unwrap();
-            let response = client(&session).post(home.url("/start")).body("x").send().await.unwrap();
+            let response =
+                client(&session).post(home.url("/start")).body("x").send().await.unwrap();
             assert_eq!(response.url().as_str(), enemy.url(path));
             assert_eq!((home.count(), enemy.count()), (1, 1), "{status} {path}");
             assert_eq!(home.tokens(), [Some("old".into())]);
@@ -166,7 +189,10 @@ async fn a_redirect_elsewhere_takes_no_token_along_and_brings_none_back() {
             assert!(response.headers()[HEADER].is_sensitive());
             let all = events.all();
             assert!(
-                matches!(&all[..], [Event::CaptureIgnored { reason: CaptureIgnored::UntrustedOrigin }]),
+                matches!(
+                    &all[..],
+                    [Event::CaptureIgnored { reason: CaptureIgnored::UntrustedOrigin }]
+                ),
                 "{status} {path}: {all:?}"
             );
         }
@@ -178,7 +204,10 @@ async fn a_redirect_to_another_name_of_the_same_server_is_one_elsewhere() {
     let server = Server::start(|seen| async move {
         let host = seen.all("host")[0].to_owned();
         match &*seen.target {
-            "/start" => Reply::status(302).header("Location", format!("http://{}/end", host.replace("127.0.0.1", "localhost"))),
+            "/start" => Reply::status(302).header(
+                "Location",
+                format!("http://{}/end", host.replace("127.0.0.1", "localhost")),
+            ),
             _ => Reply::status(401).header(HEADER, "planted"),
         }
     })
@@ -194,7 +223,8 @@ async fn a_redirect_to_another_name_of_the_same_server_is_one_elsewhere() {
 
 #[tokio::test]
 async fn there_and_back_again_is_ours_and_the_replay_starts_at_the_first_url() {
-    /// `/start` sends strangers on a trip that ends at `/end`, which wants a token that the trip has lost.
+    /// `/start` sends strangers on a trip that ends at `/end`, which wants a token that the trip
+    /// has lost.
     fn home(target: String, renewed_stay: bool) -> impl Fn(&Seen) -> Reply {
         move |seen| match (&*seen.target, seen.token()) {
             ("/start", Some("t1")) if renewed_stay => Reply::status(200),
@@ -207,7 +237,9 @@ async fn there_and_back_again_is_ours_and_the_replay_starts_at_the_first_url() {
         let back = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
         let enemy = Server::simple({
             let back = std::sync::Arc::clone(&back);
-            move |_| Reply::status(307).header("Location", back.get().unwrap()).header(HEADER, "planted")
+            move |_| {
+                Reply::status(307).header("Location", back.get().unwrap()).header(HEADER, "planted")
+            }
         })
         .await;
         let home = Server::simple(home(enemy.url("/trip"), renewed_stay)).await;
@@ -217,15 +249,25 @@ async fn there_and_back_again_is_ours_and_the_replay_starts_at_the_first_url() {
         let response = client(&session).put(home.url("/start")).body("whole").send().await.unwrap();
         learned_nothing(&enemy);
         assert_eq!(counter.calls(), 1);
-        let targets: Vec<_> = home.seen().iter().map(|seen| (seen.target.clone(), seen.token().map(str::to_owned))).collect();
+        let targets: Vec<_> = home
+            .seen()
+            .iter()
+            .map(|seen| (seen.target.clone(), seen.token().map(str::to_owned)))
+            .collect();
         let hop = |target: &str, token: Option<&str>| (target.to_owned(), token.map(str::to_owned));
         let outcome = response.extensions().get::<Outcome>().cloned().unwrap();
         assert!(outcome.replayed);
         if renewed_stay {
             assert_eq!(response.status(), 200);
-            assert_eq!(targets, [hop("/start", Some("old")), hop("/end", None), hop("/start", Some("t1"))]);
+            assert_eq!(
+                targets,
+                [hop("/start", Some("old")), hop("/end", None), hop("/start", Some("t1"))]
+            );
         } else {
-            assert_eq!((response.status().as_u16(), outcome.not_replayed), (401, Some(NotReplayed::AlreadyReplayed)));
+            assert_eq!(
+                (response.status().as_u16(), outcome.not_replayed),
+                (401, Some(NotReplayed::AlreadyReplayed))
+            );
             let trip = |token| [hop("/start", Some(token)), hop("/end", None)];
             assert_eq!(targets, [trip("old"), trip("t1")].concat());
         }
@@ -245,9 +287,14 @@ async fn a_redirect_within_the_origin_keeps_token_and_body() {
         .await;
         let (counter, events) = (Counter::default(), Events::default());
         let session = builder(home.origin(), &counter, &events).build().unwrap();
-        let response = client(&session).post(home.url("/start")).body("whole").send().await.unwrap();
+        let response =
+            client(&session).post(home.url("/start")).body("whole").send().await.unwrap();
         assert_eq!(response.status(), 200);
-        let hops: Vec<_> = home.seen().iter().map(|seen| format!("{} {}", seen.target, seen.token().unwrap())).collect();
+        let hops: Vec<_> = home
+            .seen()
+            .iter()
+            .map(|seen| format!("{} {}", seen.target, seen.token().unwrap()))
+            .collect();
         assert_eq!(hops, ["/start old", "/end?x old", "/start t1", "/end?x t1"]);
         assert!(home.seen().iter().all(|seen| seen.method == "POST" && seen.body == b"whole"));
         assert_eq!(session.tokens().unwrap().access_token().unwrap().expose_secret(), "next");
@@ -265,7 +312,8 @@ async fn a_session_can_trust_two_origins() {
     });
     let (first, second) = (first.await, second.await);
     let (counter, events) = (Counter::default(), Events::default());
-    let session = builder(first.origin(), &counter, &events).origin(second.origin()).build().unwrap();
+    let session =
+        builder(first.origin(), &counter, &events).origin(second.origin()).build().unwrap();
     let client = client(&session);
     assert_eq!(client.get(second.url("/")).send().await.unwrap().status(), 200);
     assert_eq!(client.get(second.url("/renews")).send().await.unwrap().status(), 200);
@@ -283,9 +331,13 @@ async fn a_refusal_at_the_end_of_a_redirect_between_two_trusted_origins_spends_n
     })
     .await;
     let origin = second.origin();
-    let first = Server::simple(move |seen| Reply::status(307).header("Location", format!("{origin}{}", seen.target))).await;
+    let first = Server::simple(move |seen| {
+        Reply::status(307).header("Location", format!("{origin}{}", seen.target))
+    })
+    .await;
     let (counter, events) = (Counter::default(), Events::default());
-    let session = builder(first.origin(), &counter, &events).origin(second.origin()).build().unwrap();
+    let session =
+        builder(first.origin(), &counter, &events).origin(second.origin()).build().unwrap();
     let client = client(&session);
     let response = client.get(first.url("/401")).send().await.unwrap();
     // The redirect lost the token, so that none was refused.
@@ -298,7 +350,10 @@ async fn a_refusal_at_the_end_of_a_redirect_between_two_trusted_origins_spends_n
 
 #[tokio::test]
 async fn a_redirect_without_end_is_the_callers_error() {
-    let home = Server::simple(|_| Reply::status(302).header("Location", "/again").header(HEADER, "on-the-way")).await;
+    let home = Server::simple(|_| {
+        Reply::status(302).header("Location", "/again").header(HEADER, "on-the-way")
+    })
+    .await;
     let (counter, events) = (Counter::default(), Events::default());
     let session = builder(home.origin(), &counter, &events).build().unwrap();
     let error = client(&session).get(home.url("/")).send().await.unwrap_err();
@@ -359,31 +414,61 @@ fn plain_http_is_refused_unless_it_stays_on_the_machine_or_is_allowed() {
         "https://api.example.com:99999",
     ] {
         for allowed in [false, true] {
-            assert_eq!(build(never, allowed).unwrap_err().kind(), ErrorKind::InvalidConfig, "{never}");
+            assert_eq!(
+                build(never, allowed).unwrap_err().kind(),
+                ErrorKind::InvalidConfig,
+                "{never}"
+            );
         }
     }
-    assert_eq!(Session::builder(Tokens::new("old").unwrap()).build().unwrap_err().kind(), ErrorKind::InvalidConfig);
+    assert_eq!(
+        Session::builder(Tokens::new("old").unwrap()).build().unwrap_err().kind(),
+        ErrorKind::InvalidConfig
+    );
     // One bad origin spoils the good ones.
-    let mixed = Session::builder(Tokens::new("old").unwrap()).origin("https://api.example.com").origin("http://api.example.com");
+    let mixed = Session::builder(Tokens::new("old").unwrap())
+        .origin("https://api.example.com")
+        .origin("http://api.example.com");
     assert_eq!(mixed.build().unwrap_err().kind(), ErrorKind::InvalidConfig);
 }
 
 #[test]
 fn each_switch_for_plain_http_is_for_its_own_side() {
-    let session =
-        |origin: &str, endpoint: OAuthRefresh| Session::builder(Tokens::new("old").unwrap()).origin(origin).refresher(endpoint);
+    let session = |origin: &str, endpoint: OAuthRefresh| {
+        Session::builder(Tokens::new("old").unwrap()).origin(origin).refresher(endpoint)
+    };
     let plain = "http://sso.example.com/token";
     let kind = |builder: SessionBuilder| builder.build().map_err(|error| error.kind()).err();
     let invalid = Some(ErrorKind::InvalidConfig);
     assert_eq!(kind(session("https://api.example.com", OAuthRefresh::new(plain))), invalid);
-    assert_eq!(kind(session("https://api.example.com", OAuthRefresh::new(plain)).allow_plain_http()), invalid);
-    assert_eq!(kind(session("https://api.example.com", OAuthRefresh::new(plain).allow_plain_http())), None);
-    assert_eq!(kind(session("http://api.example.com", OAuthRefresh::new(plain).allow_plain_http())), invalid);
-    assert_eq!(kind(session("https://api.example.com", OAuthRefresh::new("http://localhost:1/token"))), None);
-    for endpoint in ["https://user:pw@sso.example.com/token", "https://user@sso.example.com", "ftp://sso.example.com", "sso", ""]
-    {
+    assert_eq!(
+        kind(session("https://api.example.com", OAuthRefresh::new(plain)).allow_plain_http()),
+        invalid
+    );
+    assert_eq!(
+        kind(session("https://api.example.com", OAuthRefresh::new(plain).allow_plain_http())),
+        None
+    );
+    assert_eq!(
+        kind(session("http://api.example.com", OAuthRefresh::new(plain).allow_plain_http())),
+        invalid
+    );
+    assert_eq!(
+        kind(session("https://api.example.com", OAuthRefresh::new("http://localhost:1/token"))),
+        None
+    );
+    for endpoint in [
+        "https://user:pw@sso.example.com/token",
+        "https://user@sso.example.com",
+        "ftp://sso.example.com",
+        "sso",
+        "",
+    ] {
         assert_eq!(
-            kind(session("https://api.example.com", OAuthRefresh::new(endpoint).allow_plain_http())),
+            kind(session(
+                "https://api.example.com",
+                OAuthRefresh::new(endpoint).allow_plain_http()
+            )),
             invalid,
             "{endpoint}"
         );
@@ -396,7 +481,9 @@ async fn no_redirect_of_the_token_endpoint_is_followed() {
         let (api, enemy) = (AuthServer::start().await, enemy().await);
         let target = enemy.url("/steal");
         let endpoint = Server::simple(move |_| {
-            Reply::status(status).header("Location", &target).json(r#"{"access_token":"planted","refresh_token":"planted"}"#)
+            Reply::status(status)
+                .header("Location", &target)
+                .json(r#"{"access_token":"planted","refresh_token":"planted"}"#)
         })
         .await;
         let tokens = api.login();
@@ -409,10 +496,17 @@ async fn no_redirect_of_the_token_endpoint_is_followed() {
         api.expire_now();
         let error = client(&session).get(api.url("/")).send().await.unwrap_err();
         let error = Error::find_in(&error).unwrap();
-        assert_eq!((error.kind(), error.status().unwrap().as_u16()), (ErrorKind::ClientRejected, status));
+        assert_eq!(
+            (error.kind(), error.status().unwrap().as_u16()),
+            (ErrorKind::ClientRejected, status)
+        );
         assert_eq!(error.api_status(), Some(StatusCode::UNAUTHORIZED));
         assert_eq!((endpoint.count(), enemy.count()), (1, 0), "{status}");
-        assert_eq!(session.tokens().unwrap().refresh_token().unwrap().expose_secret(), refresh, "the refresh token is kept");
+        assert_eq!(
+            session.tokens().unwrap().refresh_token().unwrap().expose_secret(),
+            refresh,
+            "the refresh token is kept"
+        );
     }
 }
 
@@ -421,7 +515,8 @@ async fn the_callers_own_authorization_goes_where_the_caller_sends_it_and_costs_
     let home = Server::simple(|_| Reply::status(401).header(HEADER, "planted")).await;
     let (counter, events) = (Counter::default(), Events::default());
     let session = builder(home.origin(), &counter, &events).build().unwrap();
-    let response = client(&session).get(home.url("/")).header(AUTHORIZATION, "Digest x").send().await.unwrap();
+    let response =
+        client(&session).get(home.url("/")).header(AUTHORIZATION, "Digest x").send().await.unwrap();
     assert_eq!((response.status().as_u16(), home.count()), (401, 1));
     assert_eq!(home.seen()[0].all("authorization"), ["Digest x"]);
     untouched(&session, &counter);

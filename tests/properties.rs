@@ -1,5 +1,6 @@
-//! What holds of a session whatever happens: random requests, refusals, captures, cancelled callers, flights that succeed, fail,
-//! hang and panic, new logins, logouts, a failing store, and time.
+//! What holds of a session whatever happens: random requests, refusals, captures, cancelled
+//! callers, flights that succeed, fail, hang and panic, new logins, logouts, a failing store, and
+//! time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 
@@ -20,7 +21,8 @@ use tokio::{task::JoinHandle, time::timeout};
 
 #[derive(Clone, Debug)]
 enum Act {
-    /// A request, how long its answer takes, its own timeout, and when its caller is dropped: in milliseconds.
+    /// A request, how long its answer takes, its own timeout, and when its caller is dropped: in
+    /// milliseconds.
     Request {
         takes: u64,
         brings_token: bool,
@@ -42,8 +44,14 @@ enum Act {
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let millis = || prop_oneof![Just(0_u64), 1..50_u64, 100..5000_u64];
     let maybe = move || prop::option::weighted(0.3, millis());
-    let request = (millis(), prop::bool::weighted(0.2), maybe(), maybe())
-        .prop_map(|(takes, brings_token, timeout, dropped_after)| Act::Request { takes, brings_token, timeout, dropped_after });
+    let request = (millis(), prop::bool::weighted(0.2), maybe(), maybe()).prop_map(
+        |(takes, brings_token, timeout, dropped_after)| Act::Request {
+            takes,
+            brings_token,
+            timeout,
+            dropped_after,
+        },
+    );
     let act = prop_oneof![
         10 => request,
         2 => maybe().prop_map(|dropped_after| Act::Refresh { dropped_after }),
@@ -96,7 +104,12 @@ where
     })
 }
 
-async fn play(acts: Vec<Act>, grants: Vec<(u64, Grant)>, faults: Option<Vec<(Call, Fate)>>, choice: OnRefreshFailure) {
+async fn play(
+    acts: Vec<Act>,
+    grants: Vec<(u64, Grant)>,
+    faults: Option<Vec<(Call, Fate)>>,
+    choice: OnRefreshFailure,
+) {
     let world = World::new(grants);
     let store = faults.map(|faults| {
         let store = FakeStore::default();
@@ -105,7 +118,8 @@ async fn play(acts: Vec<Act>, grants: Vec<(u64, Grant)>, faults: Option<Vec<(Cal
         }
         store
     });
-    let mut builder = Session::builder(pair("t0", "r0")).origin(support::ORIGIN).refresher(world.clone());
+    let mut builder =
+        Session::builder(pair("t0", "r0")).origin(support::ORIGIN).refresher(world.clone());
     if let Some(store) = &store {
         builder = builder.store(store.clone());
     }
@@ -123,7 +137,9 @@ async fn play(acts: Vec<Act>, grants: Vec<(u64, Grant)>, faults: Option<Vec<(Cal
                 if let Some(limit) = timeout {
                     request = request.timeout(Duration::from_millis(limit));
                 }
-                let request = async move { check(request.send().await.map(|response| response.status().as_u16())) };
+                let request = async move {
+                    check(request.send().await.map(|response| response.status().as_u16()))
+                };
                 callers.push(run(dropped_after, request));
             }
             Act::Refresh { dropped_after } => {
@@ -152,9 +168,14 @@ async fn play(acts: Vec<Act>, grants: Vec<(u64, Grant)>, faults: Option<Vec<(Cal
         generation = session.generation();
     }
     for caller in callers {
-        timeout(Duration::from_secs(3600), caller).await.expect("a waiter hangs").expect("a caller panicked");
+        timeout(Duration::from_secs(3600), caller)
+            .await
+            .expect("a waiter hangs")
+            .expect("a caller panicked");
     }
-    let not_refreshing = async { session.subscribe().wait_for(|state| *state != SessionState::Refreshing).await.map(drop) };
+    let not_refreshing = async {
+        session.subscribe().wait_for(|state| *state != SessionState::Refreshing).await.map(drop)
+    };
     timeout(Duration::from_secs(3600), not_refreshing).await.expect("a flight hangs").unwrap();
     settle().await;
     finish(&world, &session, store.as_ref()).await;
@@ -170,7 +191,11 @@ fn check(result: reqwest_middleware::Result<u16>) {
 
 async fn finish(world: &World, session: &Session, store: Option<&FakeStore>) {
     assert!(world.most_at_once() <= 1, "two calls of the token endpoint at once");
-    assert_eq!(world.asked_with_a_spent_one(), None, "a refresh token was sent again after it had been replaced");
+    assert_eq!(
+        world.asked_with_a_spent_one(),
+        None,
+        "a refresh token was sent again after it had been replaced"
+    );
     let mut by_request: HashMap<String, Vec<Asked>> = HashMap::new();
     for asked in world.requests() {
         by_request.entry(asked.request.clone()).or_default().push(asked);
@@ -225,6 +250,10 @@ proptest! {
 /// The harness itself: a world in which nothing goes wrong is seen as such, and one call renews.
 #[tokio::test(start_paused = true)]
 async fn the_world_works() {
-    let acts = vec![Act::Revoke, Act::Request { takes: 5, brings_token: false, timeout: None, dropped_after: None }];
-    play(acts, vec![(10, Grant::Issue(None))], Some(Vec::new()), OnRefreshFailure::ReturnError).await;
+    let acts = vec![
+        Act::Revoke,
+        Act::Request { takes: 5, brings_token: false, timeout: None, dropped_after: None },
+    ];
+    play(acts, vec![(10, Grant::Issue(None))], Some(Vec::new()), OnRefreshFailure::ReturnError)
+        .await;
 }

@@ -1,4 +1,5 @@
-//! The race of apache/airflow#67939, on a real socket: a request leaves with a good token and arrives when it has expired.
+//! The race of apache/airflow#67939, on a real socket: a request leaves with a good token and
+//! arrives when it has expired.
 
 // Helpers of tests may unwrap as tests do.
 #![allow(clippy::unwrap_used)]
@@ -23,9 +24,15 @@ fn airflow() -> AuthServerBuilder {
 /// Sends a request that the server looks at when its token has expired.
 async fn race(server: &AuthServer, can_refresh: bool) -> Response {
     let issued = Instant::now();
-    let session = Session::builder(server.login()).origin(server.origin()).refresh_ahead(Duration::ZERO);
-    let session = if can_refresh { session.refresher(OAuthRefresh::new(server.token_endpoint())) } else { session };
-    let client = ClientBuilder::new(reqwest::Client::new()).with_session(session.build().unwrap()).build();
+    let session =
+        Session::builder(server.login()).origin(server.origin()).refresh_ahead(Duration::ZERO);
+    let session = if can_refresh {
+        session.refresher(OAuthRefresh::new(server.token_endpoint()))
+    } else {
+        session
+    };
+    let client =
+        ClientBuilder::new(reqwest::Client::new()).with_session(session.build().unwrap()).build();
     let hold = server.hold_api();
     let request = tokio::spawn(client.post(server.url("/?status=409")).body("progress").send());
     hold.waiting(1).await;
@@ -44,7 +51,10 @@ async fn with_the_grace_the_client_lives_on_the_header_alone() {
         assert_eq!(response.status(), 409);
         let outcome = response.extensions().get::<Outcome>().unwrap();
         assert!(outcome.captured && !outcome.refreshed && !outcome.replayed, "{outcome:?}");
-        assert_eq!((server.api_hits(), server.refused(), server.reissued(), server.token_calls()), (1, 0, 1, 0));
+        assert_eq!(
+            (server.api_hits(), server.refused(), server.reissued(), server.token_calls()),
+            (1, 0, 1, 0)
+        );
     }
 }
 
@@ -55,8 +65,15 @@ async fn without_the_grace_it_lives_on_the_refresh() {
     assert_eq!(response.status(), 409);
     let outcome = response.extensions().get::<Outcome>().unwrap();
     assert!(outcome.refreshed && outcome.replayed, "{outcome:?}");
-    let statuses: Vec<_> = server.requests().iter().map(|request| (request.status, request.body.clone())).collect();
-    assert_eq!(statuses, [(Some(StatusCode::FORBIDDEN), "progress".into()), (Some(StatusCode::CONFLICT), "progress".into())]);
+    let statuses: Vec<_> =
+        server.requests().iter().map(|request| (request.status, request.body.clone())).collect();
+    assert_eq!(
+        statuses,
+        [
+            (Some(StatusCode::FORBIDDEN), "progress".into()),
+            (Some(StatusCode::CONFLICT), "progress".into())
+        ]
+    );
     assert_eq!((server.refused(), server.token_calls()), (1, 1));
 }
 

@@ -1,4 +1,5 @@
-//! What the Redis store promises, each case on a redis-server of its own. Skipped where there is none, except under `CI`.
+//! What the Redis store promises, each case on a redis-server of its own. Skipped where there is
+//! none, except under `CI`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
 
@@ -19,7 +20,8 @@ use redis_server::Server;
 use reqwest_reauth::{Error, ErrorKind, RedisStore, StoreLock, TokenStore, Tokens};
 use tokio::time::timeout;
 
-/// Longer than anything here takes, and shorter than the default lease: a test that gets this far has failed.
+/// Longer than anything here takes, and shorter than the default lease: a test that gets this far
+/// has failed.
 const LONG: Duration = Duration::from_secs(20);
 /// For locks whose holder does not come back.
 const SHORT_LEASE: Duration = Duration::from_millis(500);
@@ -35,7 +37,11 @@ impl Other {
     fn start(task: &str, url: &str, roots: Option<&Path>) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
-        command.env("REDIS_TEST_TASK", task).env("REDIS_TEST_URL", url).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .env("REDIS_TEST_TASK", task)
+            .env("REDIS_TEST_URL", url)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         if let Some(roots) = roots {
             command.env("SSL_CERT_FILE", roots);
         }
@@ -48,7 +54,9 @@ impl Other {
     /// What it says next.
     fn says(&mut self) -> String {
         let mut lines = self.lines.by_ref().map_while(Result::ok);
-        lines.find_map(|line| line.strip_prefix("> ").map(str::to_owned)).expect("the other process ended")
+        lines
+            .find_map(|line| line.strip_prefix("> ").map(str::to_owned))
+            .expect("the other process ended")
     }
 
     fn go_on(&mut self) {
@@ -63,11 +71,13 @@ impl Drop for Other {
     }
 }
 
-/// The other process's part. Does nothing in a usual run. It waits for its input on one thread while the lock is renewed on another.
+/// The other process's part. Does nothing in a usual run. It waits for its input on one thread
+/// while the lock is renewed on another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
     let Ok(task) = std::env::var("REDIS_TEST_TASK") else { return };
-    let store = RedisStore::connect(&std::env::var("REDIS_TEST_URL").unwrap(), "login").await.unwrap();
+    let store =
+        RedisStore::connect(&std::env::var("REDIS_TEST_URL").unwrap(), "login").await.unwrap();
     let mut input = std::io::stdin().lines();
     match task.as_str() {
         "hold the lock, then save" => {
@@ -107,13 +117,27 @@ async fn child() {
 }
 
 fn pair(n: u64) -> Tokens {
-    let tokens = Tokens::new(format!("access-{n}")).and_then(|tokens| tokens.with_refresh_token(format!("refresh-{n}")));
-    tokens.unwrap().with_expires_at(std::time::UNIX_EPOCH + Duration::new(1_800_000_000 + n, 123_456_789))
+    let tokens = Tokens::new(format!("access-{n}"))
+        .and_then(|tokens| tokens.with_refresh_token(format!("refresh-{n}")));
+    tokens
+        .unwrap()
+        .with_expires_at(std::time::UNIX_EPOCH + Duration::new(1_800_000_000 + n, 123_456_789))
 }
 
 fn number(tokens: &Tokens) -> u64 {
-    let access: u64 = tokens.access_token().unwrap().expose_secret().strip_prefix("access-").unwrap().parse().unwrap();
-    assert_eq!(tokens.refresh_token().unwrap().expose_secret(), format!("refresh-{access}"), "both tokens of one save");
+    let access: u64 = tokens
+        .access_token()
+        .unwrap()
+        .expose_secret()
+        .strip_prefix("access-")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert_eq!(
+        tokens.refresh_token().unwrap().expose_secret(),
+        format!("refresh-{access}"),
+        "both tokens of one save"
+    );
     access
 }
 
@@ -146,7 +170,9 @@ fn chain(error: &Error) -> String {
 }
 
 fn signal(signal: &str, process: &Child) {
-    assert!(Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success()
+    );
 }
 
 #[tokio::test]
@@ -163,7 +189,9 @@ async fn gives_back_what_was_saved_and_keeps_it_in_one_hash_slot() {
     let mut keys: Vec<String> = server.ask(&["KEYS", "*"]);
     keys.sort();
     assert_eq!(keys, ["{login}:fence", "{login}:lock", "{login}:tokens"]);
-    for (key, expires) in [("{login}:fence", false), ("{login}:lock", true), ("{login}:tokens", false)] {
+    for (key, expires) in
+        [("{login}:fence", false), ("{login}:lock", true), ("{login}:tokens", false)]
+    {
         assert_eq!(server.ask::<i64>(&["PTTL", key]) > 0, expires, "{key}");
     }
     other.clear(&lock).await.unwrap();
@@ -185,7 +213,8 @@ async fn keys_are_logins_apart() {
 #[tokio::test]
 async fn the_lock_excludes_as_long_as_it_is_held_and_is_given_back_when_dropped() {
     let Some(server) = Server::start() else { return };
-    let (store, other) = (server.store().await.lease(Duration::from_millis(150)), server.store().await);
+    let (store, other) =
+        (server.store().await.lease(Duration::from_millis(150)), server.store().await);
     let lock = locked(&store).await;
     // Eight leases long: it is renewed.
     assert!(timeout(Duration::from_millis(1200), other.lock()).await.is_err());
@@ -222,7 +251,9 @@ async fn a_wait_that_is_dropped_leaves_no_lock_behind() {
 #[test]
 fn a_runtime_that_is_shut_down_gives_its_lock_back_at_once() {
     let Some(server) = Server::start() else { return };
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    };
     let (short, long) = (runtime(), runtime());
     let store = short.block_on(server.store());
     let lock = short.block_on(locked(&store));
@@ -293,7 +324,10 @@ async fn a_fence_is_refused_as_soon_as_another_has_locked() {
     server.ask::<u64>(&["DEL", "{login}:fence", "{login}:lock"]);
     refused().await;
     assert_eq!(stored(&store).await, 2);
-    assert_eq!(store.save(&StoreLock::none(), &pair(666)).await.unwrap_err().kind(), ErrorKind::Store);
+    assert_eq!(
+        store.save(&StoreLock::none(), &pair(666)).await.unwrap_err().kind(),
+        ErrorKind::Store
+    );
 }
 
 #[tokio::test]
@@ -345,7 +379,8 @@ async fn a_holder_from_before_a_data_loss_does_not_write_over_the_one_after_it()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_processes_never_undo_each_others_saves() {
     let Some(server) = Server::start() else { return };
-    let mut others: Vec<_> = (0..4).map(|_| Other::start("count to 25", &server.url(), None)).collect();
+    let mut others: Vec<_> =
+        (0..4).map(|_| Other::start("count to 25", &server.url(), None)).collect();
     for other in &mut others {
         assert_eq!(other.says(), "here");
     }
@@ -440,15 +475,22 @@ async fn a_redis_that_is_not_there_yet_is_no_reason_not_to_start() {
 
 #[tokio::test]
 async fn urls_keys_and_passwords_that_cannot_work_are_told_at_once_and_no_password_is() {
-    for url in
-        ["", "s3cret", "http://u:s3cret@127.0.0.1", "redis://u:s3cret@127.0.0.1/s3cret", "rediss://u:s3cret@127.0.0.1/#insecure"]
-    {
+    for url in [
+        "",
+        "s3cret",
+        "http://u:s3cret@127.0.0.1",
+        "redis://u:s3cret@127.0.0.1/s3cret",
+        "rediss://u:s3cret@127.0.0.1/#insecure",
+    ] {
         let error = RedisStore::connect(url, "login").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{url}");
         assert!(!chain(&error).contains("s3cret"), "{}", chain(&error));
     }
     for key in ["", "}login"] {
-        assert_eq!(RedisStore::connect("redis://127.0.0.1", key).await.unwrap_err().kind(), ErrorKind::InvalidConfig);
+        assert_eq!(
+            RedisStore::connect("redis://127.0.0.1", key).await.unwrap_err().kind(),
+            ErrorKind::InvalidConfig
+        );
     }
 
     let Some(server) = Server::start_with(&["--requirepass", "right"]) else { return };
@@ -462,7 +504,10 @@ async fn urls_keys_and_passwords_that_cannot_work_are_told_at_once_and_no_passwo
     save(&store, &pair(1)).await.unwrap();
     assert_eq!(format!("{store:?}"), "RedisStore { lease: 30s, .. }");
     for (asked, given) in [(Duration::ZERO, "100ms"), (Duration::MAX, "86400s")] {
-        assert_eq!(format!("{:?}", store.clone().lease(asked)), format!("RedisStore {{ lease: {given}, .. }}"));
+        assert_eq!(
+            format!("{:?}", store.clone().lease(asked)),
+            format!("RedisStore {{ lease: {given}, .. }}")
+        );
     }
 }
 
@@ -476,8 +521,10 @@ async fn a_connection_is_given_up_where_redis_has_become_a_replica_and_for_no_ot
         let line = about.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
         line.unwrap().trim().parse::<u64>().unwrap()
     };
-    let refusing: [(&[&str], u64); 2] =
-        [(&["CONFIG", "SET", "min-replicas-to-write", "1"], 0), (&["REPLICAOF", "127.0.0.1", "1"], 1)];
+    let refusing: [(&[&str], u64); 2] = [
+        (&["CONFIG", "SET", "min-replicas-to-write", "1"], 0),
+        (&["REPLICAOF", "127.0.0.1", "1"], 1),
+    ];
     for (words, new) in refusing {
         let _: String = server.ask(words);
         let before = connections();
@@ -494,10 +541,16 @@ async fn errors_quote_neither_documents_nor_the_servers_words() {
     let Some(server) = Server::start_with(&["--rename-command", "EVALSHA", ""]) else { return };
     let store = server.store().await;
     let lock = StoreLock::none().with_fence(1);
-    for result in [store.save(&lock, &Tokens::new("s3cret").unwrap()).await, store.load().await.map(drop)] {
+    for result in
+        [store.save(&lock, &Tokens::new("s3cret").unwrap()).await, store.load().await.map(drop)]
+    {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Store);
-        assert!(!chain(&error).contains("s3cret") && !chain(&error).contains("login"), "{}", chain(&error));
+        assert!(
+            !chain(&error).contains("s3cret") && !chain(&error).contains("login"),
+            "{}",
+            chain(&error)
+        );
     }
 }
 
@@ -537,7 +590,9 @@ async fn unknown_members_survive_and_broken_or_newer_documents_are_never_lost() 
 
     let newer = r#"{"version":2}"#;
     put(newer);
-    for result in [store.load().await.map(drop), store.save(&lock, &pair(1)).await, store.clear(&lock).await] {
+    for result in
+        [store.load().await.map(drop), store.save(&lock, &pair(1)).await, store.clear(&lock).await]
+    {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Store);
         assert!(chain(&error).contains("version 2"));
@@ -557,7 +612,11 @@ async fn unknown_members_survive_and_broken_or_newer_documents_are_never_lost() 
         assert_eq!(stored(&store).await, 3);
     }
     let fields: HashMap<String, String> = server.ask(&["HGETALL", "{login}:tokens"]);
-    let mut kept: Vec<_> = fields.iter().filter(|(name, _)| name.starts_with("broken:")).map(|(_, kept)| kept.as_str()).collect();
+    let mut kept: Vec<_> = fields
+        .iter()
+        .filter(|(name, _)| name.starts_with("broken:"))
+        .map(|(_, kept)| kept.as_str())
+        .collect();
     kept.sort_unstable_by_key(|kept| kept.len());
     assert_eq!(kept, broken);
 }
@@ -573,12 +632,23 @@ async fn rediss_trusts_the_systems_roots_or_the_file_that_the_environment_names(
     let leaf = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
     let cert = leaf.signed_by(&key, &rcgen::Issuer::new(ca, ca_key)).unwrap();
     let path = |name: &str| dir.path().join(name);
-    for (name, pem) in [("ca.pem", ca_pem), ("cert.pem", cert.pem()), ("key.pem", key.serialize_pem())] {
+    for (name, pem) in
+        [("ca.pem", ca_pem), ("cert.pem", cert.pem()), ("key.pem", key.serialize_pem())]
+    {
         std::fs::write(path(name), pem).unwrap();
     }
     let file = |name: &str| path(name).to_str().unwrap().to_owned();
     let (cert, key, ca) = (file("cert.pem"), file("key.pem"), file("ca.pem"));
-    let options = ["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"];
+    let options = [
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "no",
+    ];
     let Some(server) = Server::start_with(&options) else { return };
 
     let url = format!("rediss://localhost:{}", server.port);

@@ -12,10 +12,13 @@ use std::{
 use futures_util::FutureExt as _;
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
-    ClientBuilderExt, Error, ErrorKind, NotReplayed, OnRefreshFailure, Session, SessionBuilder, SessionState, Tokens,
+    ClientBuilderExt, Error, ErrorKind, NotReplayed, OnRefreshFailure, Session, SessionBuilder,
+    SessionState, Tokens,
 };
 use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
-use support::{Api, Issuer, ORIGIN, Turn, answer, error_of, outcome_of, pair, settle, unavailable, url};
+use support::{
+    Api, Issuer, ORIGIN, Turn, answer, error_of, outcome_of, pair, settle, unavailable, url,
+};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -57,7 +60,11 @@ async fn which_answers_renew_the_token() {
         let issuer = Issuer::new([]);
         let session = builder(&issuer).build().unwrap();
         let (status, headers) = (*status, *headers);
-        let api = refusing(move || headers.iter().fold(answer(status), |answer, (name, value)| answer.header(*name, *value)));
+        let api = refusing(move || {
+            headers
+                .iter()
+                .fold(answer(status), |answer, (name, value)| answer.header(*name, *value))
+        });
         let response = api.client(&session).get(url("/")).send().await.unwrap();
         let expected = if *refused { 200 } else { status };
         assert_eq!(response.status().as_u16(), expected, "{status} {headers:?}");
@@ -71,8 +78,12 @@ async fn which_answers_renew_the_token() {
 async fn a_plain_403_refuses_a_token_that_has_ended_meanwhile() {
     let issuer = Issuer::new([]);
     let tokens = pair("t0", "r0").with_expires_in(10 * SECOND);
-    let session =
-        Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).refresh_ahead(Duration::ZERO).build().unwrap();
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .refresh_ahead(Duration::ZERO)
+        .build()
+        .unwrap();
     let api = Api::new(|seen| async move {
         if seen.token() == Some("t0") {
             tokio::time::sleep(11 * SECOND).await;
@@ -91,7 +102,11 @@ async fn rejected_if_replaces_the_rule_and_is_handed_the_verdict() {
     let rule = {
         let verdicts = Arc::clone(&verdicts);
         move |response: &reqwest::Response, verdict: reqwest_reauth::Verdict| {
-            verdicts.lock().unwrap().push((response.status().as_u16(), verdict.refused, verdict.token_expired));
+            verdicts.lock().unwrap().push((
+                response.status().as_u16(),
+                verdict.refused,
+                verdict.token_expired,
+            ));
             response.status() == 419
         }
     };
@@ -103,7 +118,10 @@ async fn rejected_if_replaces_the_rule_and_is_handed_the_verdict() {
     verdicts.lock().unwrap().clear();
     let api = Api::accepting(|_| false);
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
-    assert_eq!((&*verdicts.lock().unwrap(), api.seen().len(), issuer.calls()), (&vec![(401, true, false)], 1, 1));
+    assert_eq!(
+        (&*verdicts.lock().unwrap(), api.seen().len(), issuer.calls()),
+        (&vec![(401, true, false)], 1, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -131,7 +149,11 @@ async fn a_late_refusal_of_an_old_token_is_replayed_without_a_call() {
     gate.add_permits(20);
     for request in requests {
         let response = request.await.unwrap().unwrap();
-        assert!(response.status() == 200 && outcome_of(&response).replayed && !outcome_of(&response).refreshed);
+        assert!(
+            response.status() == 200
+                && outcome_of(&response).replayed
+                && !outcome_of(&response).refreshed
+        );
     }
     assert_eq!(issuer.calls(), 1);
 }
@@ -177,7 +199,10 @@ async fn a_token_from_the_store_is_not_on_trial() {
     let client = api.client(&session);
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 401);
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!((api.tokens_seen(), issuer.calls()), (["t0", "s", "s", "t1"].map(str::to_owned).to_vec(), 1));
+    assert_eq!(
+        (api.tokens_seen(), issuer.calls()),
+        (["t0", "s", "s", "t1"].map(str::to_owned).to_vec(), 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -189,7 +214,10 @@ async fn a_requests_own_timeout_bounds_its_wait_and_the_flight_goes_on() {
             if !answered {
                 tokens = tokens.with_expires_in(Duration::ZERO);
             }
-            let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).on_refresh_failure(choice);
+            let session = Session::builder(tokens)
+                .origin(ORIGIN)
+                .refresher(issuer.clone())
+                .on_refresh_failure(choice);
             let session = session.build().unwrap();
             let api = Api::accepting(|token| token == "t1");
             let client = api.client(&session);
@@ -220,7 +248,10 @@ async fn after_a_failed_refresh_the_refused_token_is_not_sent_again() {
         let api = refusing(|| answer(401).header("x-says", "no"));
         let error = match api.client(&session).get(url("/")).send().await {
             Ok(response) => {
-                assert_eq!((response.status().as_u16(), &response.headers()["x-says"]), (401, &"no".parse().unwrap()));
+                assert_eq!(
+                    (response.status().as_u16(), &response.headers()["x-says"]),
+                    (401, &"no".parse().unwrap())
+                );
                 outcome_of(&response).refresh_error.unwrap()
             }
             Err(error) => Error::find_in(&error).unwrap().clone(),
@@ -232,7 +263,8 @@ async fn after_a_failed_refresh_the_refused_token_is_not_sent_again() {
 
 fn under_retry(api: &Api, session: &Session) -> ClientWithMiddleware {
     let policy = ExponentialBackoff::builder().build_with_max_retries(3);
-    let client = ClientBuilder::new(reqwest::Client::new()).with(RetryTransientMiddleware::new_with_policy(policy));
+    let client = ClientBuilder::new(reqwest::Client::new())
+        .with(RetryTransientMiddleware::new_with_policy(policy));
     client.with_session(session.clone()).with(api.clone()).build()
 }
 
@@ -243,7 +275,8 @@ async fn under_an_outer_retry_a_request_is_replayed_once_and_starts_one_refresh(
     // 401, replayed: 503, retried: the fresh token is refused too.
     let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let api = Api::new(move |_| {
-        let status = [401, 503, 401, 503][count.fetch_add(1, std::sync::atomic::Ordering::SeqCst).min(3)];
+        let status =
+            [401, 503, 401, 503][count.fetch_add(1, std::sync::atomic::Ordering::SeqCst).min(3)];
         async move { answer(status) }
     });
     let response = under_retry(&api, &session).get(url("/")).send().await.unwrap();
@@ -255,9 +288,15 @@ async fn under_an_outer_retry_a_request_is_replayed_once_and_starts_one_refresh(
 #[tokio::test(start_paused = true)]
 async fn under_an_outer_retry_an_expired_token_is_renewed_once() {
     let short = Some(Duration::from_millis(1));
-    let issuer = Issuer::new([Turn::Issue(Duration::ZERO, short), Turn::Issue(Duration::ZERO, short)]);
+    let issuer =
+        Issuer::new([Turn::Issue(Duration::ZERO, short), Turn::Issue(Duration::ZERO, short)]);
     let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
-    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).cooldown(Duration::ZERO).build().unwrap();
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
     let api = Api::new({
         let count = std::sync::atomic::AtomicUsize::new(0);
         move |_| {
@@ -277,17 +316,30 @@ async fn under_an_outer_retry_an_expired_token_is_renewed_once() {
 async fn a_request_that_has_begun_a_refresh_before_it_was_sent_begins_none_when_it_is_refused() {
     let issuer = Issuer::new([]);
     let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
-    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).cooldown(Duration::ZERO).build().unwrap();
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
     let api = Api::accepting(|_| false);
     let response = api.client(&session).get(url("/")).send().await.unwrap();
-    assert_eq!((response.status().as_u16(), issuer.calls(), api.tokens_seen()), (401, 1, vec!["t1".to_owned()]));
+    assert_eq!(
+        (response.status().as_u16(), issuer.calls(), api.tokens_seen()),
+        (401, 1, vec!["t1".to_owned()])
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_has_begun_a_refresh_in_the_background_begins_no_other_when_it_is_refused() {
     let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable())]);
     let tokens = pair("t0", "r0").with_expires_in(100 * SECOND);
-    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).cooldown(Duration::ZERO).build().unwrap();
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
     tokio::time::advance(99 * SECOND).await;
     // It answers when that refresh has failed, and the cool-down is over.
     let api = Api::new(|_| async {
@@ -295,7 +347,10 @@ async fn a_request_that_has_begun_a_refresh_in_the_background_begins_no_other_wh
         answer(401)
     });
     let response = api.client(&session).get(url("/")).send().await.unwrap();
-    assert_eq!((response.status().as_u16(), issuer.calls(), api.tokens_seen()), (401, 1, vec!["t0".to_owned()]));
+    assert_eq!(
+        (response.status().as_u16(), issuer.calls(), api.tokens_seen()),
+        (401, 1, vec!["t0".to_owned()])
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -323,7 +378,8 @@ fn refusing_after(session: &Session, login: Tokens) -> Api {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_login_without_a_good_access_token_that_comes_during_a_request_is_renewed_for_its_replay() {
+async fn a_login_without_a_good_access_token_that_comes_during_a_request_is_renewed_for_its_replay()
+{
     let without = Tokens::from_refresh_token("rn").unwrap();
     let with_one_that_has_run_out = pair("short", "rn").with_expires_in(Duration::ZERO);
     for login in [without, with_one_that_has_run_out] {
@@ -331,7 +387,10 @@ async fn a_login_without_a_good_access_token_that_comes_during_a_request_is_rene
         let session = builder(&issuer).build().unwrap();
         let api = refusing_after(&session, login);
         assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
-        assert_eq!((issuer.asked(), api.tokens_seen()), (vec![Some("rn".to_owned())], vec!["t0".to_owned(), "t1".to_owned()]));
+        assert_eq!(
+            (issuer.asked(), api.tokens_seen()),
+            (vec![Some("rn".to_owned())], vec!["t0".to_owned(), "t1".to_owned()])
+        );
     }
 }
 
@@ -341,7 +400,10 @@ fn refuses_late(session: &Session) -> Api {
     Api::new(move |_| {
         let session = session.clone();
         async move {
-            session.replace_tokens(pair("short", "rs").with_expires_in(Duration::ZERO)).await.unwrap();
+            session
+                .replace_tokens(pair("short", "rs").with_expires_in(Duration::ZERO))
+                .await
+                .unwrap();
             session.refresh().await.unwrap_err();
             answer(401)
         }
@@ -363,7 +425,10 @@ async fn a_request_that_cannot_be_sent_again_for_want_of_a_token_names_the_refus
             }
             _ => error_of(answer),
         };
-        assert_eq!((error.kind(), error.api_status().map(|status| status.as_u16())), (ErrorKind::CoolingDown, Some(401)));
+        assert_eq!(
+            (error.kind(), error.api_status().map(|status| status.as_u16())),
+            (ErrorKind::CoolingDown, Some(401))
+        );
         assert_eq!((issuer.calls(), api.tokens_seen()), (1, vec!["t0".to_owned()]));
     }
 }
@@ -385,19 +450,27 @@ async fn a_request_whose_session_is_closed_just_before_its_replay_names_the_refu
     *to_close.lock().unwrap() = Some(session.clone());
     let api = Api::accepting(|token| token != "t0");
     let error = error_of(api.client(&session).get(url("/")).send().await);
-    assert_eq!((error.kind(), error.api_status().map(|status| status.as_u16())), (ErrorKind::Closed, Some(401)));
+    assert_eq!(
+        (error.kind(), error.api_status().map(|status| status.as_u16())),
+        (ErrorKind::Closed, Some(401))
+    );
     assert_eq!(api.tokens_seen(), ["t0"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_refresh_is_overtaken_by_a_login_without_an_access_token_goes_on_with_that() {
+async fn a_request_whose_refresh_is_overtaken_by_a_login_without_an_access_token_goes_on_with_that()
+{
     let issuer = Issuer::new([Turn::Hang]);
     let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
-    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+    let session =
+        Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
     let api = Api::accepting(|_| true);
     let request = tokio::spawn(api.client(&session).get(url("/")).send());
     issuer.until_called(1).await;
     session.replace_tokens(Tokens::from_refresh_token("rn").unwrap()).await.unwrap();
     assert_eq!(request.await.unwrap().unwrap().status(), 200);
-    assert_eq!((issuer.asked(), api.tokens_seen()), (vec![Some("r0".to_owned()), Some("rn".to_owned())], vec!["t2".to_owned()]));
+    assert_eq!(
+        (issuer.asked(), api.tokens_seen()),
+        (vec![Some("r0".to_owned()), Some("rn".to_owned())], vec!["t2".to_owned()])
+    );
 }

@@ -13,7 +13,9 @@ use std::{
 
 use raw::{Counter, Reply, Server};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
-use reqwest_reauth::{ClientBuilderExt, NotReplayed, Outcome, Session, SessionBuilder, Tokens, Verdict};
+use reqwest_reauth::{
+    ClientBuilderExt, NotReplayed, Outcome, Session, SessionBuilder, Tokens, Verdict,
+};
 
 fn builder(server: &Server) -> SessionBuilder {
     Session::builder(Tokens::new("old").unwrap()).origin(server.origin())
@@ -23,14 +25,18 @@ fn client(session: &Session) -> ClientWithMiddleware {
     ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).build()
 }
 
-/// Answers `old` with this status and these challenges, and serves all others. Says whether the token was renewed.
+/// Answers `old` with this status and these challenges, and serves all others. Says whether the
+/// token was renewed.
 async fn renews(status: u16, challenges: &'static [&'static [u8]]) -> bool {
     let server = Server::simple(move |seen| match seen.token() {
         Some("old") => challenges
             .iter()
             .enumerate()
             .fold(Reply::status(status), |reply, (index, value)| {
-                reply.header(["WWW-Authenticate", "www-authenticate", "Www-AUTHENTICATE"][index % 3], value)
+                reply.header(
+                    ["WWW-Authenticate", "www-authenticate", "Www-AUTHENTICATE"][index % 3],
+                    value,
+                )
             })
             .body("the answer"),
         _ => Reply::status(200),
@@ -47,7 +53,11 @@ async fn renews(status: u16, challenges: &'static [&'static [u8]]) -> bool {
         assert_eq!(response.text().await.unwrap(), "the answer");
         return false;
     }
-    assert_eq!((response.status().as_u16(), counter.calls(), server.count()), (200, 1, 2), "{shown:?}");
+    assert_eq!(
+        (response.status().as_u16(), counter.calls(), server.count()),
+        (200, 1, 2),
+        "{shown:?}"
+    );
     true
 }
 
@@ -136,12 +146,23 @@ type Told = Arc<Mutex<Vec<(u16, Verdict)>>>;
 #[tokio::test]
 async fn a_plain_403_to_an_expired_token_is_a_refusal() {
     // Without a refresher what is there is sent: the verdict shows in the rule.
-    for (expired, status, refused) in
-        [(true, 403, true), (false, 403, false), (true, 401, true), (true, 407, false), (true, 425, false)]
-    {
-        let server = Server::simple(move |_| Reply::status(status).json(r#"{"detail":"Invalid auth token"}"#)).await;
+    for (expired, status, refused) in [
+        (true, 403, true),
+        (false, 403, false),
+        (true, 401, true),
+        (true, 407, false),
+        (true, 425, false),
+    ] {
+        let server = Server::simple(move |_| {
+            Reply::status(status).json(r#"{"detail":"Invalid auth token"}"#)
+        })
+        .await;
         let told = Told::default();
-        let tokens = Tokens::new("old").unwrap().with_expires_in(Duration::from_secs(if expired { 0 } else { 3600 }));
+        let tokens = Tokens::new("old").unwrap().with_expires_in(Duration::from_secs(if expired {
+            0
+        } else {
+            3600
+        }));
         let session = Session::builder(tokens)
             .origin(server.origin())
             .rejected_if({
@@ -175,12 +196,13 @@ async fn a_token_that_runs_out_on_the_way_is_renewed_after_a_plain_403() {
     })
     .await;
     let counter = Counter::default();
-    let session = Session::builder(Tokens::new("old").unwrap().with_expires_in(Duration::from_millis(1500)))
-        .origin(server.origin())
-        .refresh_ahead(Duration::ZERO)
-        .refresher(counter.clone())
-        .build()
-        .unwrap();
+    let session =
+        Session::builder(Tokens::new("old").unwrap().with_expires_in(Duration::from_millis(1500)))
+            .origin(server.origin())
+            .refresh_ahead(Duration::ZERO)
+            .refresher(counter.clone())
+            .build()
+            .unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
     assert_eq!((response.status().as_u16(), counter.calls()), (200, 1));
     assert_eq!(server.tokens(), [Some("old".into()), Some("t1".into())]);
@@ -197,7 +219,9 @@ async fn a_rule_of_the_user_replaces_the_built_in_one() {
     let counter = Counter::default();
     let session = builder(&server)
         .refresher(counter.clone())
-        .rejected_if(|response, verdict| verdict.refused || response.headers().contains_key("x-session"))
+        .rejected_if(|response, verdict| {
+            verdict.refused || response.headers().contains_key("x-session")
+        })
         .build()
         .unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
@@ -206,7 +230,8 @@ async fn a_rule_of_the_user_replaces_the_built_in_one() {
     // And what every built-in rule does.
     let server = Server::simple(|_| Reply::status(401)).await;
     let counter = Counter::default();
-    let session = builder(&server).refresher(counter.clone()).rejected_if(|_, _| false).build().unwrap();
+    let session =
+        builder(&server).refresher(counter.clone()).rejected_if(|_, _| false).build().unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
     assert_eq!((response.status().as_u16(), counter.calls(), server.count()), (401, 0, 1));
 }
@@ -215,7 +240,8 @@ async fn a_rule_of_the_user_replaces_the_built_in_one() {
 async fn a_rule_that_refuses_everything_costs_one_refresh_and_one_replay() {
     let server = Server::simple(|_| Reply::status(200)).await;
     let counter = Counter::default();
-    let session = builder(&server).refresher(counter.clone()).rejected_if(|_, _| true).build().unwrap();
+    let session =
+        builder(&server).refresher(counter.clone()).rejected_if(|_, _| true).build().unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
     let outcome = response.extensions().get::<Outcome>().cloned().unwrap();
     assert_eq!((response.status().as_u16(), counter.calls(), server.count()), (200, 1, 2));
@@ -232,7 +258,8 @@ async fn a_session_that_cannot_refresh_hands_the_refusal_through() {
 }
 
 #[tokio::test]
-async fn a_request_refused_with_an_older_token_goes_again_with_the_present_one_and_nobody_is_asked() {
+async fn a_request_refused_with_an_older_token_goes_again_with_the_present_one_and_nobody_is_asked()
+{
     let held = Arc::new(tokio::sync::Semaphore::new(0));
     let server = Server::start({
         let held = Arc::clone(&held);

@@ -23,8 +23,8 @@ use raw::{Counter, Reply, Server};
 use reqwest::{Body, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
-    ClientBuilderExt, Error, ErrorKind, Event, NotReplayed, OAuthRefresh, OnRefreshFailure, Outcome, ReplayBody, Session,
-    SessionBuilder, Tokens,
+    ClientBuilderExt, Error, ErrorKind, Event, NotReplayed, OAuthRefresh, OnRefreshFailure,
+    Outcome, ReplayBody, Session, SessionBuilder, Tokens,
     testing::{Answer, AuthServer},
 };
 use support::Events;
@@ -59,7 +59,9 @@ fn bytes(length: usize) -> Vec<u8> {
 }
 
 fn streamed(parts: Vec<Vec<u8>>) -> Body {
-    Body::wrap_stream(stream::iter(parts.into_iter().map(|part| Ok::<_, io::Error>(Bytes::from(part)))))
+    Body::wrap_stream(stream::iter(
+        parts.into_iter().map(|part| Ok::<_, io::Error>(Bytes::from(part))),
+    ))
 }
 
 #[tokio::test]
@@ -83,11 +85,20 @@ async fn every_method_is_sent_again_the_same_byte_for_byte() {
             let response = request.send().await.unwrap();
             assert_eq!(response.status(), 200, "{method} {length:?}");
             let outcome = outcome(&response);
-            assert!(outcome.replayed && outcome.refreshed && !outcome.captured && outcome.not_replayed.is_none());
+            assert!(
+                outcome.replayed
+                    && outcome.refreshed
+                    && !outcome.captured
+                    && outcome.not_replayed.is_none()
+            );
 
             let seen = &server.seen()[already..];
             assert_eq!(seen.len(), 2, "{method} {length:?}");
-            assert_eq!([seen[0].token(), seen[1].token()], [Some("old"), Some("t1")], "one authorization each");
+            assert_eq!(
+                [seen[0].token(), seen[1].token()],
+                [Some("old"), Some("t1")],
+                "one authorization each"
+            );
             assert_eq!(seen[0].rest(), seen[1].rest(), "{method} {length:?}");
             assert_eq!(seen[0].method, method.as_str());
             assert_eq!(seen[0].target, "/a%20b/c?q=1&q=2&empty");
@@ -135,7 +146,10 @@ async fn a_buffered_body_is_shared_and_not_copied() {
     let server = Server::simple(strict).await;
     let session = builder(&server).refresher(Counter::default()).build().unwrap();
     let addresses = Addresses::default();
-    let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).with(addresses.clone()).build();
+    let client = ClientBuilder::new(reqwest::Client::new())
+        .with_session(session)
+        .with(addresses.clone())
+        .build();
     let body = Bytes::from(bytes(100_000));
     let start = body.as_ptr() as usize;
     client.post(server.url("/")).body(body).send().await.unwrap();
@@ -147,22 +161,41 @@ async fn a_streamed_body_is_sent_once_and_whole_and_the_next_request_has_the_new
     let server = Server::simple(strict).await;
     let events = Events::default();
     let counter = Counter::default();
-    let session = builder(&server).refresher(counter.clone()).on_event(events.listener()).build().unwrap();
+    let session =
+        builder(&server).refresher(counter.clone()).on_event(events.listener()).build().unwrap();
     let client = client(&session);
     let parts: Vec<_> = (0..20).map(|part| bytes(1000 + part)).collect();
 
-    let response = client.post(server.url("/upload")).body(streamed(parts.clone())).send().await.unwrap();
+    let response =
+        client.post(server.url("/upload")).body(streamed(parts.clone())).send().await.unwrap();
     assert_eq!(response.status(), 401);
     let outcome = outcome(&response);
-    assert_eq!((outcome.not_replayed, outcome.refreshed), (Some(NotReplayed::BodyNotReplayable), true));
+    assert_eq!(
+        (outcome.not_replayed, outcome.refreshed),
+        (Some(NotReplayed::BodyNotReplayable), true)
+    );
     assert!(!outcome.replayed);
-    assert_eq!(response.text().await.unwrap(), "refused", "the refusal is the caller's, body and all");
-    assert_eq!(events.count(|event| matches!(event, Event::NotReplayed { reason: NotReplayed::BodyNotReplayable })), 1);
+    assert_eq!(
+        response.text().await.unwrap(),
+        "refused",
+        "the refusal is the caller's, body and all"
+    );
+    assert_eq!(
+        events.count(|event| matches!(
+            event,
+            Event::NotReplayed { reason: NotReplayed::BodyNotReplayable }
+        )),
+        1
+    );
 
-    let response = client.post(server.url("/upload")).body(streamed(parts.clone())).send().await.unwrap();
+    let response =
+        client.post(server.url("/upload")).body(streamed(parts.clone())).send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(server.tokens(), [Some("old".into()), Some("t1".into())]);
-    assert!(server.seen().iter().all(|seen| seen.body == parts.concat()), "never empty, never half");
+    assert!(
+        server.seen().iter().all(|seen| seen.body == parts.concat()),
+        "never empty, never half"
+    );
     assert_eq!(counter.calls(), 1);
 }
 
@@ -178,28 +211,47 @@ async fn a_body_that_can_be_made_anew_is_replayed() {
         let parts = parts.clone();
         move || streamed(parts.clone())
     });
-    let from_file = ReplayBody::try_new(move || Ok(Body::from(tokio::fs::File::from_std(std::fs::File::open(&path)?))));
-    let multipart = ReplayBody::new(move || streamed(form.as_bytes().chunks(7).map(<[u8]>::to_vec).collect()));
+    let from_file = ReplayBody::try_new(move || {
+        Ok(Body::from(tokio::fs::File::from_std(std::fs::File::open(&path)?)))
+    });
+    let multipart =
+        ReplayBody::new(move || streamed(form.as_bytes().chunks(7).map(<[u8]>::to_vec).collect()));
     let cases = [
         ("stream", stream, whole, "application/octet-stream"),
         ("file", from_file, bytes(200_000), "application/octet-stream"),
-        ("multipart", multipart, form.as_bytes().to_vec(), "multipart/form-data; boundary=frontier"),
+        (
+            "multipart",
+            multipart,
+            form.as_bytes().to_vec(),
+            "multipart/form-data; boundary=frontier",
+        ),
     ];
     for (name, replay_body, expected, kind) in cases {
-        // The request's own body is the first that is sent; without one, the first is made anew too.
+        // The request's own body is the first that is sent; without one, the first is made anew
+        // too.
         for own in [true, false] {
             let server = Server::simple(strict).await;
             let session = builder(&server).refresher(Counter::default()).build().unwrap();
-            let mut request =
-                client(&session).put(server.url("/")).header("content-type", kind).with_extension(replay_body.clone());
+            let mut request = client(&session)
+                .put(server.url("/"))
+                .header("content-type", kind)
+                .with_extension(replay_body.clone());
             if own {
-                request = request.body(streamed(expected.chunks(999).map(<[u8]>::to_vec).collect()));
+                request =
+                    request.body(streamed(expected.chunks(999).map(<[u8]>::to_vec).collect()));
             }
             let response = request.send().await.unwrap();
-            assert_eq!((response.status().as_u16(), outcome(&response).replayed), (200, true), "{name} {own}");
+            assert_eq!(
+                (response.status().as_u16(), outcome(&response).replayed),
+                (200, true),
+                "{name} {own}"
+            );
             let seen = server.seen();
             assert_eq!(seen.len(), 2, "{name} {own}");
-            assert!(seen.iter().all(|seen| seen.body == expected && seen.all("content-type") == [kind]), "{name} {own}");
+            assert!(
+                seen.iter().all(|seen| seen.body == expected && seen.all("content-type") == [kind]),
+                "{name} {own}"
+            );
         }
     }
 }
@@ -233,10 +285,15 @@ async fn a_body_that_cannot_be_made_fails_the_first_send_and_leaves_the_refusal_
     let fails_from = |first: usize| {
         let made = AtomicUsize::new(0);
         ReplayBody::try_new(move || {
-            if made.fetch_add(1, Ordering::SeqCst) + 1 >= first { Err(io::Error::other("gone")) } else { Ok("body".into()) }
+            if made.fetch_add(1, Ordering::SeqCst) + 1 >= first {
+                Err(io::Error::other("gone"))
+            } else {
+                Ok("body".into())
+            }
         })
     };
-    let error = client.post(server.url("/")).with_extension(fails_from(1)).send().await.unwrap_err();
+    let error =
+        client.post(server.url("/")).with_extension(fails_from(1)).send().await.unwrap_err();
     assert!(format!("{error:#}").contains("gone") && error.is_middleware(), "{error:?}");
     assert_eq!(server.count(), 0);
 
@@ -263,7 +320,10 @@ async fn a_rule_of_the_user_can_forbid_the_replay() {
         assert_eq!(outcome.replayed, replayed);
         assert_eq!(outcome.not_replayed, (!replayed).then_some(NotReplayed::RuledOut));
         assert_eq!(
-            events.count(|event| matches!(event, Event::NotReplayed { reason: NotReplayed::RuledOut })),
+            events.count(|event| matches!(
+                event,
+                Event::NotReplayed { reason: NotReplayed::RuledOut }
+            )),
             usize::from(!replayed)
         );
         assert_eq!((server.count() - already, counter.calls()), (1 + usize::from(replayed), 1));
@@ -280,7 +340,10 @@ async fn an_endless_or_stalled_refusal_does_not_hold_the_replay_up() {
         ("huge and stalled", Reply::status(401).stalled(usize::MAX >> 1)),
     ];
     for (name, refusal) in refusals {
-        let server = Server::simple(move |seen| if seen.token() == Some("old") { refusal.clone() } else { strict(seen) }).await;
+        let server = Server::simple(move |seen| {
+            if seen.token() == Some("old") { refusal.clone() } else { strict(seen) }
+        })
+        .await;
         let session = builder(&server).refresher(Counter::default()).build().unwrap();
         let begun = Instant::now();
         let response = client(&session).get(server.url("/")).send().await.unwrap();
@@ -302,7 +365,10 @@ async fn a_short_refusal_is_read_to_its_end_and_the_connection_kept() {
         ("chunked", Reply::status(401).repeated([b'x'; 512], 100)),
     ];
     for (name, refusal) in refusals {
-        let server = Server::simple(move |seen| if seen.token() == Some("old") { refusal.clone() } else { strict(seen) }).await;
+        let server = Server::simple(move |seen| {
+            if seen.token() == Some("old") { refusal.clone() } else { strict(seen) }
+        })
+        .await;
         let session = builder(&server).refresher(Counter::default()).build().unwrap();
         assert_eq!(client(&session).get(server.url("/")).send().await.unwrap().status(), 200);
         assert_eq!((server.count(), server.connections()), (2, 1), "{name}");
@@ -312,7 +378,9 @@ async fn a_short_refusal_is_read_to_its_end_and_the_connection_kept() {
 #[tokio::test]
 async fn the_answer_to_a_replay_is_the_callers_whatever_it_is() {
     for status in [204, 302, 404, 409, 500, 503] {
-        let server = Server::simple(move |seen| Reply::status(if seen.number == 1 { 401 } else { status })).await;
+        let server =
+            Server::simple(move |seen| Reply::status(if seen.number == 1 { 401 } else { status }))
+                .await;
         let counter = Counter::default();
         let session = builder(&server).refresher(counter.clone()).build().unwrap();
         let response = client(&session).get(server.url("/")).send().await.unwrap();
@@ -325,22 +393,35 @@ async fn a_replay_that_is_refused_again_is_the_end() {
     let server = Server::simple(|_| Reply::status(401).body("no")).await;
     let events = Events::default();
     let counter = Counter::default();
-    let session = builder(&server).refresher(counter.clone()).on_event(events.listener()).build().unwrap();
+    let session =
+        builder(&server).refresher(counter.clone()).on_event(events.listener()).build().unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
     assert_eq!((response.status().as_u16(), server.count(), counter.calls()), (401, 2, 1));
     let outcome = outcome(&response);
     assert!(outcome.replayed);
     assert_eq!(outcome.not_replayed, Some(NotReplayed::AlreadyReplayed));
-    assert_eq!(events.count(|event| matches!(event, Event::NotReplayed { reason: NotReplayed::AlreadyReplayed })), 1);
+    assert_eq!(
+        events.count(|event| matches!(
+            event,
+            Event::NotReplayed { reason: NotReplayed::AlreadyReplayed }
+        )),
+        1
+    );
 }
 
 #[tokio::test]
 async fn a_transport_error_of_the_replay_is_the_callers_and_nothing_more_is_sent() {
-    let server = Server::simple(|seen| if seen.number == 1 { Reply::status(401).body("x") } else { Reply::bytes("") }).await;
+    let server = Server::simple(|seen| {
+        if seen.number == 1 { Reply::status(401).body("x") } else { Reply::bytes("") }
+    })
+    .await;
     let counter = Counter::default();
     let session = builder(&server).refresher(counter.clone()).build().unwrap();
     let error = client(&session).post(server.url("/")).body("x").send().await.unwrap_err();
-    assert!(matches!(&error, reqwest_middleware::Error::Reqwest(error) if error.is_request()), "{error:?}");
+    assert!(
+        matches!(&error, reqwest_middleware::Error::Reqwest(error) if error.is_request()),
+        "{error:?}"
+    );
     assert!(Error::find_in(&error).is_none());
     assert_eq!((server.count(), counter.calls()), (2, 1));
 }
@@ -363,7 +444,12 @@ async fn a_requests_own_timeout_is_per_send() {
     })
     .await;
     let session = builder(&server).refresher(Counter::default()).build().unwrap();
-    let response = client(&session).get(server.url("/")).timeout(Duration::from_millis(2200)).send().await.unwrap();
+    let response = client(&session)
+        .get(server.url("/"))
+        .timeout(Duration::from_millis(2200))
+        .send()
+        .await
+        .unwrap();
     assert_eq!((response.status().as_u16(), server.count()), (200, 2));
 }
 
@@ -374,7 +460,12 @@ async fn a_requests_own_timeout_bounds_its_replay() {
     })
     .await;
     let session = builder(&server).refresher(Counter::default()).build().unwrap();
-    let error = client(&session).get(server.url("/")).timeout(Duration::from_millis(300)).send().await.unwrap_err();
+    let error = client(&session)
+        .get(server.url("/"))
+        .timeout(Duration::from_millis(300))
+        .send()
+        .await
+        .unwrap_err();
     assert!(error.is_timeout() && Error::find_in(&error).is_none(), "{error:?}");
     assert_eq!(server.count(), 2);
 }
@@ -392,10 +483,14 @@ async fn a_requests_own_timeout_bounds_its_wait_for_a_refresh_which_goes_on() {
         let client = client(&session);
         server.expire_now();
         let hold = server.hold_token_calls();
-        let sent = client.post(server.url("/")).body("x").timeout(Duration::from_millis(500)).send().await;
+        let sent =
+            client.post(server.url("/")).body("x").timeout(Duration::from_millis(500)).send().await;
         let error = match sent {
             Ok(response) => {
-                assert_eq!((response.status(), choice), (StatusCode::UNAUTHORIZED, OnRefreshFailure::ReturnResponse));
+                assert_eq!(
+                    (response.status(), choice),
+                    (StatusCode::UNAUTHORIZED, OnRefreshFailure::ReturnResponse)
+                );
                 outcome(&response).refresh_error.unwrap()
             }
             Err(error) => {
@@ -403,7 +498,10 @@ async fn a_requests_own_timeout_bounds_its_wait_for_a_refresh_which_goes_on() {
                 Error::find_in(&error).unwrap().clone()
             }
         };
-        assert_eq!((error.kind(), error.api_status()), (ErrorKind::TimedOut, Some(StatusCode::UNAUTHORIZED)));
+        assert_eq!(
+            (error.kind(), error.api_status()),
+            (ErrorKind::TimedOut, Some(StatusCode::UNAUTHORIZED))
+        );
         assert_eq!((server.api_hits(), server.token_calls(), session.generation()), (1, 1, 1));
         hold.waiting(1).await;
         hold.release();
@@ -430,13 +528,19 @@ async fn when_the_refresh_fails_the_refused_token_is_not_sent_again() {
         let error = match sent {
             Ok(response) => {
                 let error = outcome(&response).refresh_error.unwrap();
-                assert!(response.text().await.unwrap().contains("Invalid auth token"), "the body is unread");
+                assert!(
+                    response.text().await.unwrap().contains("Invalid auth token"),
+                    "the body is unread"
+                );
                 error
             }
             Err(error) => Error::find_in(&error).unwrap().clone(),
         };
         assert_eq!(error.kind(), ErrorKind::Unavailable);
-        assert_eq!((error.status().unwrap().as_u16(), error.api_status().unwrap().as_u16()), (502, 401));
+        assert_eq!(
+            (error.status().unwrap().as_u16(), error.api_status().unwrap().as_u16()),
+            (502, 401)
+        );
         assert_eq!((server.api_hits(), server.token_calls()), (1, 1));
     }
 }
@@ -446,10 +550,16 @@ async fn requests_that_are_refused_at_once_are_each_sent_once_more_after_one_ref
     const REQUESTS: usize = 256;
     let server = AuthServer::builder().only_newest_token().start().await;
     let tokens = server.login_as("storm");
-    let (old, events) = (tokens.access_token().unwrap().expose_secret().to_owned(), Events::default());
-    let refresher = OAuthRefresh::new(server.token_endpoint()).backoff(Duration::from_millis(1), Duration::from_millis(2));
-    let session =
-        Session::builder(tokens).origin(server.origin()).refresher(refresher).on_event(events.listener()).build().unwrap();
+    let (old, events) =
+        (tokens.access_token().unwrap().expose_secret().to_owned(), Events::default());
+    let refresher = OAuthRefresh::new(server.token_endpoint())
+        .backoff(Duration::from_millis(1), Duration::from_millis(2));
+    let session = Session::builder(tokens)
+        .origin(server.origin())
+        .refresher(refresher)
+        .on_event(events.listener())
+        .build()
+        .unwrap();
     let client = client(&session);
     server.expire_now();
     server.script_token_endpoint([Answer::Status(502), Answer::Status(502), Answer::Work]);
@@ -458,7 +568,8 @@ async fn requests_that_are_refused_at_once_are_each_sent_once_more_after_one_ref
     let start = Arc::new(Barrier::new(REQUESTS));
     let requests: Vec<_> = (0..REQUESTS)
         .map(|number| {
-            let (client, start, url) = (client.clone(), Arc::clone(&start), server.url(&format!("/{number}?echo")));
+            let (client, start, url) =
+                (client.clone(), Arc::clone(&start), server.url(&format!("/{number}?echo")));
             tokio::spawn(async move {
                 start.wait().await;
                 client.post(url).body(format!("body {number}")).send().await
@@ -484,7 +595,10 @@ async fn requests_that_are_refused_at_once_are_each_sent_once_more_after_one_ref
     }
     assert_eq!(paths.len(), REQUESTS);
     for (path, sends) in paths {
-        assert!(matches!(&sends[..], [(true, first), (false, second)] if first == second), "{path}");
+        assert!(
+            matches!(&sends[..], [(true, first), (false, second)] if first == second),
+            "{path}"
+        );
     }
 }
 

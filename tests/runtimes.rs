@@ -1,5 +1,5 @@
-//! One session on two runtimes, of which the one that runs the refresh goes away (contract §6.4). Real time: a paused clock belongs
-//! to one runtime.
+//! One session on two runtimes, of which the one that runs the refresh goes away (contract §6.4).
+//! Real time: a paused clock belongs to one runtime.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 
@@ -29,7 +29,8 @@ fn runtime() -> Runtime {
 
 fn session(issuer: &Issuer, store: impl TokenStore) -> Session {
     // What hangs is not to be helped by a time limit.
-    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store);
+    let session =
+        Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store);
     session.store_timeout(2 * BOUND).build().unwrap()
 }
 
@@ -66,7 +67,10 @@ fn a_waiter_is_freed_when_the_runtime_of_the_flight_is_shut_down() {
     assert!(store.is_free());
     // The next starts afresh, here.
     let response = waits.block_on(api.client(&session).get(url("/")).send()).unwrap();
-    assert_eq!((response.status().as_u16(), issuer.calls(), held(&session)), (200, 2, texts("t2", "r2")));
+    assert_eq!(
+        (response.status().as_u16(), issuer.calls(), held(&session)),
+        (200, 2, texts("t2", "r2"))
+    );
 }
 
 #[test]
@@ -98,13 +102,20 @@ fn what_the_flight_was_saving_when_its_runtime_went_away_is_not_lost() {
 fn a_waiter_is_freed_in_time_when_nobody_drives_the_runtime_of_the_flight() {
     let issuer = Issuer::new([]);
     let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
-    let session = session.flight_timeout(Duration::from_millis(100)).cooldown(Duration::ZERO).build().unwrap();
+    let session = session
+        .flight_timeout(Duration::from_millis(100))
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
     // It stands still as soon as the flight has its place, and its first poll never comes.
     let still = Builder::new_current_thread().enable_all().build().unwrap();
     still.block_on(async {
         let session = session.clone();
         let mut refresh = Box::pin(async move { session.refresh().await });
-        let _ = std::future::poll_fn(|context| std::task::Poll::Ready(refresh.as_mut().poll(context).is_ready())).await;
+        let _ = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(refresh.as_mut().poll(context).is_ready())
+        })
+        .await;
     });
     let begun = Instant::now();
     let error = runtime().block_on(session.refresh()).unwrap_err();
@@ -150,8 +161,11 @@ fn a_flight_that_is_begun_without_a_runtime_ends_at_once() {
     let issuer = Issuer::new([]);
     let session = session(&issuer, MemoryStore::default());
     let mut refresh = Box::pin(session.refresh());
-    let polled = refresh.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
-    assert!(matches!(polled, std::task::Poll::Ready(Err(error)) if error.kind() == ErrorKind::Internal));
+    let polled =
+        refresh.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+    assert!(
+        matches!(polled, std::task::Poll::Ready(Err(error)) if error.kind() == ErrorKind::Internal)
+    );
     drop(refresh);
     runtime().block_on(session.refresh()).unwrap();
     assert_eq!(held(&session), texts("t1", "r1"));
@@ -175,7 +189,10 @@ fn there_are_never_two_calls_at_once_though_the_first_cannot_be_called_off() {
     assert_eq!((issuer.calls(), issuer.most()), (1, 1));
     drop(still);
     runs.block_on(session.refresh()).unwrap();
-    assert_eq!((issuer.asked(), issuer.most()), (vec![Some("r0".to_owned()), Some("rn".to_owned())], 1));
+    assert_eq!(
+        (issuer.asked(), issuer.most()),
+        (vec![Some("r0".to_owned()), Some("rn".to_owned())], 1)
+    );
 }
 
 #[test]
@@ -187,7 +204,8 @@ fn closing_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() {
     let still = Builder::new_current_thread().enable_all().build().unwrap();
     still.block_on(api.client(&session).get(url("/")).send()).unwrap();
     let runs = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    let closed = runs.block_on(async { tokio::time::timeout(Duration::from_secs(3600), session.close()).await });
+    let closed = runs
+        .block_on(async { tokio::time::timeout(Duration::from_secs(3600), session.close()).await });
     closed.expect("it is closed in time").unwrap();
     assert!(store.saves().is_empty());
     // Nothing is lost if it goes on after all.
@@ -230,8 +248,12 @@ impl TokenStore for Unlocked {
 #[test]
 fn a_flight_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() {
     let (issuer, store) = (Issuer::new([]), Unlocked::default());
-    let session =
-        Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store.clone()).build().unwrap();
+    let session = Session::builder(pair("t0", "r0"))
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .store(store.clone())
+        .build()
+        .unwrap();
     let api = Api::new(|_| async { support::answer(200).header("refreshed-api-token", "c1") });
     // It stands still in the middle of a save.
     let still = Builder::new_current_thread().enable_all().build().unwrap();
@@ -243,5 +265,8 @@ fn a_flight_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() 
     // What it could not save is saved as soon as the way is free.
     drop(still);
     runs.block_on(session.refresh()).unwrap();
-    assert_eq!(*store.saves.lock().unwrap(), [texts("c1", "r0"), texts("t1", "r1"), texts("t2", "r2")]);
+    assert_eq!(
+        *store.saves.lock().unwrap(),
+        [texts("c1", "r0"), texts("t1", "r1"), texts("t2", "r2")]
+    );
 }

@@ -28,7 +28,12 @@ struct Api;
 
 #[async_trait::async_trait]
 impl Middleware for Api {
-    async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        request: Request,
+        _: &mut Extensions,
+        _: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         let status = if request.headers()[AUTHORIZATION] == "Bearer new" { 200 } else { 401 };
         let answer = http::Response::builder().status(status).url(request.url().clone());
         Ok(answer.body("").unwrap().into())
@@ -45,9 +50,14 @@ fn runtime() -> Runtime {
 
 /// A session whose token is refused, and renewed, at its first request.
 fn session() -> Session {
-    let tokens = Tokens::new("old").unwrap().with_refresh_token("r").unwrap().with_expires_in(Duration::from_secs(3600));
-    let renew =
-        refresh_with(|_| async { Ok(Tokens::new("new")?.with_refresh_token("s")?.with_expires_in(Duration::from_secs(3600))) });
+    let tokens = Tokens::new("old")
+        .unwrap()
+        .with_refresh_token("r")
+        .unwrap()
+        .with_expires_in(Duration::from_secs(3600));
+    let renew = refresh_with(|_| async {
+        Ok(Tokens::new("new")?.with_refresh_token("s")?.with_expires_in(Duration::from_secs(3600)))
+    });
     Session::builder(tokens).origin(ORIGIN).refresher(renew).build().unwrap()
 }
 
@@ -60,7 +70,12 @@ async fn use_all(client: &ClientWithMiddleware, sessions: &[Session]) {
     for session in sessions {
         let response = send(client, session).await;
         assert_eq!(response.status(), 200);
-        assert!(response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.refreshed && outcome.replayed));
+        assert!(
+            response
+                .extensions()
+                .get::<Outcome>()
+                .is_some_and(|outcome| outcome.refreshed && outcome.replayed)
+        );
     }
 }
 
@@ -86,7 +101,10 @@ fn a_session_costs_at_most_two_kibibytes() {
         use_all(&client, &sessions).await;
         settled().await;
         let used = MEMORY.current_usage().saturating_sub(before) / SESSIONS;
-        assert!(fresh <= 2048 && used <= 2048, "{fresh} bytes a session, {used} after a request and a refresh");
+        assert!(
+            fresh <= 2048 && used <= 2048,
+            "{fresh} bytes a session, {used} after a request and a refresh"
+        );
         println!("{fresh} bytes a session, {used} after a request and a refresh");
     });
 }
@@ -96,7 +114,8 @@ fn a_session_with_a_token_endpoint_costs_at_most_two_kibibytes() {
     const SESSIONS: usize = 10_000;
     let _alone = ALONE.lock();
     let with_endpoint = || {
-        let endpoint = OAuthRefresh::new("https://api.example.com/oauth/access_token").client_id("c");
+        let endpoint =
+            OAuthRefresh::new("https://api.example.com/oauth/access_token").client_id("c");
         let tokens = Tokens::new("t").unwrap().with_refresh_token("r").unwrap();
         Session::builder(tokens).origin(ORIGIN).refresher(endpoint).build().unwrap()
     };
@@ -119,17 +138,19 @@ fn an_idle_session_runs_no_task_and_no_thread() {
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
         use_all(&client, &sessions).await;
         settled().await;
-        // A timer is held by a task: without tasks there is none. Time passes, and nobody wakes up either.
+        // A timer is held by a task: without tasks there is none. Time passes, and nobody wakes up
+        // either.
         tokio::time::sleep(Duration::from_secs(86_400)).await;
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
         assert_eq!(threads, self::threads());
     });
 }
 
-/// The threads that could be a session's: a new thread has the name of the one that starts it, or tokio's. The harness has others, for the
-/// tests that wait.
+/// The threads that could be a session's: a new thread has the name of the one that starts it, or
+/// tokio's. The harness has others, for the tests that wait.
 fn threads() -> Option<usize> {
-    let name = |thread: &std::path::Path| std::fs::read_to_string(thread.join("comm")).unwrap_or_default();
+    let name =
+        |thread: &std::path::Path| std::fs::read_to_string(thread.join("comm")).unwrap_or_default();
     let own = name("/proc/thread-self".as_ref());
     let all = std::fs::read_dir("/proc/self/task").ok()?;
     let all = all.filter_map(Result::ok).map(|thread| name(&thread.path()));
@@ -142,7 +163,8 @@ fn a_hundred_thousand_sessions_come_and_go_without_a_trace() {
     let _alone = ALONE.lock();
     runtime().block_on(async {
         let client = client();
-        // What the runtime, the client and the thread keep for good is there after some have come and gone.
+        // What the runtime, the client and the thread keep for good is there after some have come
+        // and gone.
         use_all(&client, &(0..1_000).map(|_| session()).collect::<Vec<_>>()).await;
         settled().await;
         let before = MEMORY.current_usage();
@@ -166,7 +188,11 @@ fn one_tenants_slow_refresh_delays_no_other() {
             tokio::time::sleep(Duration::from_secs(2)).await;
             Tokens::new("new")
         });
-        let slow = Session::builder(Tokens::new("old").unwrap()).origin(ORIGIN).refresher(slow).build().unwrap();
+        let slow = Session::builder(Tokens::new("old").unwrap())
+            .origin(ORIGIN)
+            .refresher(slow)
+            .build()
+            .unwrap();
         let start = Instant::now();
         let waiting = tokio::spawn(slow.scope({
             let client = client.clone();

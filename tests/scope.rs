@@ -14,7 +14,9 @@ use std::{
     thread::{self, ThreadId},
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered,
+};
 use reqwest_reauth::{Session, Tokens};
 use task_local_extensions::{Extensions, get_local_item, set_local_item, with_extensions};
 use tokio::{
@@ -32,7 +34,8 @@ fn session(name: &str) -> Session {
 
 /// The name of the session that a request sent from here would be signed by.
 fn here() -> Option<String> {
-    Session::current().map(|session| session.tokens().unwrap().access_token().unwrap().expose_secret().to_owned())
+    Session::current()
+        .map(|session| session.tokens().unwrap().access_token().unwrap().expose_secret().to_owned())
 }
 
 fn is_here(name: &str) -> bool {
@@ -154,12 +157,17 @@ async fn a_panic_in_an_inner_scope_gives_the_outer_one_back() {
 }
 
 #[tokio::test]
-async fn a_panic_through_a_foreign_with_extensions_costs_the_outer_scope_the_rest_of_that_poll_at_most() {
+async fn a_panic_through_a_foreign_with_extensions_costs_the_outer_scope_the_rest_of_that_poll_at_most()
+ {
     session("a")
         .scope(async {
-            let both = with_extensions(Extensions::new().with(Foreign(1)), session("b").scope(async { crash() }));
+            let both = with_extensions(
+                Extensions::new().with(Foreign(1)),
+                session("b").scope(async { crash() }),
+            );
             assert!(caught(both).await);
-            // The foreign items are still in place, and ours with the others are hidden: nobody's session rather than a wrong one.
+            // The foreign items are still in place, and ours with the others are hidden: nobody's
+            // session rather than a wrong one.
             assert_eq!(here(), None);
             yield_now().await;
             assert!(is_here("a"));
@@ -365,7 +373,12 @@ async fn keeps(name: Option<&str>, looks: u32) {
 #[tokio::test]
 async fn joined_futures_have_each_their_own() {
     let (a, b) = (session("a"), session("b"));
-    tokio::join!(a.scope(keeps(Some("a"), 50)), keeps(None, 50), b.scope(keeps(Some("b"), 50)), a.scope(keeps(Some("a"), 20)));
+    tokio::join!(
+        a.scope(keeps(Some("a"), 50)),
+        keeps(None, 50),
+        b.scope(keeps(Some("b"), 50)),
+        a.scope(keeps(Some("a"), 20))
+    );
     a.scope(async {
         tokio::join!(keeps(Some("a"), 50), b.scope(keeps(Some("b"), 50)));
     })
@@ -427,7 +440,10 @@ async fn local_tasks_have_each_their_own() {
 #[tokio::test]
 async fn tasks_of_a_local_set_that_is_driven_inside_a_scope_are_not_in_it() {
     let local = LocalSet::new();
-    let others = [local.spawn_local(keeps(None, 20)), local.spawn_local(session("b").scope(keeps(Some("b"), 20)))];
+    let others = [
+        local.spawn_local(keeps(None, 20)),
+        local.spawn_local(session("b").scope(keeps(Some("b"), 20))),
+    ];
     session("a")
         .scope(local.run_until(async {
             let spawned_inside = tokio::task::spawn_local(keeps(None, 20));
@@ -544,7 +560,8 @@ fn what_goes_with_the_last_handle_may_look_for_the_task_s_session() {
     assert_eq!(*seen.lock().unwrap(), Some(true));
 }
 
-/// Scopes, yields, joins, drops, panics and foreign items in any order, with what must be seen worked out beside.
+/// Scopes, yields, joins, drops, panics and foreign items in any order, with what must be seen
+/// worked out beside.
 #[test]
 fn random_programs_see_what_they_should() {
     const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -573,8 +590,13 @@ fn random_programs_see_what_they_should() {
                             .await
                         );
                     }
-                    3 => drop(with_extensions(Extensions::new().with(Foreign(1)), deeper(None)).await),
-                    4 => drop(futures_util::join!(session(name).scope(deeper(Some(name))), deeper(seen))),
+                    3 => drop(
+                        with_extensions(Extensions::new().with(Foreign(1)), deeper(None)).await,
+                    ),
+                    4 => drop(futures_util::join!(
+                        session(name).scope(deeper(Some(name))),
+                        deeper(seen)
+                    )),
                     _ => {
                         let mut polls = roll(4);
                         let mut dropped = pin!(session(name).scope(deeper(Some(name))));

@@ -1,4 +1,5 @@
-//! No secret in any log, error, event, panic or `Debug`: not plain, not encoded, at no level, of no crate on the way.
+//! No secret in any log, error, event, panic or `Debug`: not plain, not encoded, at no level, of no
+//! crate on the way.
 
 // What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
@@ -21,9 +22,10 @@ use raw::{Reply, Seen, Server};
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
 use reqwest_reauth::{
-    AccessToken, Anonymous, Authorize, Capture, ClientBuilderExt, Error, ErrorKind, Event, FileStore, Flight, MemoryStore,
-    OAuthRefresh, OnRefreshFailure, Outcome, Refresh, RefreshToken, Refresher, Replay, ReplayBody, Session, SessionBuilder,
-    SessionSource, StoreLock, TokenStore, Tokens,
+    AccessToken, Anonymous, Authorize, Capture, ClientBuilderExt, Error, ErrorKind, Event,
+    FileStore, Flight, MemoryStore, OAuthRefresh, OnRefreshFailure, Outcome, Refresh, RefreshToken,
+    Refresher, Replay, ReplayBody, Session, SessionBuilder, SessionSource, StoreLock, TokenStore,
+    Tokens,
     heartbeat::Heartbeat,
     refresh_with,
     testing::{Answer, AuthServer},
@@ -62,10 +64,16 @@ fn assert_clean() {
 fn api(seen: &Seen) -> Reply {
     match (&*seen.target, seen.token()) {
         ("/reissue", _) => Reply::status(404).header("Refreshed-API-Token", CAPTURED),
-        ("/malformed", _) => Reply::status(200).header("Refreshed-API-Token", format!("{CAPTURED} {ISSUED}")),
-        ("/two", _) => Reply::status(200).header("Refreshed-API-Token", CAPTURED).header("Refreshed-API-Token", ISSUED),
+        ("/malformed", _) => {
+            Reply::status(200).header("Refreshed-API-Token", format!("{CAPTURED} {ISSUED}"))
+        }
+        ("/two", _) => Reply::status(200)
+            .header("Refreshed-API-Token", CAPTURED)
+            .header("Refreshed-API-Token", ISSUED),
         ("/echo", Some(token)) => Reply::status(500).body(format!("you sent {token}")),
-        (_, Some(ACCESS)) => Reply::status(401).header("WWW-Authenticate", "Bearer error=\"invalid_token\"").body("refused"),
+        (_, Some(ACCESS)) => Reply::status(401)
+            .header("WWW-Authenticate", "Bearer error=\"invalid_token\"")
+            .body("refused"),
         _ => Reply::status(200),
     }
 }
@@ -93,7 +101,8 @@ fn oauth(endpoint: &str) -> OAuthRefresh {
         .param("resource", PARAM)
 }
 
-/// Prints what passes, as tracing middleware of others do: outside the chain the answers too, inside only what is sent.
+/// Prints what passes, as tracing middleware of others do: outside the chain the answers too,
+/// inside only what is sent.
 #[derive(PartialEq)]
 enum Prints {
     Outside,
@@ -119,7 +128,11 @@ impl Middleware for Prints {
 }
 
 fn client(session: &Session) -> ClientWithMiddleware {
-    ClientBuilder::new(reqwest::Client::new()).with(Prints::Outside).with_session(session.clone()).with(Prints::Inside).build()
+    ClientBuilder::new(reqwest::Client::new())
+        .with(Prints::Outside)
+        .with_session(session.clone())
+        .with(Prints::Inside)
+        .build()
 }
 
 /// Sends, and shows all that a caller can see.
@@ -178,7 +191,12 @@ fn answers() -> Vec<Reply> {
         REFRESH[..REFRESH.len() / 2].to_owned(),
     ];
     let mut all = vec![
-        json(200, format!(r#"{{"access_token":"{ISSUED}","refresh_token":"{ROTATED}","expires_in":3600}}"#)),
+        json(
+            200,
+            format!(
+                r#"{{"access_token":"{ISSUED}","refresh_token":"{ROTATED}","expires_in":3600}}"#
+            ),
+        ),
         Reply::status(200)
             .header("Set-Cookie", format!("JWT={ISSUED}; Path=/"))
             .header("Set-Cookie", format!("JWT_REFRESH_TOKEN={ROTATED}")),
@@ -204,7 +222,10 @@ fn answers() -> Vec<Reply> {
         Reply::bytes(""),
         Reply::status(200).header("x-echo", REFRESH).stalled(100),
         Reply::status(302).header("Location", format!("https://evil.example/?token={REFRESH}")),
-        Reply::status(307).header("Location", format!("https://{}@evil.example/", URL_SAFE_NO_PAD.encode(REFRESH))),
+        Reply::status(307).header(
+            "Location",
+            format!("https://{}@evil.example/", URL_SAFE_NO_PAD.encode(REFRESH)),
+        ),
         // Trouble.
         Reply::status(502).body(format!("<html>{REFRESH}</html>")),
         Reply::status(503).header("Retry-After", "99999999").body(REFRESH),
@@ -218,7 +239,10 @@ fn answers() -> Vec<Reply> {
             all.push(json(400, format!(r#"{{"error":"{code}","error_description":{echo}}}"#)));
         }
         all.push(json(400, format!(r#"{{"error":{echo}}}"#)));
-        all.push(json(400, format!(r#"{{"error":{echo},"error_description":{echo},"error_uri":{echo}}}"#)));
+        all.push(json(
+            400,
+            format!(r#"{{"error":{echo},"error_description":{echo},"error_uri":{echo}}}"#),
+        ));
     }
     all
 }
@@ -232,11 +256,22 @@ async fn nothing_that_a_token_endpoint_can_answer_brings_a_secret_to_light() {
             let reply = reply.clone();
             let endpoint = Server::simple(move |_| reply.clone()).await;
             let refresher = oauth(&endpoint.url("/token"));
-            let refresher =
-                if basic { refresher.client_secret_basic(ID, SECRET) } else { refresher.client_secret_post(ID, SECRET) };
+            let refresher = if basic {
+                refresher.client_secret_basic(ID, SECRET)
+            } else {
+                refresher.client_secret_post(ID, SECRET)
+            };
             show(&refresher);
-            let choice = if basic { OnRefreshFailure::ReturnError } else { OnRefreshFailure::ReturnResponse };
-            let session = builder(&home.origin()).refresher(refresher).on_refresh_failure(choice).build().unwrap();
+            let choice = if basic {
+                OnRefreshFailure::ReturnError
+            } else {
+                OnRefreshFailure::ReturnResponse
+            };
+            let session = builder(&home.origin())
+                .refresher(refresher)
+                .on_refresh_failure(choice)
+                .build()
+                .unwrap();
             let client = client(&session);
             show(&client);
             send(&session, &client, &home.url("/")).await;
@@ -277,7 +312,8 @@ async fn neither_captures_nor_replays_nor_their_failures_show_a_token() {
     let stream = reqwest::Body::wrap_stream(futures_util::stream::iter([Ok::<_, io::Error>("x")]));
     show(&client(&session).post(home.url("/")).body(stream).with_extension(failing).send().await);
     // The API is gone, and the replay's answer too.
-    let gone = Server::simple(|seen| if seen.number == 1 { api(seen) } else { Reply::bytes("") }).await;
+    let gone =
+        Server::simple(|seen| if seen.number == 1 { api(seen) } else { Reply::bytes("") }).await;
     let session = builder(&gone.origin()).refresher(mint()).build().unwrap();
     send(&session, &client(&session), &gone.url("/")).await;
     drop(gone);
@@ -301,7 +337,10 @@ async fn no_kind_of_error_shows_a_secret() {
         expect(AccessToken::new(bad.clone()).err(), ErrorKind::InvalidToken);
         expect(RefreshToken::new(format!("{bad} ")).err(), ErrorKind::InvalidToken);
         expect(Tokens::new(bad.clone()).err(), ErrorKind::InvalidToken);
-        expect(Tokens::empty().with_refresh_token(format!("{bad} ")).err(), ErrorKind::InvalidToken);
+        expect(
+            Tokens::empty().with_refresh_token(format!("{bad} ")).err(),
+            ErrorKind::InvalidToken,
+        );
     }
     // Settings with secrets at the wrong place.
     for origin in [
@@ -314,12 +353,19 @@ async fn no_kind_of_error_shows_a_secret() {
         let refresher = OAuthRefresh::new(&origin).client_secret_post(ID, SECRET);
         show(&refresher);
         expect(
-            Session::builder(tokens()).origin("https://x.example").refresher(refresher).build().err(),
+            Session::builder(tokens())
+                .origin("https://x.example")
+                .refresher(refresher)
+                .build()
+                .err(),
             ErrorKind::InvalidConfig,
         );
     }
     let doubled = OAuthRefresh::new("https://x.example").param("refresh_token", PARAM);
-    expect(Session::builder(tokens()).origin("https://x.example").refresher(doubled).build().err(), ErrorKind::InvalidConfig);
+    expect(
+        Session::builder(tokens()).origin("https://x.example").refresher(doubled).build().err(),
+        ErrorKind::InvalidConfig,
+    );
 
     // States of a session.
     let session = builder(&home.origin()).build().unwrap();
@@ -333,7 +379,11 @@ async fn no_kind_of_error_shows_a_secret() {
 
     // A token endpoint that is not there, with a key in its address.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let refresher = oauth(&format!("http://127.0.0.1:{port}/{}?key={}", "token", URL_SAFE_NO_PAD.encode(PARAM)));
+    let refresher = oauth(&format!(
+        "http://127.0.0.1:{port}/{}?key={}",
+        "token",
+        URL_SAFE_NO_PAD.encode(PARAM)
+    ));
     show(&refresher);
     let session = builder(&home.origin()).refresher(refresher).build().unwrap();
     let client_ = client(&session);
@@ -350,17 +400,23 @@ async fn no_kind_of_error_shows_a_secret() {
 
     // One that never answers.
     let hanging = Server::start(|_| std::future::pending()).await;
-    let session =
-        builder(&home.origin()).refresher(oauth(&hanging.url("/")).attempt_timeout(Duration::from_secs(60))).build().unwrap();
-    let error = client(&session).get(home.url("/")).timeout(Duration::from_millis(200)).send().await.unwrap_err();
+    let session = builder(&home.origin())
+        .refresher(oauth(&hanging.url("/")).attempt_timeout(Duration::from_secs(60)))
+        .build()
+        .unwrap();
+    let error = client(&session)
+        .get(home.url("/"))
+        .timeout(Duration::from_millis(200))
+        .send()
+        .await
+        .unwrap_err();
     expect(Error::find_in(&error).cloned(), ErrorKind::TimedOut);
     session.clear().await.unwrap();
 
     // Refreshers that panic, and that fail with words of their own.
-    let panics =
-        refresh_with(
-            |tokens: Tokens| async move { panic!("foreign panic with {}", tokens.refresh_token().unwrap().expose_secret()) },
-        );
+    let panics = refresh_with(|tokens: Tokens| async move {
+        panic!("foreign panic with {}", tokens.refresh_token().unwrap().expose_secret())
+    });
     let session = builder(&home.origin()).refresher(panics).build().unwrap();
     expect(send(&session, &client(&session), &home.url("/")).await, ErrorKind::Internal);
     let fails = refresh_with(|_| async { Err(Error::new(ErrorKind::ClientRejected, "no")) });
@@ -382,9 +438,20 @@ struct TellsAll(bool);
 
 #[async_trait]
 impl Middleware for TellsAll {
-    async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
-        let body = String::from_utf8_lossy(request.body().and_then(|body| body.as_bytes()).unwrap_or_default()).into_owned();
-        let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
+    async fn handle(
+        &self,
+        request: Request,
+        _: &mut Extensions,
+        _: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
+        let body = String::from_utf8_lossy(
+            request.body().and_then(|body| body.as_bytes()).unwrap_or_default(),
+        )
+        .into_owned();
+        let authorization = request
+            .headers()
+            .get(header::AUTHORIZATION)
+            .map(|value| value.to_str().unwrap().to_owned());
         let text = format!("foreign panic: failed with {body} and {authorization:?}");
         assert!(!self.0, "{text}");
         Err(reqwest_middleware::Error::middleware(io::Error::other(text)))
@@ -399,11 +466,17 @@ async fn the_words_of_a_passed_in_client_are_not_repeated_if_they_have_a_secret(
         for basic in [true, false] {
             let http = ClientBuilder::new(reqwest::Client::new()).with(TellsAll(panics)).build();
             let refresher = oauth("https://sso.example.com/token").http_client(http);
-            let refresher =
-                if basic { refresher.client_secret_basic(ID, SECRET) } else { refresher.client_secret_post(ID, SECRET) };
+            let refresher = if basic {
+                refresher.client_secret_basic(ID, SECRET)
+            } else {
+                refresher.client_secret_post(ID, SECRET)
+            };
             let session = builder(&home.origin()).refresher(refresher).build().unwrap();
             let error = send(&session, &client(&session), &home.url("/")).await.unwrap();
-            assert_eq!(error.kind(), if panics { ErrorKind::Internal } else { ErrorKind::Unavailable });
+            assert_eq!(
+                error.kind(),
+                if panics { ErrorKind::Internal } else { ErrorKind::Unavailable }
+            );
         }
     }
     assert_clean();
@@ -460,7 +533,9 @@ async fn stores_and_their_failures_show_nothing() {
         let client = client(&session);
         send(&session, &client, &home.url("/")).await;
         send(&session, &client, &home.url("/reissue")).await;
-        for ended in [session.replace_tokens(tokens()).await, session.clear().await, session.close().await] {
+        for ended in
+            [session.replace_tokens(tokens()).await, session.clear().await, session.close().await]
+        {
             if let Err(error) = ended {
                 show_error(&error);
             }
@@ -518,7 +593,8 @@ async fn no_public_value_shows_a_secret() {
         let url = home.url("/echo");
         move |client| client.get(&url)
     });
-    let handle = beats.session(session).every(Duration::from_secs(60)).max_failures(1).spawn().unwrap();
+    let handle =
+        beats.session(session).every(Duration::from_secs(60)).max_failures(1).spawn().unwrap();
     show(&handle.beat_now().await);
     show(&handle.health());
     show(&handle.finished().await);
@@ -567,9 +643,14 @@ async fn http_2_shows_nothing_either() {
     let server = tokio::spawn(async move { axum::serve(listener, router).await });
 
     let http = || reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
-    let refresher = oauth(&format!("{origin}/token")).client_secret_basic(ID, SECRET).http_client(http());
+    let refresher =
+        oauth(&format!("{origin}/token")).client_secret_basic(ID, SECRET).http_client(http());
     let session = builder(&origin).refresher(refresher).build().unwrap();
-    let client = ClientBuilder::new(http()).with(Prints::Outside).with_session(session.clone()).with(Prints::Inside).build();
+    let client = ClientBuilder::new(http())
+        .with(Prints::Outside)
+        .with_session(session.clone())
+        .with(Prints::Inside)
+        .build();
     assert!(send(&session, &client, &format!("{origin}/")).await.is_none());
     assert_eq!(session.tokens().unwrap().access_token().unwrap().expose_secret(), CAPTURED);
     assert_clean();

@@ -1,4 +1,5 @@
-//! A session's life: its state, its subscribers, and the user's word against a flight (contract §6).
+//! A session's life: its state, its subscribers, and the user's word against a flight (contract
+//! §6).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 
@@ -13,7 +14,8 @@ use std::{
 };
 
 use reqwest_reauth::{
-    Error, ErrorKind, Event, Flight, OnRefreshFailure, Refresher, Session, SessionBuilder, SessionState, Tokens,
+    Error, ErrorKind, Event, Flight, OnRefreshFailure, Refresher, Session, SessionBuilder,
+    SessionState, Tokens,
 };
 use support::{
     Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, outcome_of, pair, settle,
@@ -56,7 +58,8 @@ fn record(session: &Session) -> JoinHandle<Vec<SessionState>> {
 async fn state_and_subscribers_tell_the_truth_at_each_step() {
     use SessionState::{Active, Closed, CoolingDown, LoginRequired, Refreshing};
     let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
-    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Fail(SECOND, dead), Turn::Gated]);
+    let issuer =
+        Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Fail(SECOND, dead), Turn::Gated]);
     let session = session(&issuer);
     let told = record(&session);
     settle().await;
@@ -80,8 +83,18 @@ async fn state_and_subscribers_tell_the_truth_at_each_step() {
     session.close().await.unwrap();
     assert_eq!(session.state(), Closed);
     refresh.await.unwrap().unwrap_err();
-    let expected =
-        [Active, Refreshing, CoolingDown, Active, Refreshing, LoginRequired, Active, Refreshing, LoginRequired, Closed];
+    let expected = [
+        Active,
+        Refreshing,
+        CoolingDown,
+        Active,
+        Refreshing,
+        LoginRequired,
+        Active,
+        Refreshing,
+        LoginRequired,
+        Closed,
+    ];
     assert_eq!(told.await.unwrap(), expected);
 }
 
@@ -113,11 +126,17 @@ async fn a_cool_down_costs_one_timer_however_much_happens_in_it() {
 #[tokio::test(start_paused = true)]
 async fn a_retry_after_lengthens_the_cool_down_up_to_five_minutes() {
     for (asked, expected) in [(0, 10), (60, 60), (86_400, 300)] {
-        let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable().with_retry_after(asked * SECOND))]);
+        let issuer = Issuer::new([Turn::Fail(
+            Duration::ZERO,
+            unavailable().with_retry_after(asked * SECOND),
+        )]);
         let session = session(&issuer);
         session.refresh().await.unwrap_err();
         let error = error_of(Api::accepting(|_| false).client(&session).get(url("/")).send().await);
-        assert_eq!((error.kind(), error.retry_after()), (ErrorKind::CoolingDown, Some(asked * SECOND)));
+        assert_eq!(
+            (error.kind(), error.retry_after()),
+            (ErrorKind::CoolingDown, Some(asked * SECOND))
+        );
         advance(Duration::from_secs(expected - 1)).await;
         assert_eq!(session.state(), SessionState::CoolingDown, "{asked}");
         advance(SECOND).await;
@@ -196,7 +215,11 @@ async fn a_flight_that_fails_is_no_failure_where_the_token_has_changed_meanwhile
     let late = tokio::spawn(client.get(url("/late")).send());
     settle().await;
     let response = client.get(url("/")).send().await.unwrap();
-    assert!(response.status() == 200 && outcome_of(&response).replayed && !outcome_of(&response).refreshed);
+    assert!(
+        response.status() == 200
+            && outcome_of(&response).replayed
+            && !outcome_of(&response).refreshed
+    );
     late.await.unwrap().unwrap();
 }
 
@@ -224,7 +247,8 @@ async fn new_tokens_free_those_who_wait_and_what_the_flight_brings_is_dropped() 
     let issuer = Issuer::new([Turn::Issue(60 * SECOND, None)]);
     let session = session(&issuer);
     let api = Api::accepting(|token| token == "new");
-    let requests: Vec<_> = (0..9).map(|_| tokio::spawn(api.client(&session).get(url("/")).send())).collect();
+    let requests: Vec<_> =
+        (0..9).map(|_| tokio::spawn(api.client(&session).get(url("/")).send())).collect();
     until(&session, SessionState::Refreshing).await;
     settle().await;
     let begun = Instant::now();
@@ -242,9 +266,11 @@ async fn new_tokens_free_those_who_wait_and_what_the_flight_brings_is_dropped() 
 async fn clear_frees_those_who_wait_unsent() {
     let issuer = Issuer::new([Turn::Hang]);
     let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
-    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+    let session =
+        Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
     let api = Api::accepting(|_| true);
-    let requests: Vec<_> = (0..9).map(|_| tokio::spawn(api.client(&session).get(url("/")).send())).collect();
+    let requests: Vec<_> =
+        (0..9).map(|_| tokio::spawn(api.client(&session).get(url("/")).send())).collect();
     until(&session, SessionState::Refreshing).await;
     settle().await;
     session.clear().await.unwrap();
@@ -278,7 +304,10 @@ async fn two_flights_in_a_row_are_never_two_calls_at_once() {
     first.await.unwrap().unwrap();
     second.await.unwrap().unwrap();
     replace.await.unwrap().unwrap();
-    assert_eq!((issuer.most(), issuer.asked()), (1, vec![Some("r0".to_owned()), Some("rn".to_owned())]));
+    assert_eq!(
+        (issuer.most(), issuer.asked()),
+        (1, vec![Some("r0".to_owned()), Some("rn".to_owned())])
+    );
     assert_eq!((held(&session), store.held()), (texts("t2", "r2"), Some(texts("t2", "r2"))));
 }
 
@@ -293,7 +322,10 @@ async fn close_lets_a_flight_end_that_has_only_just_begun() {
     assert_eq!((issuer.calls(), held(&session)), (1, texts("t1", "r1")));
     assert_eq!(refresh.await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(session.replace_tokens(pair("new", "rn")).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        session.replace_tokens(pair("new", "rn")).await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
     assert_eq!(session.clear().await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(issuer.calls(), 1);
 }
@@ -358,8 +390,12 @@ async fn a_listener_can_use_the_session_and_its_panic_changes_nothing() {
 fn name(event: &Event) -> String {
     match event {
         Event::RefreshStarted { generation } => format!("started {generation}"),
-        Event::Refreshed { generation, attempts } => format!("refreshed {generation} after {attempts}"),
-        Event::Replayed { generation, status } => format!("replayed {generation}: {}", status.as_u16()),
+        Event::Refreshed { generation, attempts } => {
+            format!("refreshed {generation} after {attempts}")
+        }
+        Event::Replayed { generation, status } => {
+            format!("replayed {generation}: {}", status.as_u16())
+        }
         other => format!("{other:?}"),
     }
 }
@@ -383,7 +419,8 @@ async fn a_refresher_with_nothing_to_ask_with_is_not_asked_unless_the_store_may_
     let issuer = Issuer::new([]);
     let events = Events::default();
     let builder = |tokens| {
-        let builder = Session::builder(tokens).origin(ORIGIN).refresher(NeedsRefreshToken(issuer.clone()));
+        let builder =
+            Session::builder(tokens).origin(ORIGIN).refresher(NeedsRefreshToken(issuer.clone()));
         builder.on_event(events.listener())
     };
     let api = Api::accepting(|token| token == "s0");
@@ -392,13 +429,18 @@ async fn a_refresher_with_nothing_to_ask_with_is_not_asked_unless_the_store_may_
     assert_eq!((issuer.calls(), session.state(), events.all().len()), (0, SessionState::Active, 0));
 
     // Nor has the store: the request goes with what there is, and the answer stands.
-    for tokens in [Tokens::new("t0").unwrap(), Tokens::new("t0").unwrap().with_expires_in(Duration::ZERO)] {
+    for tokens in
+        [Tokens::new("t0").unwrap(), Tokens::new("t0").unwrap().with_expires_in(Duration::ZERO)]
+    {
         let session = builder(tokens).store(FakeStore::default()).build().unwrap();
         assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
         assert_eq!((issuer.calls(), held(&session).0.as_str()), (0, "t0"));
     }
 
-    let session = builder(Tokens::new("t0").unwrap()).store(FakeStore::holding(pair("s0", "r9"))).build().unwrap();
+    let session = builder(Tokens::new("t0").unwrap())
+        .store(FakeStore::holding(pair("s0", "r9")))
+        .build()
+        .unwrap();
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
     assert_eq!((issuer.calls(), held(&session)), (0, texts("s0", "r9")));
 }
@@ -410,7 +452,10 @@ async fn a_stored_token_is_taken_if_it_has_not_ended() {
         let store = FakeStore::holding(pair("s0", "r9").with_expires_in(life));
         let session = builder(&issuer).store(store).build().unwrap();
         session.refresh().await.unwrap();
-        assert_eq!((issuer.calls(), held(&session).0.as_str()), (calls, if calls == 0 { "s0" } else { "t1" }));
+        assert_eq!(
+            (issuer.calls(), held(&session).0.as_str()),
+            (calls, if calls == 0 { "s0" } else { "t1" })
+        );
     }
 }
 
@@ -440,7 +485,8 @@ async fn new_requests_wait_for_a_flight_from_the_moment_that_its_token_is_refuse
     let api = Api::new({
         let refuses = std::sync::Arc::clone(&refuses);
         move |seen| {
-            let refuse = refuses.load(std::sync::atomic::Ordering::SeqCst) && seen.token() == Some("t0");
+            let refuse =
+                refuses.load(std::sync::atomic::Ordering::SeqCst) && seen.token() == Some("t0");
             async move { answer(if refuse { 401 } else { 200 }) }
         }
     });
@@ -470,7 +516,10 @@ async fn a_cool_down_that_nobody_watches_costs_no_task() {
     drop(session.subscribe());
     session.refresh().await.unwrap_err();
     settle().await;
-    assert_eq!((session.state(), tokio::runtime::Handle::current().metrics().num_alive_tasks()), (SessionState::CoolingDown, 0));
+    assert_eq!(
+        (session.state(), tokio::runtime::Handle::current().metrics().num_alive_tasks()),
+        (SessionState::CoolingDown, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -490,7 +539,9 @@ async fn a_flight_says_which_generation_it_renews() {
     let session = builder(&Issuer::new([])).on_event(events.listener()).build().unwrap();
     session.refresh().await.unwrap();
     session.refresh().await.unwrap();
-    let begun = |event: &Event| if let Event::RefreshStarted { generation } = event { Some(*generation) } else { None };
+    let begun = |event: &Event| {
+        if let Event::RefreshStarted { generation } = event { Some(*generation) } else { None }
+    };
     assert_eq!(events.all().iter().filter_map(begun).collect::<Vec<_>>(), [1, 2]);
 }
 
@@ -519,7 +570,8 @@ async fn a_shared_refresher_is_asked_all_that_it_would_be_asked_alone() {
 
     let with = |works, tokens| {
         let refresher = Arc::new(Picky { works, asked: AtomicUsize::new(0) });
-        let session = Session::builder(tokens).origin(ORIGIN).refresher(Arc::clone(&refresher)).build();
+        let session =
+            Session::builder(tokens).origin(ORIGIN).refresher(Arc::clone(&refresher)).build();
         (refresher, session)
     };
     assert_eq!(with(false, pair("t0", "r0")).1.unwrap_err().kind(), ErrorKind::InvalidConfig);

@@ -6,7 +6,10 @@ mod support;
 
 use std::time::Duration;
 
-use reqwest_reauth::{Error, ErrorKind, Event, Flight, RefreshToken, Refresher, Session, SessionBuilder, SessionState, Tokens};
+use reqwest_reauth::{
+    Error, ErrorKind, Event, Flight, RefreshToken, Refresher, Session, SessionBuilder,
+    SessionState, Tokens,
+};
 use support::{
     Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, pair, settle,
     store::{Call, FakeStore, Fate, Op},
@@ -66,7 +69,10 @@ async fn the_store_goes_before_the_tokens_that_the_session_was_given() {
     let session = session(&issuer, &store);
     let api = Api::accepting(|token| token == "s");
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!((issuer.calls(), api.tokens_seen(), held(&session)), (0, vec!["t0".into(), "s".into()], texts("s", "rs")));
+    assert_eq!(
+        (issuer.calls(), api.tokens_seen(), held(&session)),
+        (0, vec!["t0".into(), "s".into()], texts("s", "rs"))
+    );
     assert!(store.saves().is_empty());
     session.refresh().await.unwrap();
     assert_eq!(issuer.asked(), [Some("rs".to_owned())]);
@@ -93,14 +99,20 @@ async fn when_both_are_dead_a_login_is_required_and_the_borrowed_one_may_have_be
 
     let issuer = Issuer::new([Turn::Fail(SECOND, dead())]);
     let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
-    let alone = Session::builder(Tokens::empty()).origin(ORIGIN).refresher(issuer.clone()).store(store).build().unwrap();
+    let alone = Session::builder(Tokens::empty())
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .store(store)
+        .build()
+        .unwrap();
     let error = alone.refresh().await.unwrap_err();
     assert!(error.kind() == ErrorKind::LoginRequired && error.possibly_consumed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_another_process_stored_is_adopted_when_the_grant_is_said_to_be_dead() {
-    let (issuer, store) = (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::holding(pair("t0", "r0")));
+    let (issuer, store) =
+        (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     let refresh = tokio::spawn({
         let session = session.clone();
@@ -137,7 +149,10 @@ async fn restore_fails_only_where_there_is_no_other_token() {
     store.always(Call::Load, Fate::Hang);
     let begun = Instant::now();
     let given = builder(&issuer, &store).on_event(events.listener()).restore().await.unwrap();
-    assert_eq!((held(&given), begun.elapsed(), failures(&events)), (texts("t0", "r0"), 5 * SECOND, 1));
+    assert_eq!(
+        (held(&given), begun.elapsed(), failures(&events)),
+        (texts("t0", "r0"), 5 * SECOND, 1)
+    );
     let none = Session::builder(Tokens::empty()).origin(ORIGIN).store(store).restore().await;
     assert_eq!(none.unwrap_err().kind(), ErrorKind::Store);
 }
@@ -149,13 +164,18 @@ async fn a_store_that_fails_hangs_or_panics_never_fails_a_request_and_nothing_is
             if (call, fate) == (Call::Lock, Fate::Hang) {
                 continue; // A lock that another holds is waited for.
             }
-            let (issuer, store, events) = (Issuer::new([]), FakeStore::default(), Events::default());
+            let (issuer, store, events) =
+                (Issuer::new([]), FakeStore::default(), Events::default());
             store.always(call, fate);
             let session = builder(&issuer, &store).on_event(events.listener()).build().unwrap();
             let api = Api::accepting(|token| token == "t1");
             let response = api.client(&session).get(url("/")).send().await;
             assert_eq!(response.unwrap().status(), 200, "{call:?} {fate:?}");
-            assert_eq!((held(&session), issuer.calls()), (texts("t1", "r1"), 1), "{call:?} {fate:?}");
+            assert_eq!(
+                (held(&session), issuer.calls()),
+                (texts("t1", "r1"), 1),
+                "{call:?} {fate:?}"
+            );
             assert!(failures(&events) > 0, "{call:?} {fate:?}");
             assert!(store.is_free(), "{call:?} {fate:?}");
         }
@@ -302,7 +322,10 @@ async fn a_dead_refresh_token_that_was_never_in_the_store_was_spent_by_nobody_el
             assert_eq!((held(&session), issuer.calls()), (texts("alone", "r0"), 0));
         }
         let error = session.refresh().await.unwrap_err();
-        assert_eq!((error.kind(), issuer.asked()), (ErrorKind::LoginRequired, vec![Some("r0".to_owned())]));
+        assert_eq!(
+            (error.kind(), issuer.asked()),
+            (ErrorKind::LoginRequired, vec![Some("r0".to_owned())])
+        );
         assert!(!error.possibly_consumed());
     }
 }
@@ -312,7 +335,10 @@ async fn a_dead_refresh_token_that_was_once_in_the_store_may_have_been_spent_by_
     // Taken from there.
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Fail(SECOND, dead())]);
     let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
-    let taking = Session::builder(Tokens::empty()).origin(ORIGIN).refresher(issuer.clone()).store(store.clone());
+    let taking = Session::builder(Tokens::empty())
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .store(store.clone());
     let taking = taking.build().unwrap();
     assert_eq!(taking.refresh().await.unwrap_err().kind(), ErrorKind::Unavailable);
     store.put(ended());
@@ -350,7 +376,8 @@ async fn a_restored_refresh_token_that_is_dead_does_not_block_the_one_that_was_g
 #[tokio::test(start_paused = true)]
 async fn the_refresh_token_that_was_given_is_nothing_to_fall_back_on_once_it_was_in_the_store() {
     // Found there.
-    let (issuer, store) = (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::holding(pair("t0", "r0")));
+    let (issuer, store) =
+        (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::holding(pair("t0", "r0")));
     let restored = builder(&issuer, &store).restore().await.unwrap();
     store.put(Tokens::from_refresh_token("ro").unwrap());
     assert_eq!(restored.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
@@ -412,7 +439,10 @@ async fn a_refresh_token_that_was_kept_on_the_way_is_the_one_that_is_dead() {
     }
 
     let store = FakeStore::default();
-    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(KeepsThenFails).store(store.clone());
+    let session = Session::builder(pair("t0", "r0"))
+        .origin(ORIGIN)
+        .refresher(KeepsThenFails)
+        .store(store.clone());
     let error = session.build().unwrap().refresh().await.unwrap_err();
     assert_eq!((error.kind(), store.held()), (ErrorKind::LoginRequired, Some(texts("t0", "r1"))));
     // It was in the store, where another process may have found and spent it.

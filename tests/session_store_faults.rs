@@ -1,4 +1,5 @@
-//! A session and its store when something goes wrong between two steps (contract §6.5, §10.1, §10.2).
+//! A session and its store when something goes wrong between two steps (contract §6.5, §10.1,
+//! §10.2).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 
@@ -16,7 +17,12 @@ use support::{
 const SECOND: Duration = Duration::from_secs(1);
 
 fn session(issuer: &Issuer, store: &FakeStore) -> Session {
-    Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store.clone()).build().unwrap()
+    Session::builder(pair("t0", "r0"))
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .store(store.clone())
+        .build()
+        .unwrap()
 }
 
 fn reissuing(token: &'static str) -> Api {
@@ -41,7 +47,10 @@ async fn a_new_login_that_could_not_be_saved_is_not_undone_by_the_old_one_on_dis
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("old", "ro")));
     let session = session(&issuer, &store);
     store.next(Call::Lock, [Fate::Down]);
-    assert_eq!(session.replace_tokens(pair("new", "rn")).await.unwrap_err().kind(), ErrorKind::Store);
+    assert_eq!(
+        session.replace_tokens(pair("new", "rn")).await.unwrap_err().kind(),
+        ErrorKind::Store
+    );
     assert_eq!(held(&session), texts("new", "rn"));
     session.refresh().await.unwrap();
     assert_eq!(issuer.asked(), [Some("rn".to_owned())]);
@@ -91,7 +100,8 @@ async fn a_new_login_whose_caller_is_dropped_is_saved_before_it_is_spent() {
 async fn an_overtaken_flight_does_not_save_over_the_users_word() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
-    // The flight has no lock, and waits for one when it wants to save. The user's save gets it first.
+    // The flight has no lock, and waits for one when it wants to save. The user's save gets it
+    // first.
     store.next(Call::Lock, [Fate::Down, Fate::Gated]);
     let refresh = tokio::spawn({
         let session = session.clone();
@@ -166,8 +176,10 @@ async fn close_waits_for_the_save_behind_a_capture_and_tries_once_more_what_fail
     assert_eq!(store.held(), Some(texts("c1", "r1")));
 
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
-    let session =
-        Session::builder(Tokens::from_refresh_token("r0").unwrap()).origin(ORIGIN).refresher(issuer).store(store.clone());
+    let session = Session::builder(Tokens::from_refresh_token("r0").unwrap())
+        .origin(ORIGIN)
+        .refresher(issuer)
+        .store(store.clone());
     let session = session.build().unwrap();
     store.next(Call::Save, [Fate::Down]);
     session.refresh().await.unwrap();
@@ -203,7 +215,8 @@ async fn a_new_login_after_a_clear_that_failed_is_not_undone_by_what_was_left() 
 #[tokio::test(start_paused = true)]
 async fn the_refresh_token_that_was_given_is_not_tried_again_once_it_was_spent() {
     let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
-    let (issuer, store) = (Issuer::new([Turn::Issue(SECOND, None), Turn::Fail(SECOND, dead)]), FakeStore::default());
+    let (issuer, store) =
+        (Issuer::new([Turn::Issue(SECOND, None), Turn::Fail(SECOND, dead)]), FakeStore::default());
     store.always(Call::Save, Fate::Down);
     let session = session(&issuer, &store);
     session.refresh().await.unwrap();
@@ -215,14 +228,20 @@ async fn the_refresh_token_that_was_given_is_not_tried_again_once_it_was_spent()
 async fn a_new_login_that_could_not_be_saved_gives_way_to_what_somebody_else_has_stored_since() {
     for store in [FakeStore::default(), FakeStore::holding(pair("t0", "r0"))] {
         let issuer = Issuer::new([]);
-        let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store.clone());
+        let session = Session::builder(pair("t0", "r0"))
+            .origin(ORIGIN)
+            .refresher(issuer.clone())
+            .store(store.clone());
         // It has looked: what it finds later and did not see then is newer.
         let session = session.restore().await.unwrap();
         store.next(Call::Lock, [Fate::Down]);
         session.replace_tokens(pair("new", "rn")).await.unwrap_err();
         store.put(pair("other", "ro"));
         session.refresh().await.unwrap();
-        assert_eq!((issuer.calls(), held(&session), store.held()), (0, texts("other", "ro"), Some(texts("other", "ro"))));
+        assert_eq!(
+            (issuer.calls(), held(&session), store.held()),
+            (0, texts("other", "ro"), Some(texts("other", "ro")))
+        );
     }
 }
 
@@ -234,7 +253,10 @@ async fn a_new_login_whose_save_failed_gives_way_to_what_somebody_else_has_store
     session.replace_tokens(pair("new", "rn")).await.unwrap_err();
     store.put(pair("other", "ro"));
     session.refresh().await.unwrap();
-    assert_eq!((issuer.calls(), held(&session), store.held()), (0, texts("other", "ro"), Some(texts("other", "ro"))));
+    assert_eq!(
+        (issuer.calls(), held(&session), store.held()),
+        (0, texts("other", "ro"), Some(texts("other", "ro")))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -265,12 +287,16 @@ async fn a_flight_that_could_not_look_before_saves_what_it_brought_over_what_it_
     store.next(Call::Load, [Fate::Down]);
     session.refresh().await.unwrap();
     // The login that it has is alive; of the other nothing is known.
-    assert_eq!((issuer.asked(), store.held()), (vec![Some("r0".to_owned())], Some(texts("t1", "r1"))));
+    assert_eq!(
+        (issuer.asked(), store.held()),
+        (vec![Some("r0".to_owned())], Some(texts("t1", "r1")))
+    );
     store.assert_orderly();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_login_that_was_saved_gives_way_to_a_newer_one_though_the_store_could_not_be_looked_into() {
+async fn a_new_login_that_was_saved_gives_way_to_a_newer_one_though_the_store_could_not_be_looked_into()
+ {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     store.next(Call::Load, [Fate::Down]);
@@ -313,7 +339,11 @@ async fn a_flight_is_waited_for_while_a_slow_store_saves_what_it_brought() {
 async fn a_captured_token_is_saved_over_a_broken_store_where_no_refresh_token_can_be_lost() {
     let store = FakeStore::default();
     store.always(Call::Load, Fate::Down);
-    let session = Session::builder(Tokens::new("t0").unwrap()).origin(ORIGIN).store(store.clone()).build().unwrap();
+    let session = Session::builder(Tokens::new("t0").unwrap())
+        .origin(ORIGIN)
+        .store(store.clone())
+        .build()
+        .unwrap();
     reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
     session.close().await.unwrap();
     assert_eq!(store.held(), Some(texts("c1", "")));
@@ -334,7 +364,13 @@ async fn a_saver_that_gets_the_lock_after_a_logout_saves_nothing() {
 
 #[test]
 fn a_captured_token_whose_savers_runtime_is_gone_is_saved_once_by_the_next_flight() {
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap()
+    };
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     store.next(Call::Lock, [Fate::Gated]);
@@ -351,7 +387,8 @@ fn a_captured_token_whose_savers_runtime_is_gone_is_saved_once_by_the_next_fligh
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_token_that_came_without_an_access_token_is_no_reason_to_forget_the_one_that_was_given() {
+async fn a_refresh_token_that_came_without_an_access_token_is_no_reason_to_forget_the_one_that_was_given()
+ {
     let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
     let kept = Tokens::from_refresh_token("k1").unwrap();
     let issuer = Issuer::new([Turn::Bring(SECOND, kept), Turn::Fail(SECOND, dead)]);

@@ -19,12 +19,20 @@ use tokio::time::timeout;
 const LONG: Duration = Duration::from_secs(30);
 
 fn pair(n: u64) -> Tokens {
-    let tokens = Tokens::new(format!("access-{n}")).and_then(|tokens| tokens.with_refresh_token(format!("refresh-{n}")));
+    let tokens = Tokens::new(format!("access-{n}"))
+        .and_then(|tokens| tokens.with_refresh_token(format!("refresh-{n}")));
     tokens.unwrap().with_expires_at(UNIX_EPOCH + Duration::new(1_800_000_000 + n, 123_456_789))
 }
 
 fn number(tokens: &Tokens) -> u64 {
-    let access: u64 = tokens.access_token().unwrap().expose_secret().strip_prefix("access-").unwrap().parse().unwrap();
+    let access: u64 = tokens
+        .access_token()
+        .unwrap()
+        .expose_secret()
+        .strip_prefix("access-")
+        .unwrap()
+        .parse()
+        .unwrap();
     let refresh = tokens.refresh_token().unwrap().expose_secret();
     assert_eq!(refresh, format!("refresh-{access}"), "both tokens of one save");
     access
@@ -51,7 +59,10 @@ fn chain(error: &Error) -> String {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -84,7 +95,10 @@ impl Other {
 
     /// What it says next; `None` once it is dead.
     fn says(&mut self) -> Option<String> {
-        self.lines.by_ref().map_while(Result::ok).find_map(|line| line.strip_prefix("> ").map(str::to_owned))
+        self.lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("> ").map(str::to_owned))
     }
 
     fn kill(&mut self) {
@@ -162,7 +176,10 @@ async fn a_shared_store_is_the_one_inside() {
 fn a_lock_tells_its_fence_and_a_store_no_token() {
     assert_eq!(StoreLock::none().fence(), None);
     let lock = StoreLock::holding("secret").with_fence(7);
-    assert_eq!((lock.fence(), format!("{lock:?}")), (Some(7), "StoreLock { fence: Some(7), .. }".to_owned()));
+    assert_eq!(
+        (lock.fence(), format!("{lock:?}")),
+        (Some(7), "StoreLock { fence: Some(7), .. }".to_owned())
+    );
     assert_eq!(format!("{:?}", MemoryStore::default()), "MemoryStore { .. }");
 }
 
@@ -194,9 +211,14 @@ async fn an_expiry_told_in_seconds_is_stored_as_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = FileStore::new(dir.path().join("tokens.json"));
     let before = SystemTime::now();
-    save(&store, &Tokens::new("a").unwrap().with_expires_in(Duration::from_secs(3600))).await.unwrap();
+    save(&store, &Tokens::new("a").unwrap().with_expires_in(Duration::from_secs(3600)))
+        .await
+        .unwrap();
     let at = store.load().await.unwrap().unwrap().expires_at().unwrap();
-    assert!(at >= before + Duration::from_secs(3600) && at <= SystemTime::now() + Duration::from_secs(3600));
+    assert!(
+        at >= before + Duration::from_secs(3600)
+            && at <= SystemTime::now() + Duration::from_secs(3600)
+    );
 }
 
 #[cfg(unix)]
@@ -228,21 +250,41 @@ async fn a_directory_that_others_can_write_is_refused_by_name_and_reason() {
     let store = FileStore::new(dir.path().join("tokens.json"));
     save(&store, &pair(1)).await.unwrap();
     let lock = store.lock().await.unwrap();
-    for (mode, refused) in [(0o770, true), (0o702, true), (0o1777, true), (0o2775, true), (0o755, false), (0o700, false)] {
+    for (mode, refused) in [
+        (0o770, true),
+        (0o702, true),
+        (0o1777, true),
+        (0o2775, true),
+        (0o755, false),
+        (0o700, false),
+    ] {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
-        let results = [store.load().await.map(drop), store.save(&lock, &pair(2)).await, store.clear(&lock).await];
+        let results = [
+            store.load().await.map(drop),
+            store.save(&lock, &pair(2)).await,
+            store.clear(&lock).await,
+        ];
         for result in results {
             assert_eq!(result.is_err(), refused, "{mode:o}");
             if let Err(error) = result {
                 assert_eq!(error.kind(), ErrorKind::Store);
                 let text = chain(&error);
                 let dir = dir.path().canonicalize().unwrap();
-                assert!(text.contains(dir.to_str().unwrap()) && text.contains(&format!("{mode:04o}")), "{text}");
+                assert!(
+                    text.contains(dir.to_str().unwrap()) && text.contains(&format!("{mode:04o}")),
+                    "{text}"
+                );
             }
         }
-        assert_eq!(timeout(LONG, FileStore::new(dir.path().join("other")).lock()).await.unwrap().is_err(), refused, "{mode:o}");
+        assert_eq!(
+            timeout(LONG, FileStore::new(dir.path().join("other")).lock()).await.unwrap().is_err(),
+            refused,
+            "{mode:o}"
+        );
         if refused {
-            assert!(fs::read_to_string(dir.path().join("tokens.json")).unwrap().contains("access-1"));
+            assert!(
+                fs::read_to_string(dir.path().join("tokens.json")).unwrap().contains("access-1")
+            );
         }
     }
 }
@@ -252,7 +294,9 @@ async fn a_broken_file_is_an_error_that_names_it_and_a_save_moves_it_aside() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
     let store = FileStore::new(&path);
-    for (n, broken) in [r#"{"version":1,"access_token":"s3cret"#, "", r#"{"not":"ours"}"#].into_iter().enumerate() {
+    for (n, broken) in
+        [r#"{"version":1,"access_token":"s3cret"#, "", r#"{"not":"ours"}"#].into_iter().enumerate()
+    {
         fs::write(&path, broken).unwrap();
         let error = store.load().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Store);
@@ -262,10 +306,17 @@ async fn a_broken_file_is_an_error_that_names_it_and_a_save_moves_it_aside() {
 
         save(&store, &pair(1)).await.unwrap();
         assert_eq!(stored(&store).await, 1);
-        let aside = if n == 0 { "tokens.json.broken".into() } else { format!("tokens.json.broken.{n}") };
+        let aside =
+            if n == 0 { "tokens.json.broken".into() } else { format!("tokens.json.broken.{n}") };
         assert_eq!(fs::read_to_string(dir.path().join(aside)).unwrap(), broken);
     }
-    let kept = ["tokens.json", "tokens.json.broken", "tokens.json.broken.1", "tokens.json.broken.2", "tokens.json.lock"];
+    let kept = [
+        "tokens.json",
+        "tokens.json.broken",
+        "tokens.json.broken.1",
+        "tokens.json.broken.2",
+        "tokens.json.lock",
+    ];
     assert_eq!(names(dir.path()), kept);
 }
 
@@ -314,7 +365,9 @@ async fn a_file_of_a_later_version_is_left_alone() {
     fs::write(&path, newer).unwrap();
     let store = FileStore::new(&path);
     let lock = store.lock().await.unwrap();
-    for result in [store.load().await.map(drop), store.save(&lock, &pair(1)).await, store.clear(&lock).await] {
+    for result in
+        [store.load().await.map(drop), store.save(&lock, &pair(1)).await, store.clear(&lock).await]
+    {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Store);
         assert!(chain(&error).contains("version 2"), "{}", chain(&error));
@@ -326,13 +379,17 @@ async fn a_file_of_a_later_version_is_left_alone() {
 async fn unknown_members_survive_saves_and_a_clear() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
-    fs::write(&path, r#"{"tenant":{"id":[1,2.50]},"version":1,"access_token":"old","huge":1e400}"#).unwrap();
+    fs::write(&path, r#"{"tenant":{"id":[1,2.50]},"version":1,"access_token":"old","huge":1e400}"#)
+        .unwrap();
     let store = FileStore::new(&path);
     save(&store, &pair(1)).await.unwrap();
     save(&store, &pair(2)).await.unwrap();
     assert_eq!(stored(&store).await, 2);
     let text = fs::read_to_string(&path).unwrap();
-    assert!(text.contains(r#""tenant":{"id":[1,2.50]}"#) && text.contains(r#""huge":1e400"#), "{text}");
+    assert!(
+        text.contains(r#""tenant":{"id":[1,2.50]}"#) && text.contains(r#""huge":1e400"#),
+        "{text}"
+    );
 
     let lock = store.lock().await.unwrap();
     store.clear(&lock).await.unwrap();
@@ -345,11 +402,14 @@ async fn unknown_members_survive_saves_and_a_clear() {
 async fn leftovers_of_the_dead_are_removed_by_a_save_and_nothing_else_is() {
     let dir = tempfile::tempdir().unwrap();
     let store = FileStore::new(dir.path().join("tokens.json"));
-    for name in [".tokens.json.0123456789abcdef.tmp", ".other.json.0123456789abcdef.tmp", "tokens.json.tmp"] {
+    for name in
+        [".tokens.json.0123456789abcdef.tmp", ".other.json.0123456789abcdef.tmp", "tokens.json.tmp"]
+    {
         fs::write(dir.path().join(name), "x").unwrap();
     }
     save(&store, &pair(1)).await.unwrap();
-    let left = [".other.json.0123456789abcdef.tmp", "tokens.json", "tokens.json.lock", "tokens.json.tmp"];
+    let left =
+        [".other.json.0123456789abcdef.tmp", "tokens.json", "tokens.json.lock", "tokens.json.tmp"];
     assert_eq!(names(dir.path()), left);
 }
 
@@ -359,8 +419,12 @@ async fn a_symbolic_link_is_followed_stays_and_has_the_same_lock() {
     let dir = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     fs::write(elsewhere.path().join("real.json"), r#"{"version":1}"#).unwrap();
-    std::os::unix::fs::symlink(elsewhere.path().join("real.json"), dir.path().join("link.json")).unwrap();
-    let (link, real) = (FileStore::new(dir.path().join("link.json")), FileStore::new(elsewhere.path().join("real.json")));
+    std::os::unix::fs::symlink(elsewhere.path().join("real.json"), dir.path().join("link.json"))
+        .unwrap();
+    let (link, real) = (
+        FileStore::new(dir.path().join("link.json")),
+        FileStore::new(elsewhere.path().join("real.json")),
+    );
     let lock = link.lock().await.unwrap();
     assert!(!is_free(&real).await);
     link.save(&lock, &pair(3)).await.unwrap();
@@ -421,10 +485,13 @@ async fn a_wait_that_is_dropped_leaves_no_lock_behind() {
 #[tokio::test]
 async fn a_save_needs_the_lock_of_its_own_file() {
     let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (FileStore::new(dir.path().join("one.json")), FileStore::new(dir.path().join("two.json")));
+    let (one, two) =
+        (FileStore::new(dir.path().join("one.json")), FileStore::new(dir.path().join("two.json")));
     let lock = two.lock().await.unwrap();
     for (wrong, why) in [(&lock, "under the lock of"), (&StoreLock::none(), "without its lock")] {
-        for error in [one.save(wrong, &pair(1)).await.unwrap_err(), one.clear(wrong).await.unwrap_err()] {
+        for error in
+            [one.save(wrong, &pair(1)).await.unwrap_err(), one.clear(wrong).await.unwrap_err()]
+        {
             assert_eq!(error.kind(), ErrorKind::Store);
             assert!(chain(&error).contains(why), "{}", chain(&error));
         }

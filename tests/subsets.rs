@@ -9,7 +9,9 @@ use std::time::Duration;
 use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
-use reqwest_reauth::{Authorize, Capture, ClientBuilderExt, OnRefreshFailure, Refresh, Replay, Session};
+use reqwest_reauth::{
+    Authorize, Capture, ClientBuilderExt, OnRefreshFailure, Refresh, Replay, Session,
+};
 use support::{Api, Issuer, ORIGIN, answer, held, outcome_of, pair, url};
 
 #[derive(Clone, Copy, Debug)]
@@ -68,11 +70,19 @@ async fn a_token_is_captured_with_capture_and_authorize() {
         let api = Api::new(|_| async { answer(404).header("refreshed-api-token", "c1") });
         let response = subset.client(&session, &api).get(url("/")).send().await.unwrap();
         let captured = subset.capture && subset.authorize;
-        assert_eq!((response.status().as_u16(), outcome_of(&response).captured), (404, captured), "{subset:?}");
+        assert_eq!(
+            (response.status().as_u16(), outcome_of(&response).captured),
+            (404, captured),
+            "{subset:?}"
+        );
         assert_eq!(held(&session).0, if captured { "c1" } else { "t0" }, "{subset:?}");
         assert_eq!((api.tokens_seen(), issuer.calls()), (sent(subset, &["t0"]), 0), "{subset:?}");
         // Whoever looks at the header must not print it.
-        assert_eq!(response.headers()["refreshed-api-token"].is_sensitive(), subset.capture, "{subset:?}");
+        assert_eq!(
+            response.headers()["refreshed-api-token"].is_sensitive(),
+            subset.capture,
+            "{subset:?}"
+        );
     }
 }
 
@@ -86,10 +96,22 @@ async fn a_refusal_renews_with_refresh_and_is_sent_again_with_replay() {
         let refreshed = subset.authorize && subset.refresh;
         let replayed = refreshed && subset.replay;
         assert_eq!(response.status().as_u16(), if replayed { 200 } else { 401 }, "{subset:?}");
-        assert_eq!((issuer.calls(), outcome_of(&response).refreshed), (usize::from(refreshed), refreshed), "{subset:?}");
-        assert_eq!(api.tokens_seen(), sent(subset, if replayed { &["t0", "t1"] } else { &["t0"] }), "{subset:?}");
+        assert_eq!(
+            (issuer.calls(), outcome_of(&response).refreshed),
+            (usize::from(refreshed), refreshed),
+            "{subset:?}"
+        );
+        assert_eq!(
+            api.tokens_seen(),
+            sent(subset, if replayed { &["t0", "t1"] } else { &["t0"] }),
+            "{subset:?}"
+        );
         if refreshed {
-            assert_eq!(subset.client(&session, &api).get(url("/")).send().await.unwrap().status(), 200, "{subset:?}");
+            assert_eq!(
+                subset.client(&session, &api).get(url("/")).send().await.unwrap().status(),
+                200,
+                "{subset:?}"
+            );
             assert_eq!(issuer.calls(), 1, "{subset:?}");
         }
     }
@@ -143,15 +165,28 @@ async fn only_refresh_waits_for_an_expired_token_and_only_authorize_fails_withou
     for subset in subsets() {
         let issuer = Issuer::new([]);
         let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
-        let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+        let session =
+            Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
         let api = Api::new(|_| async { answer(200) });
         let response = subset.client(&session, &api).get(url("/")).send().await.unwrap();
-        assert_eq!((response.status().as_u16(), issuer.calls()), (200, usize::from(subset.refresh)), "{subset:?}");
-        assert_eq!(api.tokens_seen(), sent(subset, &[if subset.refresh { "t1" } else { "t0" }]), "{subset:?}");
+        assert_eq!(
+            (response.status().as_u16(), issuer.calls()),
+            (200, usize::from(subset.refresh)),
+            "{subset:?}"
+        );
+        assert_eq!(
+            api.tokens_seen(),
+            sent(subset, &[if subset.refresh { "t1" } else { "t0" }]),
+            "{subset:?}"
+        );
 
         session.clear().await.unwrap();
         let failed = subset.client(&session, &api).get(url("/")).send().await.is_err();
-        assert_eq!((failed, api.seen().len()), (subset.refresh || subset.authorize, if failed { 1 } else { 2 }), "{subset:?}");
+        assert_eq!(
+            (failed, api.seen().len()),
+            (subset.refresh || subset.authorize, if failed { 1 } else { 2 }),
+            "{subset:?}"
+        );
     }
 }
 
@@ -198,7 +233,11 @@ async fn another_chain_below_is_told_nothing_of_a_clients_own_session() {
     let session = session(&issuer);
     let api = Api::accepting(|token| token == "t1");
     let probe = Probe::default();
-    let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).with(probe.clone()).with(api.clone()).build();
+    let client = ClientBuilder::new(reqwest::Client::new())
+        .with_session(session)
+        .with(probe.clone())
+        .with(api.clone())
+        .build();
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
     assert_eq!((api.tokens_seen().len(), probe.0.lock().unwrap().clone()), (2, vec![false, false]));
 }
@@ -206,7 +245,11 @@ async fn another_chain_below_is_told_nothing_of_a_clients_own_session() {
 #[tokio::test(start_paused = true)]
 async fn of_two_captures_one_captures() {
     let events = support::Events::default();
-    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).on_event(events.listener()).build().unwrap();
+    let session = Session::builder(pair("t0", "r0"))
+        .origin(ORIGIN)
+        .on_event(events.listener())
+        .build()
+        .unwrap();
     let api = Api::new(|_| async { answer(200).header("refreshed-api-token", "c1") });
     let client = ClientBuilder::new(reqwest::Client::new())
         .with(Capture::new(session.clone()))
@@ -220,10 +263,17 @@ async fn of_two_captures_one_captures() {
 #[tokio::test(start_paused = true)]
 async fn of_two_refreshes_one_refreshes() {
     for fails in [false, true] {
-        let script = if fails { vec![support::Turn::Fail(Duration::ZERO, support::unavailable())] } else { vec![] };
+        let script = if fails {
+            vec![support::Turn::Fail(Duration::ZERO, support::unavailable())]
+        } else {
+            vec![]
+        };
         let issuer = Issuer::new(script);
         let events = support::Events::default();
-        let builder = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).on_event(events.listener());
+        let builder = Session::builder(pair("t0", "r0"))
+            .origin(ORIGIN)
+            .refresher(issuer.clone())
+            .on_event(events.listener());
         let session = builder.on_refresh_failure(OnRefreshFailure::ReturnResponse).build().unwrap();
         let api = Api::accepting(|_| false);
         let client = ClientBuilder::new(reqwest::Client::new())

@@ -1,4 +1,5 @@
-//! HTTP/1.1 and HTTP/2 over real TLS, with a certificate that the test makes, and what HTTP/2 alone can do to a request.
+//! HTTP/1.1 and HTTP/2 over real TLS, with a certificate that the test makes, and what HTTP/2 alone
+//! can do to a request.
 #![allow(clippy::unwrap_used)] // helpers outside of test functions
 
 use std::{
@@ -12,7 +13,9 @@ use bytes::Bytes;
 use http::{Version, header};
 use reqwest::{Certificate, ClientBuilder as HttpBuilder, retry};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
-use reqwest_reauth::{ClientBuilderExt as _, Error, Event, OAuthRefresh, Outcome, Session, testing::AuthServer};
+use reqwest_reauth::{
+    ClientBuilderExt as _, Error, Event, OAuthRefresh, Outcome, Session, testing::AuthServer,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -64,7 +67,8 @@ async fn goaway_and_refused_stream_on_the_token_call_are_retried() {
         for retry_lost in [true, false] {
             let server = AuthServer::start().await;
             let front = Front::before(&server, "h2").await;
-            let (session, retries) = front.session(&server, |refresher| refresher.retry_lost(retry_lost));
+            let (session, retries) =
+                front.session(&server, |refresher| refresher.retry_lost(retry_lost));
             front.break_next([fault, fault]);
 
             session.refresh().await.unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
@@ -86,14 +90,27 @@ async fn goaway_and_refused_stream_on_the_api_are_the_callers_and_refresh_nothin
         let client_without = client(&session, front.http().retry(retry::never()).build().unwrap());
         let error = client_without.get(front.url("/")).send().await.unwrap_err();
         assert!(Error::find_in(&error).is_none() && error.is_request(), "{fault:?}: {error:?}");
-        assert_eq!((server.api_hits(), server.token_calls(), session.generation()), (0, 0, 1), "{fault:?}");
+        assert_eq!(
+            (server.api_hits(), server.token_calls(), session.generation()),
+            (0, 0, 1),
+            "{fault:?}"
+        );
 
-        // reqwest's own retry, which its client has unless told otherwise, is below the chain and none of its business.
+        // reqwest's own retry, which its client has unless told otherwise, is below the chain and
+        // none of its business.
         front.break_next([fault]);
-        let response = client(&session, front.http().build().unwrap()).get(front.url("/")).send().await.unwrap();
+        let response = client(&session, front.http().build().unwrap())
+            .get(front.url("/"))
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status(), 200);
         assert!(response.extensions().get::<Outcome>().is_none());
-        assert_eq!((server.api_hits(), server.token_calls(), session.generation()), (1, 0, 1), "{fault:?}");
+        assert_eq!(
+            (server.api_hits(), server.token_calls(), session.generation()),
+            (1, 0, 1),
+            "{fault:?}"
+        );
     }
 }
 
@@ -104,7 +121,11 @@ async fn a_certificate_that_nobody_vouches_for_gets_no_token() {
     let stranger = Front::before(&server, "h2").await;
     let (session, _) = front.session(&server, |refresher| refresher.max_attempts(1));
 
-    let refused = client(&session, stranger.http().build().unwrap()).get(front.url("/")).send().await.unwrap_err();
+    let refused = client(&session, stranger.http().build().unwrap())
+        .get(front.url("/"))
+        .send()
+        .await
+        .unwrap_err();
 
     assert!(refused.is_connect(), "{refused:?}");
     assert_eq!((server.api_hits(), server.token_calls()), (0, 0));
@@ -115,7 +136,8 @@ async fn a_certificate_that_nobody_vouches_for_gets_no_token() {
 enum Fault {
     /// GOAWAY that names no stream as processed (RFC 9113 §6.8).
     GoAway,
-    /// `RST_STREAM` with `REFUSED_STREAM`, then GOAWAY, so that the next attempt takes a new connection.
+    /// `RST_STREAM` with `REFUSED_STREAM`, then GOAWAY, so that the next attempt takes a new
+    /// connection.
     RefusedStream,
 }
 
@@ -156,7 +178,8 @@ impl Front {
             let mut connections = JoinSet::new();
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                let (acceptor, upstream, script) = (acceptor.clone(), upstream.clone(), Arc::clone(&shared));
+                let (acceptor, upstream, script) =
+                    (acceptor.clone(), upstream.clone(), Arc::clone(&shared));
                 connections.spawn(async move {
                     // Clients may turn away.
                     let Ok(tls) = acceptor.accept(tcp).await else { return };
@@ -184,23 +207,34 @@ impl Front {
     /// A client that trusts this server alone.
     fn http(&self) -> HttpBuilder {
         let timeout = Duration::from_secs(10);
-        reqwest::Client::builder().tls_backend_rustls().tls_certs_only([self.certificate.clone()]).timeout(timeout)
+        reqwest::Client::builder()
+            .tls_backend_rustls()
+            .tls_certs_only([self.certificate.clone()])
+            .timeout(timeout)
     }
 
     /// A session, and how often its refreshes were retried.
-    fn session(&self, server: &AuthServer, with: impl Fn(OAuthRefresh) -> OAuthRefresh) -> (Session, Arc<Mutex<u32>>) {
+    fn session(
+        &self,
+        server: &AuthServer,
+        with: impl Fn(OAuthRefresh) -> OAuthRefresh,
+    ) -> (Session, Arc<Mutex<u32>>) {
         // As the default client is: one connection a call, and no retry but ours.
         let http = self.http().retry(retry::never()).pool_max_idle_per_host(0).build().unwrap();
         let endpoint = server.token_endpoint().replace(server.origin(), &self.origin);
-        let refresher =
-            OAuthRefresh::new(endpoint).http_client(http).backoff(Duration::from_millis(20), Duration::from_millis(20));
+        let refresher = OAuthRefresh::new(endpoint)
+            .http_client(http)
+            .backoff(Duration::from_millis(20), Duration::from_millis(20));
         let retries = Arc::<Mutex<u32>>::default();
         let counted = Arc::clone(&retries);
-        let session = Session::builder(server.login()).origin(&self.origin).refresher(with(refresher)).on_event(move |event| {
-            if let Event::RefreshRetrying { status: None, .. } = event {
-                *counted.lock().unwrap() += 1;
-            }
-        });
+        let session = Session::builder(server.login())
+            .origin(&self.origin)
+            .refresher(with(refresher))
+            .on_event(move |event| {
+                if let Event::RefreshRetrying { status: None, .. } = event {
+                    *counted.lock().unwrap() += 1;
+                }
+            });
         (session.build().unwrap(), retries)
     }
 
@@ -246,7 +280,8 @@ async fn hand_on(
         bytes.extend_from_slice(&data);
     }
     let url = upstream + parts.uri.path_and_query().unwrap().as_str();
-    let response = http.request(parts.method, url).headers(parts.headers).body(bytes).send().await.unwrap();
+    let response =
+        http.request(parts.method, url).headers(parts.headers).body(bytes).send().await.unwrap();
     let mut head = http::Response::builder().status(response.status()).body(()).unwrap();
     *head.headers_mut() = response.headers().clone();
     head.headers_mut().remove(header::TRANSFER_ENCODING);
@@ -276,7 +311,8 @@ async fn fail(mut tls: TlsStream<TcpStream>, fault: Fault) -> std::io::Result<()
         if head[3] != HEADERS {
             continue;
         }
-        let goaway = |last: u32| frame(GOAWAY, 0, &[last.to_be_bytes(), 0_u32.to_be_bytes()].concat());
+        let goaway =
+            |last: u32| frame(GOAWAY, 0, &[last.to_be_bytes(), 0_u32.to_be_bytes()].concat());
         match fault {
             Fault::GoAway => tls.write_all(&goaway(0)).await?,
             Fault::RefusedStream => {

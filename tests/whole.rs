@@ -1,4 +1,5 @@
-//! `with_session` adds all four in one middleware: it does what the four do that stand one above the other.
+//! `with_session` adds all four in one middleware: it does what the four do that stand one above
+//! the other.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 
@@ -14,10 +15,13 @@ use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, RequestBuilder};
 use reqwest_reauth::{
-    Anonymous, Authorize, Capture, ClientBuilderExt, OnRefreshFailure, Outcome, Refresh, Replay, ReplayBody, Session,
-    SessionBuilder, SessionSource, Tokens,
+    Anonymous, Authorize, Capture, ClientBuilderExt, OnRefreshFailure, Outcome, Refresh, Replay,
+    ReplayBody, Session, SessionBuilder, SessionSource, Tokens,
 };
-use support::{Api, Events, Issuer, ORIGIN, Seen, Turn, answer, held, never_asked, pair, settle, unavailable, url};
+use support::{
+    Api, Events, Issuer, ORIGIN, Seen, Turn, answer, held, never_asked, pair, settle, unavailable,
+    url,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -53,14 +57,17 @@ const LOGINS: [Login; 11] = [
 
 impl Login {
     async fn session(self, issuer: &Issuer, events: &Events) -> Session {
-        let new = |tokens: Tokens| Session::builder(tokens).origin(ORIGIN).on_event(events.listener());
+        let new =
+            |tokens: Tokens| Session::builder(tokens).origin(ORIGIN).on_event(events.listener());
         let renewable = |tokens: Tokens| new(tokens).refresher(issuer.clone());
         let good = || renewable(pair("t0", "r0").with_expires_in(HOUR));
         let builder: SessionBuilder = match self {
             Self::OnlyAccess => new(Tokens::new("t0").unwrap()),
             Self::Unrenewable => renewable(Tokens::new("t0").unwrap()),
             Self::FailingQuietly => good().on_refresh_failure(OnRefreshFailure::ReturnResponse),
-            Self::RuledByUs => good().rejected_if(|response, verdict| verdict.refused || response.status() == 404),
+            Self::RuledByUs => {
+                good().rejected_if(|response, verdict| verdict.refused || response.status() == 404)
+            }
             _ => good(),
         };
         let session = builder.build().unwrap();
@@ -110,8 +117,13 @@ const REQUESTS: [Asked; 9] = [
 
 impl Asked {
     fn request(self, client: &ClientWithMiddleware, session: &Session) -> RequestBuilder {
-        let post = || client.post(url("/things")).header("x-request-id", "7").header("x-request-id", "8");
-        let stream = || reqwest::Body::wrap_stream(futures_util::stream::once(async { Ok::<_, std::io::Error>("streamed") }));
+        let post =
+            || client.post(url("/things")).header("x-request-id", "7").header("x-request-id", "8");
+        let stream = || {
+            reqwest::Body::wrap_stream(futures_util::stream::once(async {
+                Ok::<_, std::io::Error>("streamed")
+            }))
+        };
         match self {
             Self::Plainly => post(),
             Self::WithBody => post().body("buffered"),
@@ -153,10 +165,13 @@ impl Manner {
             async move {
                 match self {
                     Self::RefusesEverySecond if first => answer(401),
-                    Self::RefusesAndReissues if first => answer(401).header("refreshed-api-token", "c1"),
+                    Self::RefusesAndReissues if first => {
+                        answer(401).header("refreshed-api-token", "c1")
+                    }
                     Self::RefusesAlways => answer(401),
                     Self::Reissues => answer(404).header("refreshed-api-token", "c1"),
-                    Self::Forbids => answer(403).header("www-authenticate", "Bearer error=\"insufficient_scope\""),
+                    Self::Forbids => answer(403)
+                        .header("www-authenticate", "Bearer error=\"insufficient_scope\""),
                     _ => answer(200),
                 }
             }
@@ -203,8 +218,13 @@ async fn witness(login: Login, asked: Asked, api: Manner, scoped: bool, whole: b
 
 fn answer_of(answer: reqwest_middleware::Result<Response>) -> Answered {
     let response = answer.map_err(|error| format!("{error:#?}"))?;
-    let concealed = response.headers().get("refreshed-api-token").map(http::HeaderValue::is_sensitive);
-    Ok((response.status().as_u16(), format!("{:?}", response.extensions().get::<Outcome>()), concealed))
+    let concealed =
+        response.headers().get("refreshed-api-token").map(http::HeaderValue::is_sensitive);
+    Ok((
+        response.status().as_u16(),
+        format!("{:?}", response.extensions().get::<Outcome>()),
+        concealed,
+    ))
 }
 
 #[tokio::test(start_paused = true)]
@@ -260,7 +280,9 @@ impl Middleware for For {
 async fn a_request_is_for_the_session_in_whose_scope_it_is_polled() {
     let (task, other) = (tenant("task"), tenant("other"));
     let outside = || ClientBuilder::new(never_asked()).with(For(other.clone()));
-    let two = outside().with(Capture::new(SessionSource::Scoped)).with(Authorize::new(SessionSource::Scoped));
+    let two = outside()
+        .with(Capture::new(SessionSource::Scoped))
+        .with(Authorize::new(SessionSource::Scoped));
     for client in each_way(outside, &SessionSource::Scoped).into_iter().chain([two]) {
         let api = Api::accepting(|_| true);
         let client = client.with(api.clone()).build();
@@ -293,7 +315,9 @@ impl Middleware for Either {
 async fn a_request_that_is_given_up_leaves_no_session_behind() {
     let issuer = Issuer::new([]);
     // It waits for a token first.
-    let first = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO)).origin(ORIGIN).refresher(issuer);
+    let first = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO))
+        .origin(ORIGIN)
+        .refresher(issuer);
     let (first, second) = (first.build().unwrap(), tenant("second"));
     let outside = || ClientBuilder::new(never_asked()).with(Either(first.clone(), second.clone()));
     for (times, client) in (1..).zip(each_way(outside, &SessionSource::Scoped)) {
@@ -319,8 +343,11 @@ async fn a_clients_own_header_is_concealed_in_answers_for_another_session_too() 
         .build()
         .unwrap();
     for status in [200, 401] {
-        let api = Api::new(move |_| async move { answer(status).header("refreshed-api-token", "c1") });
-        for client in each_way(|| ClientBuilder::new(never_asked()), &SessionSource::Fixed(own.clone())) {
+        let api =
+            Api::new(move |_| async move { answer(status).header("refreshed-api-token", "c1") });
+        for client in
+            each_way(|| ClientBuilder::new(never_asked()), &SessionSource::Fixed(own.clone()))
+        {
             let client = client.with(api.clone()).build();
             let response = client.get(url("/")).with_extension(other.clone()).send().await.unwrap();
             assert!(response.headers()["refreshed-api-token"].is_sensitive(), "{status}");
@@ -349,9 +376,13 @@ impl Middleware for Twice {
 async fn a_request_keeps_a_session_of_its_own_for_its_next_attempt() {
     let issuer = Issuer::new([]);
     // It waits for a token first.
-    let own = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO)).origin(ORIGIN).refresher(issuer);
+    let own = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO))
+        .origin(ORIGIN)
+        .refresher(issuer);
     let (own, task) = (own.build().unwrap(), tenant("task"));
-    for (times, client) in (1..).zip(each_way(|| ClientBuilder::new(never_asked()).with(Twice), &SessionSource::Scoped)) {
+    for (times, client) in (1..)
+        .zip(each_way(|| ClientBuilder::new(never_asked()).with(Twice), &SessionSource::Scoped))
+    {
         let api = Api::accepting(|_| true);
         let client = client.with(api.clone()).build();
         task.scope(client.get(url("/")).with_extension(own.clone()).send()).await.unwrap();

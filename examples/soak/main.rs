@@ -1,8 +1,9 @@
 //! A long run against servers that fail: `cargo run --release --example soak -- --minutes 10`.
 //!
-//! Twenty workers send 50 requests a second altogether (`--rate` for another figure) through one session, whose tokens live one second.
-//! Of the token endpoint's calls 5 % are answered 503, 1 % are reset, and 1 % spend the refresh token and lose the answer, which one
-//! more use of it brings back. It is twice gone for three seconds, and the API is restarted twice, on the same port.
+//! Twenty workers send 50 requests a second altogether (`--rate` for another figure) through one
+//! session, whose tokens live one second. Of the token endpoint's calls 5 % are answered 503, 1 %
+//! are reset, and 1 % spend the refresh token and lose the answer, which one more use of it brings
+//! back. It is twice gone for three seconds, and the API is restarted twice, on the same port.
 //!
 //! It ends with what was counted, and with 1 if one of the figures is not what it must be.
 
@@ -43,7 +44,8 @@ struct Plan {
 #[tokio::main]
 async fn main() -> Result<ExitCode, Failed> {
     let plan = Plan::from_arguments()?;
-    let server = AuthServer::builder().lifetime(LIFETIME).rotation(Rotation::ReuseGrace).start().await;
+    let server =
+        AuthServer::builder().lifetime(LIFETIME).rotation(Rotation::ReuseGrace).start().await;
     // Three calls a second are more than there will be.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of calls")]
     let calls = (plan.length.as_secs_f64() * 3.0) as usize + 100;
@@ -55,7 +57,9 @@ async fn main() -> Result<ExitCode, Failed> {
     let listener = Arc::clone(&tally);
     let session = Session::builder(server.login())
         .origin(api.origin())
-        .refresher(OAuthRefresh::new(server.token_endpoint().replace(server.origin(), &token_endpoint.origin())))
+        .refresher(OAuthRefresh::new(
+            server.token_endpoint().replace(server.origin(), &token_endpoint.origin()),
+        ))
         .on_event(move |event| listener.hear(event))
         .build()?;
     let client = ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).build();
@@ -100,12 +104,22 @@ fn fault(roll: f64) -> Answer {
     }
 }
 
-async fn work(client: ClientWithMiddleware, url: String, mut due: Interval, end: Instant, tally: Arc<Tally>) {
+async fn work(
+    client: ClientWithMiddleware,
+    url: String,
+    mut due: Interval,
+    end: Instant,
+    tally: Arc<Tally>,
+) {
     due.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut number = 0_u64;
     while due.tick().await.into_std() < end {
         number += 1;
-        let request = if number.is_multiple_of(2) { client.get(&url) } else { client.post(&url).body("payload") };
+        let request = if number.is_multiple_of(2) {
+            client.get(&url)
+        } else {
+            client.post(&url).body("payload")
+        };
         let got = match request.timeout(Duration::from_secs(30)).send().await {
             Ok(response) => {
                 if response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.replayed) {
@@ -121,8 +135,16 @@ async fn work(client: ClientWithMiddleware, url: String, mut due: Interval, end:
 }
 
 /// Two outages of the token endpoint and two restarts of the API, spread over the run.
-async fn incidents(begun: Instant, length: Duration, api: &mut Relay, token: &mut Relay, tally: &Tally) -> std::io::Result<()> {
-    for (share, of) in [(0.20, Of::TokenEndpoint), (0.45, Of::Api), (0.55, Of::TokenEndpoint), (0.85, Of::Api)] {
+async fn incidents(
+    begun: Instant,
+    length: Duration,
+    api: &mut Relay,
+    token: &mut Relay,
+    tally: &Tally,
+) -> std::io::Result<()> {
+    for (share, of) in
+        [(0.20, Of::TokenEndpoint), (0.45, Of::Api), (0.55, Of::TokenEndpoint), (0.85, Of::Api)]
+    {
         sleep_until((begun + length.mul_f64(share)).into()).await;
         let (relay, down) = match of {
             Of::Api => (&mut *api, RESTART),
@@ -145,14 +167,22 @@ async fn watch_held(begun: Instant, length: Duration) -> Vec<Held> {
     let mut at = begun + step;
     while at <= begun + length {
         sleep_until(at.into()).await;
-        seen.extend(Held::now().inspect(|held| println!("{:>5.0?} {} KiB, {} files", begun.elapsed(), held.kib, held.files)));
+        seen.extend(Held::now().inspect(|held| {
+            println!("{:>5.0?} {} KiB, {} files", begun.elapsed(), held.kib, held.files)
+        }));
         at += step;
     }
     seen
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn report(server: &AuthServer, tally: &Tally, took: Duration, held: &[Held], alive: bool) -> ExitCode {
+fn report(
+    server: &AuthServer,
+    tally: &Tally,
+    took: Duration,
+    held: &[Held],
+    alive: bool,
+) -> ExitCode {
     let (counts, count) = (server.counts(), |of: &std::sync::atomic::AtomicU64| of.load(Relaxed));
     let refreshes = count(&tally.refreshes);
     let ratio = refreshes as f64 / (took.as_secs_f64() / LIFETIME.as_secs_f64());
@@ -160,15 +190,31 @@ fn report(server: &AuthServer, tally: &Tally, took: Duration, held: &[Held], ali
     let (refused, lost) = (tally.failures(true, false), tally.failures(false, false));
     let invalid_grants = count(&tally.invalid_grants) + counts.reuses;
 
-    println!("ran {took:.1?}: {} requests, {} replayed", count(&tally.requests), count(&tally.replayed));
-    println!("token endpoint: {} calls, {refreshes} refreshes, {} retries", counts.token_calls, count(&tally.retries));
-    println!("in outages: {} refused, {} not connected", tally.failures(true, true).len(), tally.failures(false, true).len());
+    println!(
+        "ran {took:.1?}: {} requests, {} replayed",
+        count(&tally.requests),
+        count(&tally.replayed)
+    );
+    println!(
+        "token endpoint: {} calls, {refreshes} refreshes, {} retries",
+        counts.token_calls,
+        count(&tally.retries)
+    );
+    println!(
+        "in outages: {} refused, {} not connected",
+        tally.failures(true, true).len(),
+        tally.failures(false, true).len()
+    );
     let mut held_flat = true;
     if let (Some(first), Some(last)) = (held.first(), held.last()) {
-        println!("memory {} to {} KiB, files {} to {}", first.kib, last.kib, first.files, last.files);
-        // An allocator gives little back: what must not be is growth without end. A connection is four files here, of which the relay
-        // has two, and in a burst each worker has one.
-        held_flat = last.kib <= first.kib + first.kib / 5 + 4096 && last.files <= first.files + 4 * WORKERS as usize;
+        println!(
+            "memory {} to {} KiB, files {} to {}",
+            first.kib, last.kib, first.files, last.files
+        );
+        // An allocator gives little back: what must not be is growth without end. A connection is
+        // four files here, of which the relay has two, and in a burst each worker has one.
+        held_flat = last.kib <= first.kib + first.kib / 5 + 4096
+            && last.files <= first.files + 4 * WORKERS as usize;
     }
     let musts = [
         ("refused outside outages", refused.len().to_string(), "0", refused.is_empty()),

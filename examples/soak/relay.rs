@@ -23,7 +23,8 @@ impl Relay {
     /// `upstream` is `host:port`.
     pub(crate) async fn to(upstream: &str) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let mut relay = Self { address: listener.local_addr()?, upstream: upstream.to_owned(), running: None };
+        let mut relay =
+            Self { address: listener.local_addr()?, upstream: upstream.to_owned(), running: None };
         relay.run(listener);
         Ok(relay)
     }
@@ -75,7 +76,8 @@ async fn relay(mut client: TcpStream, upstream: String) {
     // Best effort: without it the answers are right, and later.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     if copy_bidirectional(&mut client, &mut server).await.is_err() {
-        // A reset is handed on as a reset. Tokio's method that does not warn is newer than the oldest tokio that this crate takes.
+        // A reset is handed on as a reset. Tokio's method that does not warn is newer than the
+        // oldest tokio that this crate takes.
         #[allow(deprecated)]
         let _ = client.set_linger(Some(Duration::ZERO));
     }

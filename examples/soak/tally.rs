@@ -86,7 +86,9 @@ impl Tally {
 
     /// Failures for the token's sake, and others; `excused`: those in an outage that explains them.
     pub(crate) fn failures(&self, refused: bool, excused: bool) -> Vec<Failure> {
-        let (Ok(failures), Ok(outages)) = (self.failures.lock(), self.outages.lock()) else { return Vec::new() };
+        let (Ok(failures), Ok(outages)) = (self.failures.lock(), self.outages.lock()) else {
+            return Vec::new();
+        };
         let of = if refused { Of::TokenEndpoint } else { Of::Api };
         let explained = |failure: &Failure| {
             let lasted = |outage: &Outage| {
@@ -95,7 +97,11 @@ impl Tally {
             };
             outages.iter().any(lasted)
         };
-        failures.iter().filter(|failure| failure.refused == refused && explained(failure) == excused).cloned().collect()
+        failures
+            .iter()
+            .filter(|failure| failure.refused == refused && explained(failure) == excused)
+            .cloned()
+            .collect()
     }
 }
 

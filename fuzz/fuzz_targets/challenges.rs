@@ -23,6 +23,11 @@ fuzz_target!(|data: &[u8]| {
         assert!(says("bearer") && (says("invalid_token") || data.contains(&b'\\')));
     }
     if unauthorized && !says("bearer") {
-        assert!(headers.get_all(WWW_AUTHENTICATE).iter().all(|value| value.as_bytes().trim_ascii().is_empty()));
+        assert!(
+            headers
+                .get_all(WWW_AUTHENTICATE)
+                .iter()
+                .all(|value| value.as_bytes().trim_ascii().is_empty())
+        );
     }
 });

@@ -19,6 +19,8 @@ fuzz_target!(|data: &[u8]| {
         assert!(at >= SystemTime::UNIX_EPOCH);
     }
     if issued.is_some() || handed.is_some() {
-        assert!(data.windows(3).any(|part| part == b"exp") || data.contains(&b'\\') || data[0] < 32);
+        assert!(
+            data.windows(3).any(|part| part == b"exp") || data.contains(&b'\\') || data[0] < 32
+        );
     }
 });

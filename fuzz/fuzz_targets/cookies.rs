@@ -18,7 +18,10 @@ fuzz_target!(|data: &[u8]| {
     let (access, refresh) = cookies(&headers, now);
     // A token is never made up: it stands in one of the lines, after its cookie's name.
     let stands = |name: &str, token: &str| {
-        headers.get_all(SET_COOKIE).iter().any(|line| line.to_str().is_ok_and(|line| line.contains(name) && line.contains(token)))
+        headers
+            .get_all(SET_COOKIE)
+            .iter()
+            .any(|line| line.to_str().is_ok_and(|line| line.contains(name) && line.contains(token)))
     };
     if let Some(token) = access {
         assert!(stands("JWT", token.expose_secret()));

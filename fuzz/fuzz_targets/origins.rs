@@ -16,7 +16,11 @@ fuzz_target!(|data: &[u8]| {
     let Some(covered) = any else { return };
     let trusted = Url::parse(trusted).expect("an origin is a URL");
     assert!(trusted.username().is_empty() && trusted.password().is_none());
-    assert_eq!(covered, trusted.origin() == url.origin() && url.origin().is_tuple(), "{trusted} {url}");
+    assert_eq!(
+        covered,
+        trusted.origin() == url.origin() && url.origin().is_tuple(),
+        "{trusted} {url}"
+    );
     if safe.is_some() && trusted.scheme() == "http" {
         assert!(match trusted.host().expect("an origin has a host") {
             Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),

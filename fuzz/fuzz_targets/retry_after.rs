@@ -17,7 +17,8 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     let wait = retry_after(&headers, now);
-    let first = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).unwrap_or_default().trim();
+    let first =
+        headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).unwrap_or_default().trim();
     if !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_digit()) {
         assert_eq!(wait, Some(Duration::from_secs(first.parse().unwrap_or(u64::MAX))));
     } else if wait.is_some() {

@@ -1,4 +1,5 @@
-//! An answer of the token endpoint. The first byte chooses the status and whether the body is whole, the rest is the body.
+//! An answer of the token endpoint. The first byte chooses the status and whether the body is
+//! whole, the rest is the body.
 #![no_main]
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -14,7 +15,10 @@ fuzz_target!(|data: &[u8]| {
     let whole = choice & 8 == 0;
     let mut headers = HeaderMap::new();
     if choice & 16 != 0 {
-        headers.insert(header::SET_COOKIE, HeaderValue::from_static("JWT_REFRESH_TOKEN=rotated; Path=/"));
+        headers.insert(
+            header::SET_COOKIE,
+            HeaderValue::from_static("JWT_REFRESH_TOKEN=rotated; Path=/"),
+        );
     }
     let asked_with = RefreshToken::new(ASKED_WITH).unwrap();
     let (tokens, rotated, text) = token_answer(status, headers, body, whole, &asked_with);
@@ -28,7 +32,10 @@ fuzz_target!(|data: &[u8]| {
         assert!(rotated.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()));
     }
     if let Some(text) = text {
-        assert!(text.len() <= 256 && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{text:?}");
+        assert!(
+            text.len() <= 256 && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()),
+            "{text:?}"
+        );
         assert!(!text.contains(ASKED_WITH));
     }
 });

@@ -9,11 +9,13 @@ use reqwest::{Request, Response};
 use super::{Below, Found, Future, Sent, SessionSource, is_left_alone, may_be_refusal, middleware};
 use crate::{anonymous::Anonymous, error::Error, session::State};
 
-/// Puts `Authorization: Bearer …` on requests to the session's origins, and notes which generation of the token it was.
+/// Puts `Authorization: Bearer …` on requests to the session's origins, and notes which generation
+/// of the token it was.
 ///
-/// The innermost of the four. It knows neither expiry nor refusals: those are [`Refresh`](super::Refresh)'s. A request with an
-/// `Authorization` of its own, with [`Anonymous`], or to another origin passes as it is. A session without a
-/// token, or a closed one, fails the request unsent.
+/// The innermost of the four. It knows neither expiry nor refusals: those are
+/// [`Refresh`](super::Refresh)'s. A request with an `Authorization` of its own, with [`Anonymous`],
+/// or to another origin passes as it is. A session without a token, or a closed one, fails the
+/// request unsent.
 ///
 /// ```
 /// # use reqwest_reauth::{Error, Session, Tokens};
@@ -63,7 +65,11 @@ pub(super) fn down<'a>(
 }
 
 /// Puts the header on, unless the request is none of ours.
-fn sign<'a>(source: &'a SessionSource, request: &mut Request, extensions: &Extensions) -> Result<Option<Signed<'a>>, Error> {
+fn sign<'a>(
+    source: &'a SessionSource,
+    request: &mut Request,
+    extensions: &Extensions,
+) -> Result<Option<Signed<'a>>, Error> {
     if extensions.get::<Anonymous>().is_some() {
         return Ok(None);
     }

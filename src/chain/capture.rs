@@ -11,13 +11,14 @@ use crate::{
 
 /// Takes a new token off the `Refreshed-API-Token` header of every answer, whatever its status.
 ///
-/// It stands inside everything that turns a status into an error, so that a 404 or 409 renews the token too (apache/airflow#67939).
-/// A token is taken only from the session's origins, only for the session that signed the request, and only if the session has had
-/// no other token since: a late answer never undoes a newer one. The header's value is marked sensitive, so that nothing outside
+/// It stands inside everything that turns a status into an error, so that a 404 or 409 renews the
+/// token too (apache/airflow#67939). A token is taken only from the session's origins, only for the
+/// session that signed the request, and only if the session has had no other token since: a late
+/// answer never undoes a newer one. The header's value is marked sensitive, so that nothing outside
 /// prints it.
 ///
-/// Unlike [`Refresh`](super::Refresh) it never asks for a token. It needs [`Authorize`](super::Authorize) below it, which notes
-/// what was sent.
+/// Unlike [`Refresh`](super::Refresh) it never asks for a token. It needs
+/// [`Authorize`](super::Authorize) below it, which notes what was sent.
 #[derive(Debug)]
 pub struct Capture {
     source: SessionSource,
@@ -60,7 +61,8 @@ pub(super) fn up(source: &SessionSource, response: &mut Response) {
     }
 }
 
-/// Nobody's request, another session's, or one that went elsewhere: nothing is taken, but nothing is to be printed either.
+/// Nobody's request, another session's, or one that went elsewhere: nothing is taken, but nothing
+/// is to be printed either.
 pub(super) fn conceal_own(source: &SessionSource, response: &mut Response) {
     if let SessionSource::Fixed(session) = source
         && response.headers().contains_key(session.capture_header())
@@ -69,9 +71,15 @@ pub(super) fn conceal_own(source: &SessionSource, response: &mut Response) {
     }
 }
 
-/// A request that is not the session's: nothing is taken from its answer, but nothing of that is to be printed either.
+/// A request that is not the session's: nothing is taken from its answer, but nothing of that is to
+/// be printed either.
 #[cold]
-async fn unsigned(source: &SessionSource, request: Request, extensions: &mut Extensions, below: Below<'_>) -> Result<Response> {
+async fn unsigned(
+    source: &SessionSource,
+    request: Request,
+    extensions: &mut Extensions,
+    below: Below<'_>,
+) -> Result<Response> {
     let name = source.find(extensions).ok().map(|session| session.capture_header().clone());
     let mut response = below.run(request, extensions).await?;
     if let Some(name) = name {
@@ -87,7 +95,8 @@ fn take(session: &Session, sent: u64, response: &mut Response) {
         Ok(token) => session.capture(sent, &token),
         Err(reason) => return session.emit(&Event::CaptureIgnored { reason }),
     };
-    // A refusal that brings a token is overtaken by that token, or by a newer one that another answer brought.
+    // A refusal that brings a token is overtaken by that token, or by a newer one that another
+    // answer brought.
     let brought_token = session.generation() != sent;
     if let Some(sent) = response.extensions_mut().get_mut::<Sent>() {
         sent.brought_token = brought_token;
@@ -97,13 +106,20 @@ fn take(session: &Session, sent: u64, response: &mut Response) {
             note_outcome(response, |outcome| outcome.captured = true);
             session.emit(&Event::Captured { generation });
         }
-        Captured::Unchanged => session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Unchanged }),
-        Captured::Superseded => session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Superseded }),
+        Captured::Unchanged => {
+            session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Unchanged })
+        }
+        Captured::Superseded => {
+            session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Superseded })
+        }
     }
 }
 
 /// The token in the header, if it is one and comes from where it may.
-fn read(session: &Session, response: &Response) -> std::result::Result<AccessToken, CaptureIgnored> {
+fn read(
+    session: &Session,
+    response: &Response,
+) -> std::result::Result<AccessToken, CaptureIgnored> {
     if session.origin_of(response.url()).is_none() {
         return Err(CaptureIgnored::UntrustedOrigin);
     }
@@ -112,7 +128,9 @@ fn read(session: &Session, response: &Response) -> std::result::Result<AccessTok
 
 /// The one token that all the values agree on.
 #[allow(clippy::needless_pass_by_value, reason = "it is what `get_all` gives")]
-pub(crate) fn token_in(values: GetAll<'_, HeaderValue>) -> std::result::Result<AccessToken, CaptureIgnored> {
+pub(crate) fn token_in(
+    values: GetAll<'_, HeaderValue>,
+) -> std::result::Result<AccessToken, CaptureIgnored> {
     let mut values = values.iter();
     let first = values.next().and_then(trim_header).ok_or(CaptureIgnored::Malformed)?;
     if values.any(|other| trim_header(other).as_ref() != Some(&first)) {

@@ -6,8 +6,9 @@
 //!
 //! A client that has them all, and nothing between them, has them in one middleware, [`Chain`].
 //!
-//! On the way down they do as little as they can: nothing that a request which is not refused has to pay for. On the way up they
-//! learn what was sent from the [`Sent`] note, which [`Authorize`] leaves in the answer's extensions only when somebody needs it.
+//! On the way down they do as little as they can: nothing that a request which is not refused has
+//! to pay for. On the way up they learn what was sent from the [`Sent`] note, which [`Authorize`]
+//! leaves in the answer's extensions only when somebody needs it.
 
 mod authorize;
 mod capture;
@@ -60,7 +61,8 @@ impl ClientBuilderExt for ClientBuilder {
     }
 }
 
-/// Where a middleware finds its session. A [`Session`] among the request's extensions goes before either.
+/// Where a middleware finds its session. A [`Session`] among the request's extensions goes before
+/// either.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SessionSource {
@@ -81,7 +83,8 @@ fn note_outcome(response: &mut Response, change: impl FnOnce(&mut Outcome)) {
     change(response.extensions_mut().get_or_insert_default());
 }
 
-/// What a logical request has spent. It lives in the request's extensions, which an outer retry keeps.
+/// What a logical request has spent. It lives in the request's extensions, which an outer retry
+/// keeps.
 #[derive(Clone, Copy, Default)]
 struct Budget {
     /// It has started a refresh in the background. It may wait for that one.
@@ -107,7 +110,8 @@ struct Sent {
 }
 
 impl Sent {
-    /// Whether the API refuses the token with this answer. Asked once for each answer, and remembered.
+    /// Whether the API refuses the token with this answer. Asked once for each answer, and
+    /// remembered.
     fn is_refused(&mut self, response: &mut Response) -> bool {
         if let Some(refused) = self.refused {
             return refused;
@@ -126,7 +130,8 @@ impl Sent {
             return false;
         }
         let expired = self.state.is_expired(tokio::time::Instant::now());
-        let verdict = policy::refuses(response.status(), response.headers(), self.brought_token, expired);
+        let verdict =
+            policy::refuses(response.status(), response.headers(), self.brought_token, expired);
         match self.session.rejected_if() {
             Some(rule) => rule(response, verdict),
             None => verdict.refused,
@@ -173,13 +178,20 @@ impl SessionSource {
         }
         match self {
             Self::Fixed(session) => Ok(Found::Own(session)),
-            Self::Scoped => Session::current().map(Found::Brought).ok_or_else(|| Error::of(ErrorKind::NoSession)),
+            Self::Scoped => Session::current()
+                .map(Found::Brought)
+                .ok_or_else(|| Error::of(ErrorKind::NoSession)),
         }
     }
 
-    /// The session that is to sign this request, and which of its origins the request goes to. `None` for a request that is none
-    /// of ours: it has an `Authorization` of its own, is anonymous, or goes elsewhere.
-    fn signing(&self, request: &Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize)>, Error> {
+    /// The session that is to sign this request, and which of its origins the request goes to.
+    /// `None` for a request that is none of ours: it has an `Authorization` of its own, is
+    /// anonymous, or goes elsewhere.
+    fn signing(
+        &self,
+        request: &Request,
+        extensions: &Extensions,
+    ) -> Result<Option<(Found<'_>, usize)>, Error> {
         if is_left_alone(request, extensions) {
             return Ok(None);
         }
@@ -187,15 +199,19 @@ impl SessionSource {
     }
 
     /// Likewise, whether the request is left alone or not.
-    fn for_origin(&self, request: &Request, extensions: &Extensions) -> Result<Option<(Found<'_>, usize)>, Error> {
+    fn for_origin(
+        &self,
+        request: &Request,
+        extensions: &Extensions,
+    ) -> Result<Option<(Found<'_>, usize)>, Error> {
         let session = self.find(extensions)?;
         let origin = session.origin_of(request.url());
         Ok(origin.map(|origin| (session, origin)))
     }
 }
 
-/// Sends a request that has waited, for the session that it had before: a future that tasks share may by now be polled by another
-/// one, whose scope says otherwise.
+/// Sends a request that has waited, for the session that it had before: a future that tasks share
+/// may by now be polled by another one, whose scope says otherwise.
 async fn run_for(
     session: Session,
     source: &SessionSource,
@@ -212,7 +228,8 @@ async fn run_for(
     below.run(request, &mut *marked.0).await
 }
 
-/// Extensions with a session that is there for this sending alone, also for one that is dropped halfway.
+/// Extensions with a session that is there for this sending alone, also for one that is dropped
+/// halfway.
 struct Marked<'a>(&'a mut Extensions);
 
 impl Drop for Marked<'_> {
@@ -226,12 +243,15 @@ fn is_left_alone(request: &Request, extensions: &Extensions) -> bool {
     request.headers().contains_key(AUTHORIZATION) || extensions.get::<Anonymous>().is_some()
 }
 
-type Future<'a> = std::pin::Pin<Box<dyn std::future::Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>>;
+type Future<'a> = std::pin::Pin<
+    Box<dyn std::future::Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>,
+>;
 
 /// The way down of one of the four.
 type Down = for<'a> fn(&'a SessionSource, Request, &'a mut Extensions, Below<'a>) -> Future<'a>;
 
-/// What one of the four sends to: those that stand below it in the same middleware, then the next one.
+/// What one of the four sends to: those that stand below it in the same middleware, then the next
+/// one.
 #[derive(Clone)]
 struct Below<'a> {
     layers: &'static [Down],
@@ -248,8 +268,9 @@ impl<'a> Below<'a> {
     }
 }
 
-/// `handle` of a middleware, written without `async_trait`, which would put the way down's box into another. Nothing is done before
-/// the future is polled: whoever made it may poll it in another scope, or later.
+/// `handle` of a middleware, written without `async_trait`, which would put the way down's box into
+/// another. Nothing is done before the future is polled: whoever made it may poll it in another
+/// scope, or later.
 macro_rules! middleware {
     ($layer:ident, $down:ident) => {
         impl reqwest_middleware::Middleware for $layer {
@@ -259,7 +280,11 @@ macro_rules! middleware {
                 extensions: &'extensions mut http::Extensions,
                 next: reqwest_middleware::Next<'next>,
             ) -> std::pin::Pin<
-                Box<dyn std::future::Future<Output = reqwest_middleware::Result<reqwest::Response>> + Send + 'future>,
+                Box<
+                    dyn std::future::Future<Output = reqwest_middleware::Result<reqwest::Response>>
+                        + Send
+                        + 'future,
+                >,
             >
             where
                 'this: 'future,
@@ -267,7 +292,12 @@ macro_rules! middleware {
                 'next: 'future,
                 Self: 'future,
             {
-                $down(&self.source, request, extensions, super::Below { layers: &[], source: &self.source, next })
+                $down(
+                    &self.source,
+                    request,
+                    extensions,
+                    super::Below { layers: &[], source: &self.source, next },
+                )
             }
         }
     };

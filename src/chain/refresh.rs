@@ -11,15 +11,17 @@ use crate::{
     session::{Boarding, Ending, OnRefreshFailure, Session, Ticket},
 };
 
-/// Makes sure that a usable token is there before a request is sent, and renews it when the API refuses it.
+/// Makes sure that a usable token is there before a request is sent, and renews it when the API
+/// refuses it.
 ///
-/// A token near its end is renewed in the background; one that has ended is waited for. All requests of a session wait for the same
-/// refresh, which goes on when they are dropped. A refused answer is returned as it is, with a new token in the session: sending
-/// again is [`Replay`](super::Replay)'s part, above it. It needs [`Authorize`](super::Authorize) below it, which notes what was
-/// sent.
+/// A token near its end is renewed in the background; one that has ended is waited for. All
+/// requests of a session wait for the same refresh, which goes on when they are dropped. A refused
+/// answer is returned as it is, with a new token in the session: sending again is
+/// [`Replay`](super::Replay)'s part, above it. It needs [`Authorize`](super::Authorize) below it,
+/// which notes what was sent.
 ///
-/// When the refresh fails, the caller gets an [`Error`] that names both what the API and what the token endpoint answered, or
-/// with [`OnRefreshFailure::ReturnResponse`] the API's own answer.
+/// When the refresh fails, the caller gets an [`Error`] that names both what the API and what the
+/// token endpoint answered, or with [`OnRefreshFailure::ReturnResponse`] the API's own answer.
 #[derive(Debug)]
 pub struct Refresh {
     source: SessionSource,
@@ -41,11 +43,19 @@ pub(super) fn down<'a>(
     below: Below<'a>,
 ) -> Future<'a> {
     Box::pin(async move {
-        // A session that is quiet has nothing to ask of any request, its own or not: so almost none is looked at closer.
+        // A session that is quiet has nothing to ask of any request, its own or not: so almost none
+        // is looked at closer.
         if !source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
             return match source.signing(&request, extensions)? {
                 Some((session, _)) => {
-                    Box::pin(send_after_asking(session.into_session(), source, request, extensions, below)).await
+                    Box::pin(send_after_asking(
+                        session.into_session(),
+                        source,
+                        request,
+                        extensions,
+                        below,
+                    ))
+                    .await
                 }
                 None => below.run(request, extensions).await,
             };
@@ -71,7 +81,8 @@ async fn send_after_asking(
     let limit = request.timeout().copied();
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
     let mut refreshed = false;
-    // Once more if the user's word has overtaken the flight: what it gave may have to be renewed too, which is another refresh.
+    // Once more if the user's word has overtaken the flight: what it gave may have to be renewed
+    // too, which is another refresh.
     for _ in 0..2 {
         match session.before_sending(!budget.renewing && !budget.refreshed && !budget.replayed) {
             Boarding::Go { started } => {
@@ -113,7 +124,11 @@ async fn send_after_asking(
 
 /// Renews the token if the answer refuses it.
 #[cold]
-pub(super) async fn up(mut response: Response, extensions: &mut Extensions, limit: Option<Duration>) -> Result<Response> {
+pub(super) async fn up(
+    mut response: Response,
+    extensions: &mut Extensions,
+    limit: Option<Duration>,
+) -> Result<Response> {
     let Some(mut sent) = response.extensions().get::<Sent>().cloned() else { return Ok(response) };
     let generation = sent.state.generation();
     if !sent.is_refused(&mut response) {
@@ -149,9 +164,15 @@ pub(super) async fn up(mut response: Response, extensions: &mut Extensions, limi
 }
 
 /// A request's own timeout bounds its wait too. The flight goes on.
-async fn wait(session: &Session, ticket: &Ticket, limit: Option<Duration>) -> std::result::Result<Ending, Error> {
+async fn wait(
+    session: &Session,
+    ticket: &Ticket,
+    limit: Option<Duration>,
+) -> std::result::Result<Ending, Error> {
     match limit {
-        Some(limit) => timeout(limit, session.wait(ticket)).await.unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
+        Some(limit) => timeout(limit, session.wait(ticket))
+            .await
+            .unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
         None => session.wait(ticket).await,
     }
 }

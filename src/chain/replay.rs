@@ -6,26 +6,30 @@ use reqwest_middleware::{Error, Result};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{Below, Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome, run_for};
+use super::{
+    Below, Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome, run_for,
+};
 use crate::{
     event::{Event, NotReplayed},
     outcome::Outcome,
     session::Session,
 };
 
-/// How much of a refused answer's body is read on, so that its connection can be used again, and for how long.
+/// How much of a refused answer's body is read on, so that its connection can be used again, and
+/// for how long.
 const DRAIN_BYTES: usize = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(100);
 
 /// Sends a request once more when the token that was refused is no longer the session's.
 ///
-/// The outermost of the four. Its question is only: was this answer a refusal, and has the session another token now? Who brought
-/// it, [`Refresh`](super::Refresh), [`Capture`](super::Capture) or another request, is all the same to it. It never asks for a
-/// token itself, and unlike a retry it does nothing about transport errors or a server's failures.
+/// The outermost of the four. Its question is only: was this answer a refusal, and has the session
+/// another token now? Who brought it, [`Refresh`](super::Refresh), [`Capture`](super::Capture) or
+/// another request, is all the same to it. It never asks for a token itself, and unlike a retry it
+/// does nothing about transport errors or a server's failures.
 ///
 /// Every method is sent again: a refusal means that the request was not executed.
-/// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) can say no. A buffered body is shared with the copy. A streamed
-/// one is sent once, and never again without a [`ReplayBody`].
+/// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) can say no. A buffered body is
+/// shared with the copy. A streamed one is sent once, and never again without a [`ReplayBody`].
 #[derive(Debug)]
 pub struct Replay {
     source: SessionSource,
@@ -103,10 +107,15 @@ pub(super) async fn up(
         Some(mut sent) => sent.is_refused(&mut response),
         None => false,
     };
-    Ok(if refused { not_replayed(session, NotReplayed::AlreadyReplayed, response) } else { response })
+    Ok(if refused {
+        not_replayed(session, NotReplayed::AlreadyReplayed, response)
+    } else {
+        response
+    })
 }
 
-/// The session was closed, say, while the refusal was read to its end: the request was not sent again, but it was once.
+/// The session was closed, say, while the refusal was read to its end: the request was not sent
+/// again, but it was once.
 #[cold]
 fn with_refusal(error: Error, refusal: StatusCode) -> Error {
     match error {
@@ -178,7 +187,8 @@ impl Again {
     }
 }
 
-/// A request without a body of its own gets its first from its [`ReplayBody`], also where it will not be sent again.
+/// A request without a body of its own gets its first from its [`ReplayBody`], also where it will
+/// not be sent again.
 fn give_first_body(request: &mut Request, extensions: &Extensions) -> io::Result<()> {
     if request.body().is_none()
         && let Some(body) = extensions.get::<ReplayBody>()
@@ -196,7 +206,8 @@ enum Copy {
         headers: Vec<(HeaderName, HeaderValue)>,
         version: Version,
     },
-    /// Of a request with a body, which only `reqwest` can share, or with a timeout, which it keeps among private extensions.
+    /// Of a request with a body, which only `reqwest` can share, or with a timeout, which it keeps
+    /// among private extensions.
     Whole(Box<Request>),
 }
 
@@ -209,7 +220,12 @@ impl Copy {
         for (name, value) in request.headers() {
             headers.push((name.clone(), value.clone()));
         }
-        Some(Self::Plain { method: request.method().clone(), url: request.url().clone(), headers, version: request.version() })
+        Some(Self::Plain {
+            method: request.method().clone(),
+            url: request.url().clone(),
+            headers,
+            version: request.version(),
+        })
     }
 
     fn into_request(self) -> Request {
@@ -227,10 +243,11 @@ impl Copy {
     }
 }
 
-/// Put among a request's extensions, makes its body anew when it is sent again: for streams, files and multipart forms.
+/// Put among a request's extensions, makes its body anew when it is sent again: for streams, files
+/// and multipart forms.
 ///
-/// The request's own body, if it has one, is the first that is sent. Without one, the first is made here too, so that a request
-/// passes through an outer retry that refuses streams.
+/// The request's own body, if it has one, is the first that is sent. Without one, the first is made
+/// here too, so that a request passes through an outer retry that refuses streams.
 ///
 /// ```no_run
 /// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
@@ -250,8 +267,8 @@ impl ReplayBody {
         Self::try_new(move || Ok(make()))
     }
 
-    /// Bodies from a closure that can fail. If it fails when the request is to be sent again, the caller gets the refusal, with
-    /// [`NotReplayed::BodyNotReplayable`] in its [`Outcome`].
+    /// Bodies from a closure that can fail. If it fails when the request is to be sent again, the
+    /// caller gets the refusal, with [`NotReplayed::BodyNotReplayable`] in its [`Outcome`].
     pub fn try_new(make: impl Fn() -> io::Result<Body> + Send + Sync + 'static) -> Self {
         Self(Arc::new(make))
     }

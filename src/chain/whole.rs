@@ -17,8 +17,8 @@ use super::{
 /// Outermost first.
 const LAYERS: [Down; 4] = [replay::down, refresh::down, capture::down, authorize::down];
 
-/// The four as one: a request that none of them has a question about pays for one future and one place in the client's list, not
-/// for four of both.
+/// The four as one: a request that none of them has a question about pays for one future and one
+/// place in the client's list, not for four of both.
 #[derive(Debug)]
 pub(super) struct Chain {
     pub(super) source: SessionSource,
@@ -26,7 +26,12 @@ pub(super) struct Chain {
 
 middleware!(Chain, down);
 
-fn down<'a>(source: &'a SessionSource, mut request: Request, extensions: &'a mut Extensions, below: Below<'a>) -> Future<'a> {
+fn down<'a>(
+    source: &'a SessionSource,
+    mut request: Request,
+    extensions: &'a mut Extensions,
+    below: Below<'a>,
+) -> Future<'a> {
     Box::pin(async move {
         let Some((again, signed)) = prepare(source, &mut request, extensions) else {
             return Below { layers: &LAYERS, ..below }.run(request, extensions).await;
@@ -44,9 +49,13 @@ fn down<'a>(source: &'a SessionSource, mut request: Request, extensions: &'a mut
     })
 }
 
-/// What all four do on the way down with a request that goes out as it is, as almost all do. `None`, and nothing done, for one that
-/// they have to look at one by one.
-fn prepare<'a>(source: &'a SessionSource, request: &mut Request, extensions: &Extensions) -> Option<(Again, Signed<'a>)> {
+/// What all four do on the way down with a request that goes out as it is, as almost all do.
+/// `None`, and nothing done, for one that they have to look at one by one.
+fn prepare<'a>(
+    source: &'a SessionSource,
+    request: &mut Request,
+    extensions: &Extensions,
+) -> Option<(Again, Signed<'a>)> {
     if is_left_alone(request, extensions) || extensions.get::<ReplayBody>().is_some() {
         return None;
     }
@@ -72,5 +81,6 @@ async fn up(
 ) -> Result<Response> {
     capture::up(below.source, &mut response);
     let response = refresh::up(response, extensions, limit).await?;
-    replay::up(response, again, below.source, extensions, Below { layers: &LAYERS[1..], ..below }).await
+    replay::up(response, again, below.source, extensions, Below { layers: &LAYERS[1..], ..below })
+        .await
 }

@@ -29,15 +29,17 @@
 //!
 //! # When it beats
 //!
-//! At once, then once a period, up to 5 % of the period early, at random, so that a fleet does not beat in step. There are never two
-//! beats at once; a beat that takes longer than the period makes the loop leave out what it missed, and not catch up. All waits are on
-//! tokio's clock.
+//! At once, then once a period, up to 5 % of the period early, at random, so that a fleet does not
+//! beat in step. There are never two beats at once; a beat that takes longer than the period makes
+//! the loop leave out what it missed, and not catch up. All waits are on tokio's clock.
 //!
 //! # What is a failure
 //!
-//! A beat fails with a status of 400 or more, a transport error, an error of this crate, a panic of the closure, or when its
-//! [time](HeartbeatBuilder::timeout) is over: see [`Failure`]. The next beat tries again, whatever it was, a token endpoint that is down
-//! included. Only [`LoginRequired`](crate::ErrorKind::LoginRequired) ends the loop at once, since no later beat could do better.
+//! A beat fails with a status of 400 or more, a transport error, an error of this crate, a panic of
+//! the closure, or when its [time](HeartbeatBuilder::timeout) is over: see [`Failure`]. The next
+//! beat tries again, whatever it was, a token endpoint that is down included. Only
+//! [`LoginRequired`](crate::ErrorKind::LoginRequired) ends the loop at once, since no later beat
+//! could do better.
 
 mod schedule;
 mod worker;
@@ -105,9 +107,11 @@ impl Heartbeat {
 }
 
 impl HeartbeatBuilder {
-    /// The session that the beats belong to. Each request carries it, unless the closure has given it another, so that a
-    /// [scoped](crate::ClientBuilderExt::with_scoped_sessions) client knows it in the loop's own task; and its token's expiry is what
-    /// [`reissue_window`](Self::reissue_window) goes by. Default: the task's where `spawn` is called, if there is one.
+    /// The session that the beats belong to. Each request carries it, unless the closure has given
+    /// it another, so that a [scoped](crate::ClientBuilderExt::with_scoped_sessions) client knows
+    /// it in the loop's own task; and its token's expiry is what
+    /// [`reissue_window`](Self::reissue_window) goes by. Default: the task's where `spawn` is
+    /// called, if there is one.
     pub fn session(mut self, session: Session) -> Self {
         self.session = Some(session);
         self
@@ -119,8 +123,8 @@ impl HeartbeatBuilder {
         self
     }
 
-    /// The most that one beat may take, its wait for a refresh and a replay included. A refresh goes on when its beat has given up.
-    /// Default: 10 s.
+    /// The most that one beat may take, its wait for a refresh and a replay included. A refresh
+    /// goes on when its beat has given up. Default: 10 s.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
         self
@@ -132,21 +136,25 @@ impl HeartbeatBuilder {
         self
     }
 
-    /// Ends the loop at once when a beat is answered with a status that this names, e.g. because the job is no longer wanted. It
-    /// is asked about every answer that arrives, those below 400 included, except one that stands for a refresh that failed
-    /// ([`OnRefreshFailure::ReturnResponse`](crate::OnRefreshFailure::ReturnResponse)). Default: no status does.
+    /// Ends the loop at once when a beat is answered with a status that this names, e.g. because
+    /// the job is no longer wanted. It is asked about every answer that arrives, those below 400
+    /// included, except one that stands for a refresh that failed
+    /// ([`OnRefreshFailure::ReturnResponse`](crate::OnRefreshFailure::ReturnResponse)). Default: no
+    /// status does.
     pub fn stop_on(mut self, rule: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
         self.stop_on = Some(Box::new(rule));
         self
     }
 
-    /// For a server that hands out a new token only once this fraction of the old one's life has passed: at least two beats fall
-    /// between that and the token's end, whatever [`every`](Self::every) says. A beat that is moved forward takes the following ones
-    /// with it. Needs a [`session`](Self::session), and works while the expiry of its token is known; a token that other requests have
-    /// brought is noticed within a second. Default: none.
+    /// For a server that hands out a new token only once this fraction of the old one's life has
+    /// passed: at least two beats fall between that and the token's end, whatever
+    /// [`every`](Self::every) says. A beat that is moved forward takes the following ones with it.
+    /// Needs a [`session`](Self::session), and works while the expiry of its token is known; a
+    /// token that other requests have brought is noticed within a second. Default: none.
     ///
-    /// Airflow's is 0.8. It refuses a token that has expired, and so a job whose period is longer than the last fifth of a token's
-    /// life dies, unless it happens to beat at the right time (apache/airflow#67939).
+    /// Airflow's is 0.8. It refuses a token that has expired, and so a job whose period is longer
+    /// than the last fifth of a token's life dies, unless it happens to beat at the right time
+    /// (apache/airflow#67939).
     pub fn reissue_window(mut self, fraction: f64) -> Self {
         self.reissue_window = Some(fraction);
         self
@@ -155,8 +163,9 @@ impl HeartbeatBuilder {
     /// Starts the loop as a task of its own on the present tokio runtime.
     ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if `every` or `timeout` is zero, `max_failures` is 0, `reissue_window` is not between
-    /// 0 and 1 or has no session, or there is no tokio runtime here.
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if `every` or `timeout` is zero, `max_failures`
+    /// is 0, `reissue_window` is not between 0 and 1 or has no session, or there is no tokio
+    /// runtime here.
     pub fn spawn(self) -> Result<HeartbeatHandle, Error> {
         let session = self.session.or_else(Session::current);
         let window = self.reissue_window;
@@ -168,7 +177,9 @@ impl HeartbeatBuilder {
             return invalid("the heartbeat's timeout is zero");
         }
         if self.max_failures == Some(0) {
-            return invalid("the heartbeat may fail 0 times, so that it would be over before it begins");
+            return invalid(
+                "the heartbeat may fail 0 times, so that it would be over before it begins",
+            );
         }
         if window.is_some_and(|fraction| !(fraction > 0.0 && fraction < 1.0)) {
             return invalid("the reissue window is no fraction between 0 and 1");
@@ -176,7 +187,9 @@ impl HeartbeatBuilder {
         if window.is_some() && session.is_none() {
             return invalid("the reissue window needs a session, whose token's expiry it goes by");
         }
-        let Ok(runtime) = Handle::try_current() else { return invalid("a heartbeat needs a tokio runtime") };
+        let Ok(runtime) = Handle::try_current() else {
+            return invalid("a heartbeat needs a tokio runtime");
+        };
 
         let (health, healthy) = watch::channel(Health::default());
         let (wanted, asked) = watch::channel(0);
@@ -223,9 +236,10 @@ impl HeartbeatHandle {
         self.health.clone()
     }
 
-    /// Beats now, and returns when that beat is done. While a beat is in flight, another follows as soon as it is over, and callers
-    /// that wait meanwhile share it. The ticks stay where they are. If the loop ends first, or has ended, there is no such beat, and
-    /// what is returned is the last health.
+    /// Beats now, and returns when that beat is done. While a beat is in flight, another follows as
+    /// soon as it is over, and callers that wait meanwhile share it. The ticks stay where they are.
+    /// If the loop ends first, or has ended, there is no such beat, and what is returned is the
+    /// last health.
     pub async fn beat_now(&self) -> Health {
         let mut mine = 0;
         self.wanted.send_modify(|wanted| {
@@ -238,7 +252,8 @@ impl HeartbeatHandle {
         self.health.borrow().clone()
     }
 
-    /// Ends the loop, after the beat in flight, and returns why it ended: [`Stopped::Requested`], unless something else came first.
+    /// Ends the loop, after the beat in flight, and returns why it ended: [`Stopped::Requested`],
+    /// unless something else came first.
     pub async fn stop(&self) -> Stopped {
         self.stop.send_replace(true);
         self.finished().await
@@ -267,7 +282,9 @@ impl fmt::Debug for HeartbeatBuilder {
 
 impl fmt::Debug for HeartbeatHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HeartbeatHandle").field("health", &*self.health.borrow()).finish_non_exhaustive()
+        f.debug_struct("HeartbeatHandle")
+            .field("health", &*self.health.borrow())
+            .finish_non_exhaustive()
     }
 }
 
@@ -295,7 +312,8 @@ pub struct Health {
 pub enum Failure {
     /// The API answered with a status of 400 or more.
     Status(StatusCode),
-    /// No token could be had: [`Error::api_status`] is what the API answered, [`Error::status`] what the token endpoint did.
+    /// No token could be had: [`Error::api_status`] is what the API answered, [`Error::status`]
+    /// what the token endpoint did.
     Auth(Error),
     /// The request could not be made or sent, or its answer did not arrive.
     Transport(Arc<reqwest_middleware::Error>),

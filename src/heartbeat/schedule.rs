@@ -6,14 +6,16 @@ use tokio::time::Instant;
 
 use crate::token::Lifetime;
 
-/// A beat comes before its tick by up to this part of the period, so that workers that were started together do not beat together.
-/// Early and never late: a server that counts missed beats is none the worse for it.
+/// A beat comes before its tick by up to this part of the period, so that workers that were started
+/// together do not beat together. Early and never late: a server that counts missed beats is none
+/// the worse for it.
 const JITTER: f64 = 0.05;
-/// Where in the reissue window the two beats stand. The first well inside, since `iat` and `exp` may be whole seconds and the server
-/// counts from when it signed; the second with time left for its own answer.
+/// Where in the reissue window the two beats stand. The first well inside, since `iat` and `exp`
+/// may be whole seconds and the server counts from when it signed; the second with time left for
+/// its own answer.
 const IN_WINDOW: [f64; 2] = [0.25, 0.625];
-/// Beats for the sake of a token's window are at least this far apart: a server that hands out tokens of a millisecond is not to
-/// make the loop spin.
+/// Beats for the sake of a token's window are at least this far apart: a server that hands out
+/// tokens of a millisecond is not to make the loop spin.
 const CLOSEST: Duration = Duration::from_millis(10);
 /// Beyond any schedule, and within what the clock can hold.
 const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 10);
@@ -72,8 +74,9 @@ impl Schedule {
         }
     }
 
-    /// After a beat that began at `began` and is over `now`. `jitter` is a random number from 0 to 1. A beat that was moved forward
-    /// takes the following ones with it; one that was asked for moves nothing. Ticks that have passed meanwhile are left out.
+    /// After a beat that began at `began` and is over `now`. `jitter` is a random number from 0 to
+    /// 1. A beat that was moved forward takes the following ones with it; one that was asked for
+    /// moves nothing. Ticks that have passed meanwhile are left out.
     pub(super) fn beaten(&mut self, cause: Cause, began: Instant, now: Instant, jitter: f64) {
         let done = match cause {
             Cause::Tick => self.tick,
@@ -84,7 +87,8 @@ impl Schedule {
             Cause::Asked => now,
         };
         self.last = began;
-        // After a beat that was asked for, the tick that was due next still is, unless it has passed.
+        // After a beat that was asked for, the tick that was due next still is, unless it has
+        // passed.
         if cause != Cause::Asked || now >= self.tick {
             self.tick = tick_after(self.anchor, self.every, done.max(now));
             let early = self.every.min(NEVER).mul_f64(JITTER * jitter.clamp(0.0, 1.0));
@@ -154,7 +158,11 @@ mod tests {
             schedule.beaten(Cause::Asked, start + seconds(began), start + seconds(over), 1.0);
             let due = schedule.due(start, None).at;
             let early = start + seconds(next) - due;
-            assert!(early <= seconds(0.5), "asked for at {began}, over at {over}: next at {:?}", due - start);
+            assert!(
+                early <= seconds(0.5),
+                "asked for at {began}, over at {over}: next at {:?}",
+                due - start
+            );
         }
     }
 
@@ -191,7 +199,10 @@ mod tests {
         let token = Lifetime { from: start, until: start + seconds(10.0) };
         let mut schedule = Schedule::new(start, seconds(8.5), Some(0.8));
         schedule.beaten(Cause::Tick, start, start, 0.0);
-        assert_eq!(schedule.due(start, Some(token)), Due { at: start + seconds(8.5), cause: Cause::Tick });
+        assert_eq!(
+            schedule.due(start, Some(token)),
+            Due { at: start + seconds(8.5), cause: Cause::Tick }
+        );
     }
 
     #[test]
@@ -205,7 +216,10 @@ mod tests {
         schedule.beaten(Cause::Window, moved, moved, 0.0);
         assert_eq!(schedule.due(moved, None).at, start + seconds(17.5));
         // It brought no new token: once more before the end.
-        assert_eq!(schedule.due(moved, Some(token)), Due { at: start + seconds(9.25), cause: Cause::Window });
+        assert_eq!(
+            schedule.due(moved, Some(token)),
+            Due { at: start + seconds(9.25), cause: Cause::Window }
+        );
     }
 
     #[test]
@@ -215,7 +229,10 @@ mod tests {
         for (window, lifetime) in [(None, token), (Some(0.8), None)] {
             let mut schedule = Schedule::new(start, seconds(9.0), window);
             schedule.beaten(Cause::Tick, start, start, 0.0);
-            assert_eq!(schedule.due(start, lifetime), Due { at: start + seconds(9.0), cause: Cause::Tick });
+            assert_eq!(
+                schedule.due(start, lifetime),
+                Due { at: start + seconds(9.0), cause: Cause::Tick }
+            );
         }
     }
 

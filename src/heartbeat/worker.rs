@@ -1,4 +1,5 @@
-//! The loop. What awaits is here, what decides is in [`schedule`](super::schedule) and in [`verdict`].
+//! The loop. What awaits is here, what decides is in [`schedule`](super::schedule) and in
+//! [`verdict`].
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -31,7 +32,8 @@ pub(super) type Rule = Box<dyn Fn(StatusCode) -> bool + Send + Sync>;
 
 /// How soon a token that other requests have brought is noticed, where its expiry matters.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How much of an answer's body is read, for the sake of the connection, and how long that may take.
+/// How much of an answer's body is read, for the sake of the connection, and how long that may
+/// take.
 const MOST_BODY_BYTES: usize = 64 << 10;
 const MOST_BODY_TIME: Duration = Duration::from_millis(100);
 
@@ -94,7 +96,8 @@ impl Worker {
         loop {
             let now = Instant::now();
             let due = schedule.due(now, self.session.as_ref().and_then(Session::lifetime));
-            let until = if schedule.watches_the_token() { due.at.min(now + LOOK_AGAIN) } else { due.at };
+            let until =
+                if schedule.watches_the_token() { due.at.min(now + LOOK_AGAIN) } else { due.at };
             tokio::select! {
                 biased;
                 // An error means that the handle is gone.
@@ -109,7 +112,9 @@ impl Worker {
 
     async fn beat(&self) -> Beaten {
         let failed = |why| Beaten::Failed { status: None, why };
-        let Ok(request) = catch_unwind(AssertUnwindSafe(|| self.request())) else { return failed(Failure::Panicked) };
+        let Ok(request) = catch_unwind(AssertUnwindSafe(|| self.request())) else {
+            return failed(Failure::Panicked);
+        };
         let response = match timeout(self.timeout, unwound(request.send())).await {
             Err(_) => return failed(Failure::TimedOut),
             Ok(None) => return failed(Failure::Panicked),
@@ -147,9 +152,11 @@ impl Worker {
     /// Tells how the beat went. `Some` when it was the last.
     fn settle(&self, beaten: Beaten, took: Duration) -> Option<Stopped> {
         let (status, failure, told) = match beaten {
-            Beaten::Answered { status, told } => {
-                (Some(status), (status.as_u16() >= 400).then_some(Failure::Status(status)), told.then_some(status))
-            }
+            Beaten::Answered { status, told } => (
+                Some(status),
+                (status.as_u16() >= 400).then_some(Failure::Status(status)),
+                told.then_some(status),
+            ),
             Beaten::Failed { status, why } => (status, Some(why), None),
         };
         telemetry::beat(failure.as_ref().map(Failure::name), took);
@@ -178,20 +185,31 @@ impl Worker {
 }
 
 /// Whether a beat was the last.
-fn verdict(failure: Option<&Failure>, told: Option<StatusCode>, failures: u32, max_failures: Option<u32>) -> Option<Stopped> {
+fn verdict(
+    failure: Option<&Failure>,
+    told: Option<StatusCode>,
+    failures: u32,
+    max_failures: Option<u32>,
+) -> Option<Stopped> {
     if let Some(status) = told {
         return Some(Stopped::Told { status });
     }
     match failure {
-        Some(Failure::Auth(error)) if error.kind() == ErrorKind::LoginRequired => Some(Stopped::LoginRequired),
-        Some(_) if max_failures.is_some_and(|most| failures >= most) => Some(Stopped::TooManyFailures { failures }),
+        Some(Failure::Auth(error)) if error.kind() == ErrorKind::LoginRequired => {
+            Some(Stopped::LoginRequired)
+        }
+        Some(_) if max_failures.is_some_and(|most| failures >= most) => {
+            Some(Stopped::TooManyFailures { failures })
+        }
         _ => None,
     }
 }
 
 fn not_sent(error: reqwest_middleware::Error) -> Beaten {
     match Error::find_in(&error) {
-        Some(error) => Beaten::Failed { status: error.api_status(), why: Failure::Auth(error.clone()) },
+        Some(error) => {
+            Beaten::Failed { status: error.api_status(), why: Failure::Auth(error.clone()) }
+        }
         None => Beaten::Failed { status: None, why: Failure::Transport(Arc::new(error)) },
     }
 }
@@ -221,17 +239,33 @@ mod tests {
         let table = [
             (None, None, 0, Some(1), None),
             (None, Some(StatusCode::OK), 0, None, Some(Stopped::Told { status: StatusCode::OK })),
-            (Some(Failure::Status(gone)), Some(gone), 1, Some(1), Some(Stopped::Told { status: gone })),
+            (
+                Some(Failure::Status(gone)),
+                Some(gone),
+                1,
+                Some(1),
+                Some(Stopped::Told { status: gone }),
+            ),
             (Some(Failure::Status(gone)), None, 1, None, None),
             (Some(Failure::Status(gone)), None, 2, Some(3), None),
-            (Some(Failure::TimedOut), None, 3, Some(3), Some(Stopped::TooManyFailures { failures: 3 })),
+            (
+                Some(Failure::TimedOut),
+                None,
+                3,
+                Some(3),
+                Some(Stopped::TooManyFailures { failures: 3 }),
+            ),
             (Some(auth(ErrorKind::LoginRequired)), None, 1, None, Some(Stopped::LoginRequired)),
             (Some(auth(ErrorKind::LoginRequired)), None, 3, Some(3), Some(Stopped::LoginRequired)),
             (Some(auth(ErrorKind::Unavailable)), None, 1, None, None),
             (Some(auth(ErrorKind::Closed)), None, 1, None, None),
         ];
         for (failure, told, failures, most, expected) in table {
-            assert_eq!(verdict(failure.as_ref(), told, failures, most), expected, "{failure:?} {failures}/{most:?}");
+            assert_eq!(
+                verdict(failure.as_ref(), told, failures, most),
+                expected,
+                "{failure:?} {failures}/{most:?}"
+            );
         }
     }
 }

@@ -14,7 +14,8 @@ pub(super) struct TokenCookies {
 }
 
 impl TokenCookies {
-    /// What a browser would hold after this answer. `now` is the server's clock where it is known, since `Expires` is by it.
+    /// What a browser would hold after this answer. `now` is the server's clock where it is known,
+    /// since `Expires` is by it.
     pub(super) fn read(headers: &HeaderMap, now: SystemTime) -> Self {
         Self {
             access: held(headers, now, "JWT", |value| AccessToken::new(value).ok()),
@@ -30,16 +31,24 @@ struct Place {
     path: Option<String>,
 }
 
-/// The last token wins. A cookie that removes another removes the one with its own domain and path (RFC 6265 §5.3), so that servers
-/// may clear an older path in the same answer.
-fn held<T>(headers: &HeaderMap, now: SystemTime, name: &str, token: impl Fn(&str) -> Option<T>) -> Option<T> {
+/// The last token wins. A cookie that removes another removes the one with its own domain and path
+/// (RFC 6265 §5.3), so that servers may clear an older path in the same answer.
+fn held<T>(
+    headers: &HeaderMap,
+    now: SystemTime,
+    name: &str,
+    token: impl Fn(&str) -> Option<T>,
+) -> Option<T> {
     let mut held: Option<(Place, T)> = None;
     for line in headers.get_all(SET_COOKIE).iter().filter_map(|value| value.to_str().ok()) {
         let Ok(cookie) = Cookie::parse(line) else { continue };
         if cookie.name() != name {
             continue;
         }
-        let place = Place { domain: cookie.domain().map(str::to_ascii_lowercase), path: cookie.path().map(str::to_owned) };
+        let place = Place {
+            domain: cookie.domain().map(str::to_ascii_lowercase),
+            path: cookie.path().map(str::to_owned),
+        };
         if !is_logout(&cookie, now) {
             if let Some(token) = token(cookie.value_trimmed()) {
                 held = Some((place, token));

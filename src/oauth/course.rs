@@ -1,8 +1,10 @@
-//! One refresh with all its attempts. The retry is `reqwest-retry`'s: it stands over one middleware of ours that makes an attempt and
-//! leaves the verdict in a cell, where the retry's strategy and policy find it.
+//! One refresh with all its attempts. The retry is `reqwest-retry`'s: it stands over one middleware
+//! of ours that makes an attempt and leaves the verdict in a cell, where the retry's strategy and
+//! policy find it.
 //!
-//! The attempt is made below the retry, not by it, since each builds its form anew (a refresh token may have been rescued by the one
-//! before), since the retry would not see a body that breaks off, and since a client that was passed in must stay whole.
+//! The attempt is made below the retry, not by it, since each builds its form anew (a refresh token
+//! may have been rescued by the one before), since the retry would not see a body that breaks off,
+//! and since a client that was passed in must stay whole.
 
 use std::{
     error::Error as StdError,
@@ -14,7 +16,9 @@ use async_trait::async_trait;
 use http::{Extensions, StatusCode};
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next as Rest};
-use reqwest_retry::{RetryDecision, RetryPolicy, RetryTransientMiddleware, Retryable, RetryableStrategy};
+use reqwest_retry::{
+    RetryDecision, RetryPolicy, RetryTransientMiddleware, Retryable, RetryableStrategy,
+};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
@@ -72,10 +76,16 @@ struct Ended {
 }
 
 impl Course {
-    pub(super) fn new(settings: &Arc<Settings>, endpoint: Url, flight: &Flight) -> Result<Self, Error> {
+    pub(super) fn new(
+        settings: &Arc<Settings>,
+        endpoint: Url,
+        flight: &Flight,
+    ) -> Result<Self, Error> {
         let http = match &settings.http {
             Some(http) => http.clone(),
-            None => request::default_client().map_err(|error| Error::new(ErrorKind::InvalidConfig, error.without_url()))?.into(),
+            None => request::default_client()
+                .map_err(|error| Error::new(ErrorKind::InvalidConfig, error.without_url()))?
+                .into(),
         };
         Ok(Self(Arc::new(Inner {
             settings: Arc::clone(settings),
@@ -89,10 +99,13 @@ impl Course {
     }
 
     pub(super) async fn run(self) -> Result<Tokens, Error> {
-        let retry = RetryTransientMiddleware::new_with_policy_and_strategy(self.clone(), self.clone());
+        let retry =
+            RetryTransientMiddleware::new_with_policy_and_strategy(self.clone(), self.clone());
         let head = self.0.http.as_ref().clone();
         let chain = ClientBuilder::new(head).with(retry).with(self.clone()).build();
-        let ran = timeout(self.0.settings.pace.deadline, chain.post(self.0.endpoint.clone()).send()).await;
+        let ran =
+            timeout(self.0.settings.pace.deadline, chain.post(self.0.endpoint.clone()).send())
+                .await;
         let mut state = self.state();
         if ran.is_err() && std::mem::take(&mut state.in_the_air) {
             state.lost = true;
@@ -110,7 +123,10 @@ impl Course {
     async fn attempt(&self) {
         let Inner { settings, endpoint, http, flight, .. } = &*self.0;
         let Some(asked_with) = flight.tokens().refresh_token().cloned() else {
-            self.state().last = Some(Ended::without_answer(Failure::NothingToAskWith, "there is no refresh token".into()));
+            self.state().last = Some(Ended::without_answer(
+                Failure::NothingToAskWith,
+                "there is no refresh token".into(),
+            ));
             return;
         };
         {
@@ -135,12 +151,19 @@ impl Course {
             state.attempts
         };
         let Some(failure) = failed else { return };
-        // The old one is spent, whatever else the answer says. A grant needs no help: the session keeps what is returned.
+        // The old one is spent, whatever else the answer says. A grant needs no help: the session
+        // keeps what is returned.
         if let Some(rotated) = rotated {
             self.state().lost = false;
             flight.keep(rotated).await;
         }
-        let next = settings.pace.next(failure, attempts, asked_wait, self.0.begun.elapsed(), fastrand::f64());
+        let next = settings.pace.next(
+            failure,
+            attempts,
+            asked_wait,
+            self.0.begun.elapsed(),
+            fastrand::f64(),
+        );
         if let Some(ended) = &mut self.state().last {
             ended.next = next;
         }
@@ -153,7 +176,12 @@ impl Course {
 
 #[async_trait]
 impl Middleware for Course {
-    async fn handle(&self, _: Request, _: &mut Extensions, _: Rest<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        _: Request,
+        _: &mut Extensions,
+        _: Rest<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         self.attempt().await;
         Ok(Response::from(http::Response::new("")))
     }
@@ -175,10 +203,13 @@ impl RetryPolicy for Course {
             (state.attempts, state.last.as_ref().map(|ended| (ended.next, ended.status)))
         };
         let Some((Next::TryAfter(wait), status)) = next else { return RetryDecision::DoNotRetry };
-        // The retry reads the clock once more, and what a server asks for must not be cut short by that.
+        // The retry reads the clock once more, and what a server asks for must not be cut short by
+        // that.
         let told = wait.saturating_add(Duration::from_millis(1));
         // A wait that no calendar can hold is beyond any deadline that a caller could mean.
-        let Some(execute_after) = SystemTime::now().checked_add(told) else { return RetryDecision::DoNotRetry };
+        let Some(execute_after) = SystemTime::now().checked_add(told) else {
+            return RetryDecision::DoNotRetry;
+        };
         self.0.flight.retrying(attempt, wait, status);
         RetryDecision::Retry { execute_after }
     }
@@ -198,25 +229,46 @@ impl Ended {
 }
 
 impl Inner {
-    fn judged(&self, answer: Result<request::Answer, NoAnswer>, asked_with: &RefreshToken) -> (Ended, Option<RefreshToken>) {
+    fn judged(
+        &self,
+        answer: Result<request::Answer, NoAnswer>,
+        asked_with: &RefreshToken,
+    ) -> (Ended, Option<RefreshToken>) {
         let ended = match answer {
             Ok(answer) => {
                 let status = Some(answer.status);
-                let Judgement { verdict, rotated, asked_wait, said } = judge(answer, asked_with, SystemTime::now());
-                return (Ended { verdict, next: Next::End, status, asked_wait, said, cause: None }, rotated);
+                let Judgement { verdict, rotated, asked_wait, said } =
+                    judge(answer, asked_with, SystemTime::now());
+                return (
+                    Ended { verdict, next: Next::End, status, asked_wait, said, cause: None },
+                    rotated,
+                );
             }
-            Err(NoAnswer::TimedOut) => Ended::without_answer(Failure::Lost, "the attempt timed out".into()),
+            Err(NoAnswer::TimedOut) => {
+                Ended::without_answer(Failure::Lost, "the attempt timed out".into())
+            }
             Err(NoAnswer::Failed(error)) => match unwrapped(error) {
                 Transport::Own(error) => {
                     let status = error.status();
-                    Ended { status, ..Ended::without_answer(transport::failure(&error), error.without_url().into()) }
+                    Ended {
+                        status,
+                        ..Ended::without_answer(
+                            transport::failure(&error),
+                            error.without_url().into(),
+                        )
+                    }
                 }
-                Transport::Inside(failure, status) => {
-                    Ended { status, ..Ended::without_answer(failure, "the request failed in the client's middleware".into()) }
-                }
-                Transport::Foreign(error) => {
-                    Ended::without_answer(Failure::Down, foreign(&error, &self.secrets(&Members::default())))
-                }
+                Transport::Inside(failure, status) => Ended {
+                    status,
+                    ..Ended::without_answer(
+                        failure,
+                        "the request failed in the client's middleware".into(),
+                    )
+                },
+                Transport::Foreign(error) => Ended::without_answer(
+                    Failure::Down,
+                    foreign(&error, &self.secrets(&Members::default())),
+                ),
             },
         };
         (ended, None)

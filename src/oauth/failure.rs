@@ -2,7 +2,8 @@
 
 use crate::error::ErrorKind;
 
-/// How an attempt failed, which decides both whether another follows and the kind of the error if none does.
+/// How an attempt failed, which decides both whether another follows and the kind of the error if
+/// none does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// The token endpoint says that it cannot for now.

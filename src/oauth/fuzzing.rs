@@ -15,7 +15,8 @@ use super::{
 };
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
-/// The tokens of an answer, the refresh token that is to be kept, and what an error's text would say of it.
+/// The tokens of an answer, the refresh token that is to be kept, and what an error's text would
+/// say of it.
 pub fn token_answer(
     status: StatusCode,
     headers: HeaderMap,
@@ -24,8 +25,10 @@ pub fn token_answer(
     asked_with: &RefreshToken,
 ) -> (Option<Tokens>, Option<RefreshToken>, Option<String>) {
     let end = if whole { End::Whole } else { End::Cut };
-    let answer = Answer { status, headers, body: Body { bytes: Zeroizing::new(body.to_vec()), end } };
-    let Judgement { verdict, rotated, said, .. } = judge(answer, asked_with, SystemTime::UNIX_EPOCH);
+    let answer =
+        Answer { status, headers, body: Body { bytes: Zeroizing::new(body.to_vec()), end } };
+    let Judgement { verdict, rotated, said, .. } =
+        judge(answer, asked_with, SystemTime::UNIX_EPOCH);
     let mut secrets = Secrets::default();
     secrets.add(asked_with.expose_secret());
     let said: Members = said;
@@ -37,7 +40,10 @@ pub fn token_answer(
 }
 
 /// The access and the refresh token that the cookies of an answer hold.
-pub fn cookies(headers: &HeaderMap, now: SystemTime) -> (Option<AccessToken>, Option<RefreshToken>) {
+pub fn cookies(
+    headers: &HeaderMap,
+    now: SystemTime,
+) -> (Option<AccessToken>, Option<RefreshToken>) {
     let cookies = TokenCookies::read(headers, now);
     (cookies.access, cookies.refresh)
 }

@@ -8,7 +8,8 @@ use zeroize::Zeroizing;
 
 use crate::error::printable;
 
-/// A piece of this many characters of a secret is already too much; shorter secrets are looked for whole.
+/// A piece of this many characters of a secret is already too much; shorter secrets are looked for
+/// whole.
 const PIECE: usize = 8;
 /// No more than this many characters of a text are shown.
 const SHOWN: usize = 256;
@@ -23,7 +24,8 @@ impl Secrets {
             return;
         }
         self.0.push(Zeroizing::new(secret.to_owned()));
-        // Inside a longer text that was encoded as a whole, a secret starts at one of three bit offsets.
+        // Inside a longer text that was encoded as a whole, a secret starts at one of three bit
+        // offsets.
         for offset in 0..3 {
             let mut padded = Zeroizing::new(vec![0; offset]);
             padded.extend_from_slice(secret.as_bytes());
@@ -31,17 +33,24 @@ impl Secrets {
                 let encoded = Zeroizing::new(engine.encode(&*padded));
                 // Only the characters that depend on nothing but the secret.
                 let own = (offset * 8).div_ceil(6)..padded.len() * 8 / 6;
-                self.0.extend(encoded.get(own).filter(|own| own.len() >= 4).map(|own| Zeroizing::new(own.to_owned())));
+                self.0.extend(
+                    encoded
+                        .get(own)
+                        .filter(|own| own.len() >= 4)
+                        .map(|own| Zeroizing::new(own.to_owned())),
+                );
             }
         }
     }
 
     /// The text, bounded and escaped, or `None` if it repeats a secret or a piece of one.
     pub(super) fn clean(&self, text: &str) -> Option<String> {
-        // A little more than what is shown, so that a secret that is cut off there is known by its start.
+        // A little more than what is shown, so that a secret that is cut off there is known by its
+        // start.
         let seen: Zeroizing<String> = Zeroizing::new(text.chars().take(SHOWN + PIECE).collect());
         let decoded = percent_decoded(&seen);
-        let repeats = self.0.iter().any(|secret| repeats(&seen, secret) || repeats(&decoded, secret));
+        let repeats =
+            self.0.iter().any(|secret| repeats(&seen, secret) || repeats(&decoded, secret));
         (!repeats).then(|| printable(&seen))
     }
 }
@@ -58,7 +67,12 @@ fn percent_decoded(text: &str) -> Zeroizing<String> {
     let mut rest = text.as_bytes();
     let mut out = Zeroizing::new(Vec::with_capacity(rest.len()));
     while let Some((&byte, after)) = rest.split_first() {
-        let hex = |at: usize| after.get(at).and_then(|&digit| char::from(digit).to_digit(16)).and_then(|d| u8::try_from(d).ok());
+        let hex = |at: usize| {
+            after
+                .get(at)
+                .and_then(|&digit| char::from(digit).to_digit(16))
+                .and_then(|d| u8::try_from(d).ok())
+        };
         if let (b'%', Some(high), Some(low)) = (byte, hex(0), hex(1)) {
             out.push(high * 16 + low);
             rest = &after[2..];
@@ -100,7 +114,11 @@ mod tests {
             format!("{}{secret}", "x".repeat(SHOWN - 10)),
         ];
         for text in dirty {
-            assert_eq!(secrets.clean(&format!("token '{text}' unknown").replace("token 'xx", "xx")), None, "{text}");
+            assert_eq!(
+                secrets.clean(&format!("token '{text}' unknown").replace("token 'xx", "xx")),
+                None,
+                "{text}"
+            );
         }
         assert_eq!(secrets.clean("token expired\u{1b}").as_deref(), Some("token expired\\u{1b}"));
         assert!(secrets.clean(&"%".repeat(1000)).unwrap().len() <= SHOWN);

@@ -1,7 +1,8 @@
 //! [`OAuthRefresh`]: new tokens by the `refresh_token` grant of RFC 6749 §6.
 //!
-//! `request` asks once, `response` and `cookies` read what came back, `classify` and `transport` judge it, `retry` decides what
-//! follows, and `course` runs one refresh with all its attempts. `report` tells how one failed; `hygiene` keeps secrets out of that.
+//! `request` asks once, `response` and `cookies` read what came back, `classify` and `transport`
+//! judge it, `retry` decides what follows, and `course` runs one refresh with all its attempts.
+//! `report` tells how one failed; `hygiene` keeps secrets out of that.
 
 mod classify;
 mod cookies;
@@ -35,12 +36,14 @@ use crate::{
 
 /// Brings new tokens from an OAuth 2.0 token endpoint with a refresh token (RFC 6749 §6).
 ///
-/// Defaults: 6 attempts, a backoff of 500 ms doubling to 10 s with jitter, 10 s for an attempt, 60 s for everything, a `Retry-After`
-/// of 30 s at most, and an HTTP client of its own that follows no redirects.
+/// Defaults: 6 attempts, a backoff of 500 ms doubling to 10 s with jitter, 10 s for an attempt, 60
+/// s for everything, a `Retry-After` of 30 s at most, and an HTTP client of its own that follows no
+/// redirects.
 ///
-/// The answer may be JSON, or the cookies `JWT` and `JWT_REFRESH_TOKEN`; it is read leniently in everything but the access token.
-/// What is retried: 408, 425, 429, 500, 502, 503, 504, the codes `temporarily_unavailable` and `server_error`, connections that
-/// fail, and answers that are lost. Cloning is cheap.
+/// The answer may be JSON, or the cookies `JWT` and `JWT_REFRESH_TOKEN`; it is read leniently in
+/// everything but the access token. What is retried: 408, 425, 429, 500, 502, 503, 504, the codes
+/// `temporarily_unavailable` and `server_error`, connections that fail, and answers that are lost.
+/// Cloning is cheap.
 ///
 /// ```
 /// use std::time::Duration;
@@ -77,13 +80,16 @@ enum ClientAuth {
 }
 
 impl OAuthRefresh {
-    /// A refresher that asks this token endpoint, an absolute `https` URL without user info and without a fragment.
+    /// A refresher that asks this token endpoint, an absolute `https` URL without user info and
+    /// without a fragment.
     ///
-    /// A URL that cannot work is reported by [`SessionBuilder::build`](crate::SessionBuilder::build) as
+    /// A URL that cannot work is reported by
+    /// [`SessionBuilder::build`](crate::SessionBuilder::build) as
     /// [`InvalidConfig`](ErrorKind::InvalidConfig), as are all settings below.
     pub fn new(token_endpoint: impl AsRef<str>) -> Self {
         Self(Arc::new(Settings {
-            endpoint: Url::parse(token_endpoint.as_ref()).map_err(|_| "the token endpoint is no absolute URL"),
+            endpoint: Url::parse(token_endpoint.as_ref())
+                .map_err(|_| "the token endpoint is no absolute URL"),
             http: None,
             client: ClientAuth::Unnamed,
             scope: None,
@@ -94,10 +100,11 @@ impl OAuthRefresh {
         }))
     }
 
-    /// The client to ask with, in place of the default one: as it is, its middleware, redirect policy and timeouts included.
+    /// The client to ask with, in place of the default one: as it is, its middleware, redirect
+    /// policy and timeouts included.
     ///
-    /// Default: one client for the process, which follows no redirects, keeps no idle connections, decodes no compressed bodies
-    /// and retries nothing by itself.
+    /// Default: one client for the process, which follows no redirects, keeps no idle connections,
+    /// decodes no compressed bodies and retries nothing by itself.
     pub fn http_client(self, client: impl Into<ClientWithMiddleware>) -> Self {
         self.with(|settings| settings.http = Some(client.into()))
     }
@@ -107,72 +114,80 @@ impl OAuthRefresh {
         self.with(|settings| settings.client = ClientAuth::Public { id: id.into() })
     }
 
-    /// A confidential client that sends its id and secret by HTTP Basic, each form-encoded first (RFC 6749 §2.3.1).
+    /// A confidential client that sends its id and secret by HTTP Basic, each form-encoded first
+    /// (RFC 6749 §2.3.1).
     pub fn client_secret_basic(self, id: impl Into<String>, secret: impl Into<String>) -> Self {
         let secret = Zeroizing::new(secret.into());
         self.with(|settings| settings.client = ClientAuth::Basic { id: id.into(), secret })
     }
 
-    /// A confidential client that sends its id and secret as `client_id` and `client_secret` in the form.
+    /// A confidential client that sends its id and secret as `client_id` and `client_secret` in the
+    /// form.
     pub fn client_secret_post(self, id: impl Into<String>, secret: impl Into<String>) -> Self {
         let secret = Zeroizing::new(secret.into());
         self.with(|settings| settings.client = ClientAuth::Post { id: id.into(), secret })
     }
 
-    /// The `scope` to ask for, names with blanks between them. Default: none, which means the scope of the login.
+    /// The `scope` to ask for, names with blanks between them. Default: none, which means the scope
+    /// of the login.
     pub fn scope(self, scope: impl Into<String>) -> Self {
         self.with(|settings| settings.scope = Some(scope.into()))
     }
 
-    /// One more member of the form, e.g. `resource` or `audience`. May be called several times, also with the same name.
+    /// One more member of the form, e.g. `resource` or `audience`. May be called several times,
+    /// also with the same name.
     ///
-    /// A name that the form has already (`grant_type`, `refresh_token`, and `scope`, `client_id` and `client_secret` where they are
-    /// set) is [`InvalidConfig`](ErrorKind::InvalidConfig): RFC 6749 §3.2 allows each only once.
+    /// A name that the form has already (`grant_type`, `refresh_token`, and `scope`, `client_id`
+    /// and `client_secret` where they are set) is [`InvalidConfig`](ErrorKind::InvalidConfig): RFC
+    /// 6749 §3.2 allows each only once.
     pub fn param(self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.with(|settings| settings.params.push((name.into(), Zeroizing::new(value.into()))))
     }
 
-    /// How often the token endpoint is asked in one refresh, the first time included. Default: 6. Zero is
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig).
+    /// How often the token endpoint is asked in one refresh, the first time included. Default: 6.
+    /// Zero is [`InvalidConfig`](ErrorKind::InvalidConfig).
     pub fn max_attempts(self, attempts: u32) -> Self {
         self.with(|settings| settings.pace.max_attempts = attempts)
     }
 
-    /// The wait before the second attempt, doubled with each further one up to `longest`. Default: 500 ms and 10 s. Each wait is drawn
-    /// from the upper half of its step. After an answer that was lost the first step is taken, whichever attempt it was.
+    /// The wait before the second attempt, doubled with each further one up to `longest`. Default:
+    /// 500 ms and 10 s. Each wait is drawn from the upper half of its step. After an answer that
+    /// was lost the first step is taken, whichever attempt it was.
     pub fn backoff(self, first: Duration, longest: Duration) -> Self {
         self.with(|settings| (settings.pace.first, settings.pace.longest) = (first, longest))
     }
 
-    /// How long one attempt may take, from connecting to the last byte of the answer. Default: 10 s. Zero is
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig).
+    /// How long one attempt may take, from connecting to the last byte of the answer. Default: 10
+    /// s. Zero is [`InvalidConfig`](ErrorKind::InvalidConfig).
     pub fn attempt_timeout(self, limit: Duration) -> Self {
         self.with(|settings| settings.attempt_timeout = limit)
     }
 
-    /// How long all attempts and waits may take together. Default: 60 s. A wait that would end later is not begun. Zero is
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig).
+    /// How long all attempts and waits may take together. Default: 60 s. A wait that would end
+    /// later is not begun. Zero is [`InvalidConfig`](ErrorKind::InvalidConfig).
     pub fn deadline(self, limit: Duration) -> Self {
         self.with(|settings| settings.pace.deadline = limit)
     }
 
-    /// The longest `Retry-After` that is waited for. Default: 30 s. When the token endpoint asks for more, the refresh ends at once,
-    /// and [`Error::retry_after`] says what it asked for.
+    /// The longest `Retry-After` that is waited for. Default: 30 s. When the token endpoint asks
+    /// for more, the refresh ends at once, and [`Error::retry_after`] says what it asked for.
     pub fn max_retry_after(self, limit: Duration) -> Self {
         self.with(|settings| settings.pace.max_retry_after = limit)
     }
 
-    /// Whether to ask again with the same refresh token after an answer that was lost. Default: yes.
+    /// Whether to ask again with the same refresh token after an answer that was lost. Default:
+    /// yes.
     ///
-    /// The token endpoint may have spent the refresh token by then. Many servers take a spent one for some seconds more; some
-    /// (e.g. `oidc-provider`) revoke the whole login instead. For those say `false`: the refresh then ends with
-    /// [`Unavailable`](ErrorKind::Unavailable) and [`Error::possibly_consumed`].
+    /// The token endpoint may have spent the refresh token by then. Many servers take a spent one
+    /// for some seconds more; some (e.g. `oidc-provider`) revoke the whole login instead. For those
+    /// say `false`: the refresh then ends with [`Unavailable`](ErrorKind::Unavailable) and
+    /// [`Error::possibly_consumed`].
     pub fn retry_lost(self, yes: bool) -> Self {
         self.with(|settings| settings.pace.retry_lost = yes)
     }
 
-    /// Allows a token endpoint with plain `http` that is not on the loopback interface. Default: no. The secrets then travel in
-    /// the clear.
+    /// Allows a token endpoint with plain `http` that is not on the loopback interface. Default:
+    /// no. The secrets then travel in the clear.
     pub fn allow_plain_http(self) -> Self {
         self.with(|settings| settings.allow_plain_http = true)
     }
@@ -202,7 +217,11 @@ impl Refresher for OAuthRefresh {
 impl fmt::Debug for OAuthRefresh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The path and the query may carry a tenant or a key.
-        let origin = self.0.endpoint.as_ref().map_or_else(|_| String::from("invalid"), |url| url.origin().ascii_serialization());
+        let origin = self
+            .0
+            .endpoint
+            .as_ref()
+            .map_or_else(|_| String::from("invalid"), |url| url.origin().ascii_serialization());
         f.debug_struct("OAuthRefresh").field("origin", &origin).finish_non_exhaustive()
     }
 }
@@ -225,7 +244,9 @@ impl Settings {
             return invalid("the token endpoint has a fragment, which RFC 6749 §3.2 forbids");
         }
         if endpoint.scheme() == "http" && !self.allow_plain_http && !is_loopback(endpoint) {
-            return invalid("the token endpoint is plain http and not on loopback: use https, or allow_plain_http");
+            return invalid(
+                "the token endpoint is plain http and not on loopback: use https, or allow_plain_http",
+            );
         }
         if self.params.iter().any(|(name, _)| self.sends_itself(name)) {
             return invalid("an extra parameter has a name that the form has already");
@@ -243,7 +264,9 @@ impl Settings {
         match name {
             "grant_type" | "refresh_token" => true,
             "scope" => self.scope.is_some(),
-            "client_id" => matches!(self.client, ClientAuth::Public { .. } | ClientAuth::Post { .. }),
+            "client_id" => {
+                matches!(self.client, ClientAuth::Public { .. } | ClientAuth::Post { .. })
+            }
             "client_secret" => matches!(self.client, ClientAuth::Post { .. }),
             _ => false,
         }

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::error::{Error, ErrorKind};
 
-/// Shorter values of extra parameters, and shorter queries, are names of things rather than secrets, and would blot out most texts.
+/// Shorter values of extra parameters, and shorter queries, are names of things rather than
+/// secrets, and would blot out most texts.
 const SHORTEST_SECRET_PARAM: usize = 8;
 
 impl Inner {
@@ -31,11 +32,15 @@ impl Inner {
                 None => "what the token endpoint says repeats a secret".into(),
             }),
             (None, Failure::Unusable(why)) => Some(why.into()),
-            (None, Failure::Salvaged) => Some("a refresh token came without a usable access token".into()),
+            (None, Failure::Salvaged) => {
+                Some("a refresh token came without a usable access token".into())
+            }
             (None, _) => cause,
         };
         let kind = failure.kind();
-        let mut error = cause.map_or_else(|| Error::of(kind), |cause| Error::new(kind, cause)).with_attempts(state.attempts);
+        let mut error = cause
+            .map_or_else(|| Error::of(kind), |cause| Error::new(kind, cause))
+            .with_attempts(state.attempts);
         if let Some(status) = state.last_status {
             error = error.with_status(status);
         }
@@ -46,7 +51,8 @@ impl Inner {
         if let Some(code) = code {
             error = error.with_oauth_error(&code);
         }
-        let asked_wait = if kind == ErrorKind::Unavailable { state.last_asked_wait } else { asked_wait };
+        let asked_wait =
+            if kind == ErrorKind::Unavailable { state.last_asked_wait } else { asked_wait };
         if let Some(wait) = asked_wait {
             error = error.with_retry_after(wait);
         }
@@ -74,8 +80,15 @@ impl Inner {
             ClientAuth::Post { secret, .. } => secrets.add(secret),
             ClientAuth::Unnamed | ClientAuth::Public { .. } => {}
         }
-        let values = self.settings.params.iter().map(|(_, value)| value.as_str()).chain(self.endpoint.query());
-        values.filter(|value| value.len() >= SHORTEST_SECRET_PARAM).for_each(|value| secrets.add(value));
+        let values = self
+            .settings
+            .params
+            .iter()
+            .map(|(_, value)| value.as_str())
+            .chain(self.endpoint.query());
+        values
+            .filter(|value| value.len() >= SHORTEST_SECRET_PARAM)
+            .for_each(|value| secrets.add(value));
         secrets
     }
 }

@@ -1,4 +1,5 @@
-//! Asks the token endpoint once: the form, the client's own authorization, and an answer read within limits.
+//! Asks the token endpoint once: the form, the client's own authorization, and an answer read
+//! within limits.
 
 use std::{iter::once, sync::OnceLock, time::Duration};
 
@@ -46,7 +47,8 @@ pub(super) enum NoAnswer {
     Failed(reqwest_middleware::Error),
 }
 
-/// Sends one request. The attempt's time limit is over headers and body; once the headers are there, what they say counts.
+/// Sends one request. The attempt's time limit is over headers and body; once the headers are
+/// there, what they say counts.
 pub(super) async fn ask(
     http: &ClientWithMiddleware,
     endpoint: &Url,
@@ -59,17 +61,22 @@ pub(super) async fn ask(
         .post(endpoint.clone())
         .headers(headers(&settings.client))
         .body(Bytes::from_owner(form(settings, refresh_token)))
-        // A client that was passed in may have this crate's chain. It would sign, or wait for the very refresh that this is.
+        // A client that was passed in may have this crate's chain. It would sign, or wait for the
+        // very refresh that this is.
         .with_extension(Anonymous);
-    let response = timeout(limit, request.send()).await.map_err(|_| NoAnswer::TimedOut)?.map_err(NoAnswer::Failed)?;
+    let response = timeout(limit, request.send())
+        .await
+        .map_err(|_| NoAnswer::TimedOut)?
+        .map_err(NoAnswer::Failed)?;
     let status = response.status();
     let headers = response.headers().clone();
     let body = read(response, limit.saturating_sub(begun.elapsed())).await;
     Ok(Answer { status, headers, body })
 }
 
-/// One client for the process, built at first use. It keeps no idle connection: a pooled one may belong to a runtime that is gone, and
-/// a stale one can lose a single-use token. It decodes nothing: a compressed body could be far larger than it looks.
+/// One client for the process, built at first use. It keeps no idle connection: a pooled one may
+/// belong to a runtime that is gone, and a stale one can lose a single-use token. It decodes
+/// nothing: a compressed body could be far larger than it looks.
 pub(super) fn default_client() -> reqwest::Result<Client> {
     static CLIENT: OnceLock<Client> = OnceLock::new();
     if let Some(client) = CLIENT.get() {
@@ -89,17 +96,23 @@ pub(super) fn default_client() -> reqwest::Result<Client> {
 
 /// The form of RFC 6749 §6.
 fn form(settings: &Settings, refresh_token: &RefreshToken) -> Zeroizing<String> {
-    let mut pairs = vec![("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())];
+    let mut pairs =
+        vec![("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())];
     pairs.extend(settings.scope.as_deref().map(|scope| ("scope", scope)));
     match &settings.client {
         ClientAuth::Public { id } => pairs.push(("client_id", id)),
-        ClientAuth::Post { id, secret } => pairs.extend([("client_id", id.as_str()), ("client_secret", secret.as_str())]),
+        ClientAuth::Post { id, secret } => {
+            pairs.extend([("client_id", id.as_str()), ("client_secret", secret.as_str())])
+        }
         ClientAuth::Unnamed | ClientAuth::Basic { .. } => {}
     }
     pairs.extend(settings.params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
 
     let pieces = pairs.iter().flat_map(|(name, value)| {
-        once("&").chain(byte_serialize(name.as_bytes())).chain(once("=")).chain(byte_serialize(value.as_bytes()))
+        once("&")
+            .chain(byte_serialize(name.as_bytes()))
+            .chain(once("="))
+            .chain(byte_serialize(value.as_bytes()))
     });
     // No `&` before the first pair.
     joined(pieces.skip(1))
@@ -124,11 +137,15 @@ fn headers(client: &ClientAuth) -> HeaderMap {
     headers
 }
 
-/// RFC 6749 §2.3.1: id and secret are form-encoded before they are joined. Real servers refuse reserved characters otherwise.
+/// RFC 6749 §2.3.1: id and secret are form-encoded before they are joined. Real servers refuse
+/// reserved characters otherwise.
 pub(super) fn basic(id: &str, secret: &str) -> Zeroizing<String> {
     const SCHEME: &str = "Basic ";
-    let pair = joined(byte_serialize(id.as_bytes()).chain(once(":")).chain(byte_serialize(secret.as_bytes())));
-    let mut value = Zeroizing::new(String::with_capacity(SCHEME.len() + pair.len().div_ceil(3) * 4));
+    let pair = joined(
+        byte_serialize(id.as_bytes()).chain(once(":")).chain(byte_serialize(secret.as_bytes())),
+    );
+    let mut value =
+        Zeroizing::new(String::with_capacity(SCHEME.len() + pair.len().div_ceil(3) * 4));
     value.push_str(SCHEME);
     STANDARD.encode_string(pair.as_bytes(), &mut value);
     value
@@ -187,7 +204,13 @@ mod tests {
         assert_eq!(text(new().client_secret_basic("me", "s")), start);
         assert_eq!(text(new().client_id("me")), format!("{start}&client_id=me"));
         assert_eq!(
-            text(new().client_secret_post("m e", "s&t").scope("a b").param("resource", "x").param("resource", "y")),
+            text(
+                new()
+                    .client_secret_post("m e", "s&t")
+                    .scope("a b")
+                    .param("resource", "x")
+                    .param("resource", "y")
+            ),
             format!("{start}&scope=a+b&client_id=m+e&client_secret=s%26t&resource=x&resource=y")
         );
     }
@@ -197,7 +220,10 @@ mod tests {
         let encoded = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
         assert_eq!(*basic("id", "secret"), encoded("id:secret"));
         assert_eq!(*basic("a:b", "p%q r+ü/"), encoded("a%3Ab:p%25q+r%2B%C3%BC%2F"));
-        let headers = headers(&ClientAuth::Basic { id: "id".into(), secret: Zeroizing::new("secret".into()) });
+        let headers = headers(&ClientAuth::Basic {
+            id: "id".into(),
+            secret: Zeroizing::new("secret".into()),
+        });
         assert!(headers[AUTHORIZATION].is_sensitive());
         assert!(!format!("{headers:?}").contains(&STANDARD.encode("id:secret")));
     }
@@ -205,13 +231,20 @@ mod tests {
     #[test]
     fn a_body_grows_to_what_was_appended_and_only_by_our_growth() {
         let mut bytes = Zeroizing::new(Vec::new());
-        // How much comes, and how much there is room for then. `Vec`'s own growth would make other sizes.
-        for (size, room) in [(2, 4096), (0, 4096), (4094, 4096), (1, 8192), (4095, 8192), (9000, 32_768)] {
+        // How much comes, and how much there is room for then. `Vec`'s own growth would make other
+        // sizes.
+        for (size, room) in
+            [(2, 4096), (0, 4096), (4094, 4096), (1, 8192), (4095, 8192), (9000, 32_768)]
+        {
             let more = vec![b'x'; size];
             let (before, whole) = (bytes.as_ptr(), [&bytes[..], &more].concat());
             let fits = whole.len() <= bytes.capacity();
             append(&mut bytes, &more);
-            assert_eq!((&*bytes, bytes.capacity(), bytes.as_ptr() == before), (&whole, room, fits), "{size}");
+            assert_eq!(
+                (&*bytes, bytes.capacity(), bytes.as_ptr() == before),
+                (&whole, room, fits),
+                "{size}"
+            );
         }
     }
 }

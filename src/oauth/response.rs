@@ -1,4 +1,5 @@
-//! Reads the JSON of a token answer (RFC 6749 §5.1 and §5.2), leniently: a member that cannot be read spoils only itself.
+//! Reads the JSON of a token answer (RFC 6749 §5.1 and §5.2), leniently: a member that cannot be
+//! read spoils only itself.
 
 use std::{fmt, time::Duration};
 
@@ -24,11 +25,12 @@ pub(super) struct Members {
 }
 
 impl Members {
-    /// Reads the object at the start of `body`; what follows it does not matter. Where the text breaks off or turns into something
-    /// that is no JSON, what came before stays: it may be the only copy of a new refresh token.
+    /// Reads the object at the start of `body`; what follows it does not matter. Where the text
+    /// breaks off or turns into something that is no JSON, what came before stays: it may be the
+    /// only copy of a new refresh token.
     pub(super) fn read(body: &mut [u8]) -> Self {
-        // Control characters are not allowed in JSON strings. As blanks they spoil no more than the member they are in: no token
-        // has blanks.
+        // Control characters are not allowed in JSON strings. As blanks they spoil no more than the
+        // member they are in: no token has blanks.
         body.iter_mut().filter(|byte| byte.is_ascii_control()).for_each(|byte| *byte = b' ');
         let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
         let mut members = Self::default();
@@ -41,7 +43,8 @@ impl Members {
 
     fn walk(&mut self, text: &str) {
         // An error's text could quote a value: only whether there was one is kept, in `complete`.
-        self.complete = serde_json::Deserializer::from_str(text).deserialize_map(Walk(self)).is_ok();
+        self.complete =
+            serde_json::Deserializer::from_str(text).deserialize_map(Walk(self)).is_ok();
     }
 
     fn take(&mut self, name: &str, value: &RawValue) {
@@ -79,8 +82,8 @@ fn seconds(value: &RawValue) -> Option<Duration> {
     Duration::try_from_secs_f64(number.parse().ok()?).ok()
 }
 
-/// Values are looked at raw: `serde_json` skips them without recursion, and refuses none for its size. They are borrowed from the
-/// body, so that no copy of a secret is left unwiped.
+/// Values are looked at raw: `serde_json` skips them without recursion, and refuses none for its
+/// size. They are borrowed from the body, so that no copy of a secret is left unwiped.
 struct Walk<'m>(&'m mut Members);
 
 impl<'de> Visitor<'de> for Walk<'_> {
@@ -137,7 +140,8 @@ mod tests {
                 assert!(members.complete);
             }
         }
-        let invalid_utf8 = [br#"{"x":""#, &b"\xff\xfe"[..], br#"","access_token":"good"}"#].concat();
+        let invalid_utf8 =
+            [br#"{"x":""#, &b"\xff\xfe"[..], br#"","access_token":"good"}"#].concat();
         assert_eq!(access(&read(invalid_utf8)), Some("good"));
     }
 
@@ -178,8 +182,11 @@ mod tests {
 
     #[test]
     fn bom_and_trailing_text_do_not_matter() {
-        for body in ["\u{feff}{\"access_token\":\"a\"}", r#"{"access_token":"a"} and more"#, "\r\n\t{\"access_token\":\"a\"}\0\0"]
-        {
+        for body in [
+            "\u{feff}{\"access_token\":\"a\"}",
+            r#"{"access_token":"a"} and more"#,
+            "\r\n\t{\"access_token\":\"a\"}\0\0",
+        ] {
             let members = read(body);
             assert_eq!((access(&members), members.complete), (Some("a"), true), "{body:?}");
         }
@@ -202,9 +209,18 @@ mod tests {
 
     #[test]
     fn what_is_no_object_has_no_members() {
-        let utf16: Vec<u8> = r#"{"access_token":"a"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let utf16: Vec<u8> =
+            r#"{"access_token":"a"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let deep = "[".repeat(10_000).into_bytes();
-        let others = ["", "null", "[]", "\"access_token\"", "<html>", "access_token=a", r#"[{"access_token":"a"}]"#];
+        let others = [
+            "",
+            "null",
+            "[]",
+            "\"access_token\"",
+            "<html>",
+            "access_token=a",
+            r#"[{"access_token":"a"}]"#,
+        ];
         for body in others.map(|text| text.as_bytes().to_vec()).into_iter().chain([utf16, deep]) {
             let members = read(&body);
             assert!(members.access_token.is_none(), "{body:?}");
@@ -213,8 +229,14 @@ mod tests {
 
     #[test]
     fn an_empty_error_is_none() {
-        for (value, expected) in [(r#""""#, false), (r#"["x"]"#, false), ("null", false), (r#""x""#, true)] {
-            assert_eq!(read(format!(r#"{{"error":{value}}}"#)).error.is_some(), expected, "{value}");
+        for (value, expected) in
+            [(r#""""#, false), (r#"["x"]"#, false), ("null", false), (r#""x""#, true)]
+        {
+            assert_eq!(
+                read(format!(r#"{{"error":{value}}}"#)).error.is_some(),
+                expected,
+                "{value}"
+            );
         }
     }
 }

@@ -40,11 +40,20 @@ pub(super) enum Next {
 }
 
 impl Pace {
-    /// What follows after attempt number `attempt` (from 1) failed, `elapsed` after the refresh began. `roll` is from 0 to 1.
-    pub(super) fn next(&self, failure: Failure, attempt: u32, asked: AskedWait, elapsed: Duration, roll: f64) -> Next {
+    /// What follows after attempt number `attempt` (from 1) failed, `elapsed` after the refresh
+    /// began. `roll` is from 0 to 1.
+    pub(super) fn next(
+        &self,
+        failure: Failure,
+        attempt: u32,
+        asked: AskedWait,
+        elapsed: Duration,
+        roll: f64,
+    ) -> Next {
         let step = match failure {
             Failure::Busy | Failure::Unreached | Failure::Salvaged => self.step(attempt),
-            // Not longer than the first step: servers that rotate take a spent refresh token for a few seconds only.
+            // Not longer than the first step: servers that rotate take a spent refresh token for a
+            // few seconds only.
             Failure::Lost if self.retry_lost => self.step(1),
             Failure::Lost
             | Failure::GrantOver
@@ -57,7 +66,11 @@ impl Pace {
         let asked = asked.unwrap_or_default();
         let wait = jittered(step, roll).max(asked);
         let late = elapsed.checked_add(wait).is_none_or(|end| end >= self.deadline);
-        if attempt >= self.max_attempts || asked > self.max_retry_after || late { Next::End } else { Next::TryAfter(wait) }
+        if attempt >= self.max_attempts || asked > self.max_retry_after || late {
+            Next::End
+        } else {
+            Next::TryAfter(wait)
+        }
     }
 
     fn step(&self, attempt: u32) -> Duration {
@@ -75,11 +88,14 @@ impl Pace {
 /// From half the step to all of it, so that a fleet does not come back in step.
 fn jittered(step: Duration, roll: f64) -> Duration {
     let half = step / 2;
-    half.saturating_add(Duration::try_from_secs_f64(half.as_secs_f64() * roll).unwrap_or(half).min(half))
+    half.saturating_add(
+        Duration::try_from_secs_f64(half.as_secs_f64() * roll).unwrap_or(half).min(half),
+    )
 }
 
-/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date held against `now`, which is the server's own clock where it is known.
-/// Malformed is as if absent. Digits without end are a wait without end.
+/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date held against `now`, which is the server's
+/// own clock where it is known. Malformed is as if absent. Digits without end are a wait without
+/// end.
 pub(super) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> AskedWait {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -113,17 +129,25 @@ mod tests {
     fn four_failures_are_retried_and_a_lost_answer_only_if_allowed() {
         for (retry_lost, expected) in [(true, 4), (false, 3)] {
             let pace = Pace { retry_lost, ..Pace::default() };
-            let retried = FAILURES.map(|failure| pace.next(failure, 1, None, Duration::ZERO, 1.0) == Next::TryAfter(MS(500)));
+            let retried = FAILURES.map(|failure| {
+                pace.next(failure, 1, None, Duration::ZERO, 1.0) == Next::TryAfter(MS(500))
+            });
             assert_eq!(retried.iter().filter(|yes| **yes).count(), expected);
-            assert_eq!(retried, [true, true, retry_lost, true, false, false, false, false, false, false]);
+            assert_eq!(
+                retried,
+                [true, true, retry_lost, true, false, false, false, false, false, false]
+            );
         }
     }
 
     #[test]
     fn steps_double_up_to_the_longest_and_a_lost_answer_takes_the_first() {
         let pace = Pace { max_attempts: u32::MAX, deadline: Duration::MAX, ..Pace::default() };
-        let waits = |failure, roll| [1, 2, 3, 4, 5, 6, 7, u32::MAX - 1].map(|n| pace.next(failure, n, None, MS(0), roll));
-        let full = [500, 1000, 2000, 4000, 8000, 10_000, 10_000, 10_000].map(|ms| Next::TryAfter(MS(ms)));
+        let waits = |failure, roll| {
+            [1, 2, 3, 4, 5, 6, 7, u32::MAX - 1].map(|n| pace.next(failure, n, None, MS(0), roll))
+        };
+        let full =
+            [500, 1000, 2000, 4000, 8000, 10_000, 10_000, 10_000].map(|ms| Next::TryAfter(MS(ms)));
         let half = [250, 500, 1000, 2000, 4000, 5000, 5000, 5000].map(|ms| Next::TryAfter(MS(ms)));
         for failure in [Failure::Busy, Failure::Unreached, Failure::Salvaged] {
             assert_eq!(waits(failure, 1.0), full);
@@ -138,7 +162,9 @@ mod tests {
         let runs: Vec<[Duration; 3]> = (0..30)
             .map(|_| {
                 [1, 2, 3].map(|attempt| {
-                    let Next::TryAfter(wait) = pace.next(Failure::Busy, attempt, None, MS(0), fastrand::f64()) else {
+                    let Next::TryAfter(wait) =
+                        pace.next(Failure::Busy, attempt, None, MS(0), fastrand::f64())
+                    else {
                         panic!("ended")
                     };
                     let step = MS(500 << (attempt - 1));
@@ -172,7 +198,10 @@ mod tests {
         assert_eq!(next(1, MS(500)), Next::End);
         assert_eq!(next(2, MS(0)), Next::End);
         assert_eq!(next(1, Duration::MAX), Next::End);
-        assert_eq!(Pace { max_attempts: 1, ..Pace::default() }.next(Failure::Lost, 1, None, MS(0), 1.0), Next::End);
+        assert_eq!(
+            Pace { max_attempts: 1, ..Pace::default() }.next(Failure::Lost, 1, None, MS(0), 1.0),
+            Next::End
+        );
         let open = Pace { deadline: Duration::MAX, ..pace };
         assert_eq!(open.next(Failure::Busy, 3, None, MS(0), 1.0), Next::End);
         assert_ne!(open.next(Failure::Busy, 2, None, MS(0), 1.0), Next::End);
@@ -182,8 +211,16 @@ mod tests {
     fn absurd_durations_do_no_harm() {
         for first in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
             for longest in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
-                let pace = Pace { first, longest, deadline: Duration::MAX, max_retry_after: Duration::MAX, ..Pace::default() };
-                for (attempt, asked, elapsed) in [(1, None, MS(0)), (5, Some(Duration::MAX), MS(1)), (5, None, Duration::MAX)] {
+                let pace = Pace {
+                    first,
+                    longest,
+                    deadline: Duration::MAX,
+                    max_retry_after: Duration::MAX,
+                    ..Pace::default()
+                };
+                for (attempt, asked, elapsed) in
+                    [(1, None, MS(0)), (5, Some(Duration::MAX), MS(1)), (5, None, Duration::MAX)]
+                {
                     for roll in [0.0, 1.0, f64::NAN, -1.0, 7.0] {
                         let _ = pace.next(Failure::Busy, attempt, asked, elapsed, roll);
                     }

@@ -37,7 +37,8 @@ pub(super) fn unwrapped(error: MiddlewareError) -> Transport {
     }
 }
 
-// A transparent wrapper's `source()` skips the wrapped error itself, so each link is opened by its type.
+// A transparent wrapper's `source()` skips the wrapped error itself, so each link is opened by its
+// type.
 fn inside<'e>(link: &'e (dyn std::error::Error + 'static)) -> Option<&'e reqwest::Error> {
     if let Some(found) = link.downcast_ref::<reqwest::Error>() {
         return Some(found);
@@ -70,8 +71,9 @@ pub(super) fn failure(error: &reqwest::Error) -> Failure {
     }
 }
 
-/// Whether an HTTP/2 server says that it has not looked at the request, so that no refresh token can be spent: `REFUSED_STREAM`
-/// (RFC 9113 §8.7), or GOAWAY without an error and without the request's stream (§6.8).
+/// Whether an HTTP/2 server says that it has not looked at the request, so that no refresh token
+/// can be spent: `REFUSED_STREAM` (RFC 9113 §8.7), or GOAWAY without an error and without the
+/// request's stream (§6.8).
 #[cfg(feature = "http2")]
 fn is_unprocessed(error: &reqwest::Error) -> bool {
     let chain = std::iter::successors(std::error::Error::source(error), |cause| cause.source());

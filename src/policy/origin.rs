@@ -4,14 +4,16 @@ use url::{Host, Url};
 
 use crate::error::{Error, ErrorKind};
 
-/// Scheme, host and port, normalised by the URL parser: lower case, IDN as Punycode, percent-encoding and default ports resolved.
-/// A trailing dot, another spelling of the same machine, or an IPv4 address mapped into IPv6 is another origin.
+/// Scheme, host and port, normalised by the URL parser: lower case, IDN as Punycode,
+/// percent-encoding and default ports resolved. A trailing dot, another spelling of the same
+/// machine, or an IPv4 address mapped into IPv6 is another origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
     https: bool,
     host: Box<str>,
     port: u16,
-    /// How URLs of this origin begin if they name no user: up to and with the slash that ends the authority.
+    /// How URLs of this origin begin if they name no user: up to and with the slash that ends the
+    /// authority.
     prefix: Box<str>,
 }
 
@@ -38,16 +40,20 @@ impl Origin {
 
     /// Whether this URL is of this origin.
     pub(crate) fn covers(&self, url: &Url) -> bool {
-        // One comparison for almost all: nothing but this origin's authority can stand before the first slash.
+        // One comparison for almost all: nothing but this origin's authority can stand before the
+        // first slash.
         if url.as_str().starts_with(&*self.prefix) {
             return true;
         }
         let scheme = if self.https { "https" } else { "http" };
-        url.scheme() == scheme && url.port_or_known_default() == Some(self.port) && url.host_str() == Some(&*self.host)
+        url.scheme() == scheme
+            && url.port_or_known_default() == Some(self.port)
+            && url.host_str() == Some(&*self.host)
     }
 }
 
-/// Whether what is sent to this URL stays on the machine: 127.0.0.0/8, `::1`, `localhost` and names below it (RFC 6761 §6.3).
+/// Whether what is sent to this URL stays on the machine: 127.0.0.0/8, `::1`, `localhost` and names
+/// below it (RFC 6761 §6.3).
 pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
@@ -122,9 +128,15 @@ mod tests {
             "http://notlocalhost",
             "http://[::ffff:127.0.0.1]",
         ] {
-            assert_eq!(Origin::parse(bad, false).unwrap_err().kind(), ErrorKind::InvalidConfig, "{bad}");
+            assert_eq!(
+                Origin::parse(bad, false).unwrap_err().kind(),
+                ErrorKind::InvalidConfig,
+                "{bad}"
+            );
         }
-        for good in ["http://localhost:1", "http://api.localhost", "http://127.9.9.9", "http://[::1]"] {
+        for good in
+            ["http://localhost:1", "http://api.localhost", "http://127.9.9.9", "http://[::1]"]
+        {
             assert!(Origin::parse(good, false).is_ok(), "{good}");
         }
         assert!(Origin::parse("http://10.0.0.1", true).is_ok());

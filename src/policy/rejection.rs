@@ -1,10 +1,12 @@
-//! Which answers of the API refuse the token, by status and challenge (RFC 9110 §11.6.1, RFC 6750 §3).
+//! Which answers of the API refuse the token, by status and challenge (RFC 9110 §11.6.1, RFC 6750
+//! §3).
 
 use http::{HeaderMap, StatusCode, header::WWW_AUTHENTICATE};
 use http_auth::ChallengeParser;
 
-/// What the built-in rule says of an answer, and whether the token that was sent has run out by its own expiry. Given to the rule
-/// of [`SessionBuilder::rejected_if`](crate::SessionBuilder::rejected_if).
+/// What the built-in rule says of an answer, and whether the token that was sent has run out by its
+/// own expiry. Given to the rule of
+/// [`SessionBuilder::rejected_if`](crate::SessionBuilder::rejected_if).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verdict {
@@ -16,8 +18,14 @@ pub struct Verdict {
 
 /// Whether the API refuses the token with this answer.
 ///
-/// `brought_token`: the answer carried a new token in the capture header that the session now has, or one newer still.
-pub(crate) fn refuses(status: StatusCode, headers: &HeaderMap, brought_token: bool, token_expired: bool) -> Verdict {
+/// `brought_token`: the answer carried a new token in the capture header that the session now has,
+/// or one newer still.
+pub(crate) fn refuses(
+    status: StatusCode,
+    headers: &HeaderMap,
+    brought_token: bool,
+    token_expired: bool,
+) -> Verdict {
     let refused = match status {
         StatusCode::UNAUTHORIZED => {
             brought_token || {
@@ -26,7 +34,9 @@ pub(crate) fn refuses(status: StatusCode, headers: &HeaderMap, brought_token: bo
             }
         }
         // Airflow answers a plain 403 to expired tokens, without a challenge.
-        StatusCode::FORBIDDEN => brought_token || token_expired || Challenges::read(headers).invalid_token,
+        StatusCode::FORBIDDEN => {
+            brought_token || token_expired || Challenges::read(headers).invalid_token
+        }
         _ => false,
     };
     Verdict { refused, token_expired }
@@ -43,11 +53,15 @@ struct Challenges {
     needs_more: bool,
 }
 
-const NEEDS_MORE: [&str; 3] = ["insufficient_scope", "insufficient_user_authentication", "insufficient_claims"];
+const NEEDS_MORE: [&str; 3] =
+    ["insufficient_scope", "insufficient_user_authentication", "insufficient_claims"];
 
 impl Challenges {
     fn read(headers: &HeaderMap) -> Self {
-        let unasked = headers.get_all(WWW_AUTHENTICATE).iter().all(|value| value.as_bytes().trim_ascii().is_empty());
+        let unasked = headers
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .all(|value| value.as_bytes().trim_ascii().is_empty());
         let mut said = Self { bearer: unasked, ..Self::default() };
         for value in headers.get_all(WWW_AUTHENTICATE) {
             let text = String::from_utf8_lossy(value.as_bytes());
@@ -76,11 +90,15 @@ impl Challenges {
         self.needs_more |= NEEDS_MORE.iter().any(|code| error.eq_ignore_ascii_case(code));
     }
 
-    /// `Bearer` as a word outside quotes is a bearer challenge; its error code is any word of the text.
+    /// `Bearer` as a word outside quotes is a bearer challenge; its error code is any word of the
+    /// text.
     fn reads_loosely(&mut self, text: &str) {
         let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
         let outside_quotes = text.split('"').step_by(2);
-        if outside_quotes.flat_map(|part| part.split(|c| !is_word(c))).any(|word| word.eq_ignore_ascii_case("Bearer")) {
+        if outside_quotes
+            .flat_map(|part| part.split(|c| !is_word(c)))
+            .any(|word| word.eq_ignore_ascii_case("Bearer"))
+        {
             self.bearer = true;
             for word in text.split(|c| !is_word(c)) {
                 self.hears(word);
@@ -98,7 +116,8 @@ mod tests {
     fn headers(challenges: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for challenge in challenges {
-            headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(challenge.as_bytes()).unwrap());
+            headers
+                .append(WWW_AUTHENTICATE, HeaderValue::from_bytes(challenge.as_bytes()).unwrap());
         }
         headers
     }
@@ -110,7 +129,12 @@ mod tests {
             (&["Bearer"], true),
             (&["bEaReR realm=\"x\""], true),
             (&["Bearer error=\"invalid_token\""], true),
-            (&["Bearer realm=\"a, b=c\", error=\"invalid_token\", error_description=\"x \\\"y\\\", z\""], true),
+            (
+                &[
+                    "Bearer realm=\"a, b=c\", error=\"invalid_token\", error_description=\"x \\\"y\\\", z\"",
+                ],
+                true,
+            ),
             (&["Basic realm=\"x\""], false),
             (&["Basic realm=\"Bearer\""], false),
             (&["Basic realm=\"x, Bearer y\""], false),
@@ -155,14 +179,20 @@ mod tests {
 
     #[test]
     fn a_token_beside_a_401_outweighs_its_challenge() {
-        assert!(refuses(StatusCode::UNAUTHORIZED, &headers(&["Basic realm=\"x\""]), true, false).refused);
+        assert!(
+            refuses(StatusCode::UNAUTHORIZED, &headers(&["Basic realm=\"x\""]), true, false)
+                .refused
+        );
     }
 
     #[test]
     fn no_other_status_refuses_a_token() {
         for status in (100..600).filter(|status| !matches!(status, 401 | 403)) {
             let status = StatusCode::from_u16(status).unwrap();
-            assert!(!refuses(status, &headers(&["Bearer error=\"invalid_token\""]), true, true).refused, "{status}");
+            assert!(
+                !refuses(status, &headers(&["Bearer error=\"invalid_token\""]), true, true).refused,
+                "{status}"
+            );
         }
     }
 }

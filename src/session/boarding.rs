@@ -37,7 +37,8 @@ pub(crate) struct Ticket {
 }
 
 impl Session {
-    /// Before a request is sent: whether to wait. `may_start`: whether it may start a flight, or only join one.
+    /// Before a request is sent: whether to wait. `may_start`: whether it may start a flight, or
+    /// only join one.
     pub(crate) fn before_sending(&self, may_start: bool) -> Boarding {
         self.board(
             |state, now| match state.before_sending(now) {
@@ -59,14 +60,18 @@ impl Session {
         )
     }
 
-    /// Waits for a flight, and says whether it brought a token. One that fails is no failure if the token has changed meanwhile.
+    /// Waits for a flight, and says whether it brought a token. One that fails is no failure if the
+    /// token has changed meanwhile.
     pub(crate) async fn wait(&self, ticket: &Ticket) -> Result<Ending, Error> {
         let begun = Instant::now();
         let outcome = self.outcome_of(&ticket.cell).await;
         telemetry::wait(begun.elapsed());
         if outcome.is_err() {
             let state = self.load();
-            if state.generation != ticket.generation && state.access.is_some() && !matches!(state.phase, Phase::Closed) {
+            if state.generation != ticket.generation
+                && state.access.is_some()
+                && !matches!(state.phase, Phase::Closed)
+            {
                 return Ok(Ending::Overtaken);
             }
         }
@@ -82,27 +87,41 @@ impl Session {
             return outcome;
         }
         // The runtime that runs it is not shut down, but nobody drives it any more.
-        let error = Error::new(ErrorKind::Unavailable, "the runtime that runs the refresh has come to a stop");
+        let error = Error::new(
+            ErrorKind::Unavailable,
+            "the runtime that runs the refresh has come to a stop",
+        );
         self.end_flight(cell, Some(&error));
         cell.resolve(Err(error.clone()));
         Err(error)
     }
 
-    /// Longer than any flight on a runtime that runs: its own limit, and what the store may take to save what it brought.
+    /// Longer than any flight on a runtime that runs: its own limit, and what the store may take to
+    /// save what it brought.
     pub(super) fn longest_flight(&self) -> Duration {
-        let saving = self.0.vault.as_ref().map_or(Duration::ZERO, |vault| vault.limit().saturating_mul(8));
+        let saving =
+            self.0.vault.as_ref().map_or(Duration::ZERO, |vault| vault.limit().saturating_mul(8));
         self.0.flight_timeout.saturating_add(saving).saturating_add(Duration::from_secs(1))
     }
 
-    /// Decides and, where it has to, starts a flight, in one step. Most need no more than a look: the lock is for the first.
-    pub(super) fn board(&self, decide: impl Fn(&State, Instant) -> Step, refused: bool) -> Boarding {
+    /// Decides and, where it has to, starts a flight, in one step. Most need no more than a look:
+    /// the lock is for the first.
+    pub(super) fn board(
+        &self,
+        decide: impl Fn(&State, Instant) -> Step,
+        refused: bool,
+    ) -> Boarding {
         let now = Instant::now();
         let state = self.load();
         match (decide(&state, now), &state.flight) {
             (Step::Go, _) => return Boarding::Go { started: false },
             (Step::Fail(error), _) => return Boarding::Fail(error),
             (Step::Wait, Some(cell)) if state.refused || !refused => {
-                return Boarding::Wait(Ticket { cell: Arc::clone(cell), generation: state.generation, started: false });
+                return Boarding::Wait(Ticket {
+                    cell: Arc::clone(cell),
+                    generation: state.generation,
+                    started: false,
+                });
             }
             _ => {}
         }
@@ -123,7 +142,11 @@ impl Session {
                 cell
             });
             let ticket = Ticket { cell: Arc::clone(cell), generation, started: started.is_some() };
-            if background { Boarding::Go { started: ticket.started } } else { Boarding::Wait(ticket) }
+            if background {
+                Boarding::Go { started: ticket.started }
+            } else {
+                Boarding::Wait(ticket)
+            }
         });
         if let Some(cell) = started {
             flight::launch(self, cell);

@@ -78,28 +78,31 @@ impl SessionBuilder {
         }
     }
 
-    /// Adds an origin that the token may be sent to: scheme, host and port of this URL, compared after URL normalisation. A path
-    /// counts for nothing. Requests elsewhere carry no token, and nothing is taken from their answers.
+    /// Adds an origin that the token may be sent to: scheme, host and port of this URL, compared
+    /// after URL normalisation. A path counts for nothing. Requests elsewhere carry no token, and
+    /// nothing is taken from their answers.
     pub fn origin(mut self, origin: impl AsRef<str>) -> Self {
         self.origins.push(origin.as_ref().to_owned());
         self
     }
 
-    /// How new tokens are brought: [`OAuthRefresh`](crate::OAuthRefresh), [`refresh_with`](crate::refresh_with), or your own.
+    /// How new tokens are brought: [`OAuthRefresh`](crate::OAuthRefresh),
+    /// [`refresh_with`](crate::refresh_with), or your own.
     pub fn refresher(mut self, refresher: impl Refresher) -> Self {
         self.refresher = Some(Box::new(refresher));
         self
     }
 
-    /// Where the tokens outlive the process. What the store holds is tried before the tokens that the session was given: it is
-    /// looked into at the first refresh, or at once by [`restore`](Self::restore).
+    /// Where the tokens outlive the process. What the store holds is tried before the tokens that
+    /// the session was given: it is looked into at the first refresh, or at once by
+    /// [`restore`](Self::restore).
     pub fn store(mut self, store: impl TokenStore) -> Self {
         self.store = Some(Box::new(store));
         self
     }
 
-    /// Adds a listener for events. It is called on the task that does the work: keep it short. Its panics are caught. One that holds
-    /// the session keeps it from ever being dropped.
+    /// Adds a listener for events. It is called on the task that does the work: keep it short. Its
+    /// panics are caught. One that holds the session keeps it from ever being dropped.
     pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.listeners.add(listener);
         self
@@ -111,18 +114,19 @@ impl SessionBuilder {
         self
     }
 
-    /// How long before its expiry a token is renewed in the background. Default: the last fifth of its lifetime, at most 60 s. It
-    /// is cut to half the lifetime; zero renews only when the token has ended.
+    /// How long before its expiry a token is renewed in the background. Default: the last fifth of
+    /// its lifetime, at most 60 s. It is cut to half the lifetime; zero renews only when the token
+    /// has ended.
     pub fn refresh_ahead(mut self, window: Duration) -> Self {
         self.refresh_ahead = Some(window);
         self
     }
 
-    /// How long the token endpoint is let be after a refresh failed. Default: 10 s. A `Retry-After` can make it longer, up to five
-    /// minutes.
+    /// How long the token endpoint is let be after a refresh failed. Default: 10 s. A `Retry-After`
+    /// can make it longer, up to five minutes.
     ///
-    /// After a refresh that succeeded, its token is not renewed within the same time because it had ended when it came, nor
-    /// because the API refuses it before it has accepted it once.
+    /// After a refresh that succeeded, its token is not renewed within the same time because it had
+    /// ended when it came, nor because the API refuses it before it has accepted it once.
     pub fn cooldown(mut self, pause: Duration) -> Self {
         self.cooldown = pause;
         self
@@ -134,11 +138,13 @@ impl SessionBuilder {
         self
     }
 
-    /// The limit for a refresh, whatever the refresher does, the wait for the store's lock included. Default: 90 s. Saving what it
-    /// brought comes on top, bounded by [`store_timeout`](Self::store_timeout).
+    /// The limit for a refresh, whatever the refresher does, the wait for the store's lock
+    /// included. Default: 90 s. Saving what it brought comes on top, bounded by
+    /// [`store_timeout`](Self::store_timeout).
     ///
-    /// Give it more than the refresher's own deadline (60 s of [`OAuthRefresh`](crate::OAuthRefresh)): a call that is cut off may
-    /// have spent the refresh token.
+    /// Give it more than the refresher's own deadline (60 s of
+    /// [`OAuthRefresh`](crate::OAuthRefresh)): a call that is cut off may have spent the refresh
+    /// token.
     pub fn flight_timeout(mut self, limit: Duration) -> Self {
         self.flight_timeout = limit;
         self
@@ -150,8 +156,9 @@ impl SessionBuilder {
         self
     }
 
-    /// Replaces the rule by which an answer refuses the token. It is given the built-in rule's [`Verdict`], and is asked of every
-    /// answer from the origin that the request was sent to, if the session signed the request.
+    /// Replaces the rule by which an answer refuses the token. It is given the built-in rule's
+    /// [`Verdict`], and is asked of every answer from the origin that the request was sent to, if
+    /// the session signed the request.
     ///
     /// ```
     /// # use reqwest_reauth::{Error, Session, Tokens};
@@ -164,12 +171,16 @@ impl SessionBuilder {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn rejected_if(mut self, rule: impl Fn(&Response, Verdict) -> bool + Send + Sync + 'static) -> Self {
+    pub fn rejected_if(
+        mut self,
+        rule: impl Fn(&Response, Verdict) -> bool + Send + Sync + 'static,
+    ) -> Self {
         self.rejected_if = Some(Box::new(rule));
         self
     }
 
-    /// Which requests may be sent again after a refusal. Default: all, since a refused request was not executed.
+    /// Which requests may be sent again after a refusal. Default: all, since a refused request was
+    /// not executed.
     pub fn replay_if(mut self, rule: impl Fn(&Request) -> bool + Send + Sync + 'static) -> Self {
         self.replay_if = Some(Box::new(rule));
         self
@@ -184,18 +195,23 @@ impl SessionBuilder {
     /// Builds the session. A store is not looked into before the first refresh.
     ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig): no origin, one that is no http(s) URL, has a user name, or is plain http; or
-    /// the refresher's settings cannot work.
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig): no origin, one that is no http(s) URL, has a
+    /// user name, or is plain http; or the refresher's settings cannot work.
     pub fn build(self) -> Result<Session, Error> {
         if self.origins.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidConfig, "a session needs at least one origin"));
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                "a session needs at least one origin",
+            ));
         }
-        let origins: Result<_, _> = self.origins.iter().map(|text| Origin::parse(text, self.allow_plain_http)).collect();
+        let origins: Result<_, _> =
+            self.origins.iter().map(|text| Origin::parse(text, self.allow_plain_http)).collect();
         if let Some(refresher) = &self.refresher {
             refresher.check()?;
         }
         let lifetime = self.tokens.lifetime(Arrival::Handed);
-        let due = lifetime.map(|lifetime| expiry::due(lifetime, self.refresh_ahead, fastrand::f64()));
+        let due =
+            lifetime.map(|lifetime| expiry::due(lifetime, self.refresh_ahead, fastrand::f64()));
         let given = self.tokens.refresh_token().cloned();
         let session = Session(std::sync::Arc::new(Inner {
             current: ArcSwap::from_pointee(State::new(&self.tokens, lifetime, due)),
@@ -219,18 +235,21 @@ impl SessionBuilder {
         Ok(session)
     }
 
-    /// Builds the session with what the store holds, so that the first request has the stored access token.
+    /// Builds the session with what the store holds, so that the first request has the stored
+    /// access token.
     ///
     /// # Errors
-    /// As [`build`](Self::build); [`Store`](ErrorKind::Store) when the store fails and the session was given no token to go on
-    /// with. Otherwise a failing store is an [`Event::StoreFailed`].
+    /// As [`build`](Self::build); [`Store`](ErrorKind::Store) when the store fails and the session
+    /// was given no token to go on with. Otherwise a failing store is an [`Event::StoreFailed`].
     pub async fn restore(self) -> Result<Session, Error> {
         let session = self.build()?;
         if let Some(vault) = &session.0.vault {
             match vault.open().await {
                 Ok(Some(stored)) => session.adopt(&stored),
                 Ok(None) => {}
-                Err(error) if session.load().has_tokens() => session.emit(&Event::StoreFailed { error }),
+                Err(error) if session.load().has_tokens() => {
+                    session.emit(&Event::StoreFailed { error })
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -9,7 +9,8 @@ use crate::{
     store::StoreLock,
 };
 
-/// How a flight ends for those who wait: whether it brought a token, or was overtaken by the user's word.
+/// How a flight ends for those who wait: whether it brought a token, or was overtaken by the user's
+/// word.
 pub(super) type Landing = Result<Ending, Error>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +57,15 @@ impl Cell {
         });
     }
 
-    /// The user's word overtakes the flight: whoever waits goes on with it, and the call is given up.
+    /// The user's word overtakes the flight: whoever waits goes on with it, and the call is given
+    /// up.
     pub(super) fn overtake(&self, outcome: Landing) {
         self.resolve(outcome);
         self.overtaken.notify_one();
     }
 
-    /// The flight's outcome. Whoever leads it, on whichever runtime: a flight that dies resolves too.
+    /// The flight's outcome. Whoever leads it, on whichever runtime: a flight that dies resolves
+    /// too.
     pub(super) async fn wait(&self) -> Landing {
         let mut outcome = self.outcome.subscribe();
         let outcome = outcome.wait_for(Option::is_some).await;

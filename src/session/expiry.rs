@@ -11,9 +11,10 @@ const LONGEST_DEFAULT_WINDOW: Duration = Duration::from_secs(60);
 
 /// When a token of this lifetime is to be renewed ahead of its expiry.
 ///
-/// The window is the last fifth of the lifetime, at most 60 s; a configured one is cut to half the lifetime, so that a token that
-/// lives shorter than the margin is not renewed all the time. `jitter`, from 0 to 1, moves the start by up to a tenth of the
-/// window, so that a fleet does not renew in step.
+/// The window is the last fifth of the lifetime, at most 60 s; a configured one is cut to half the
+/// lifetime, so that a token that lives shorter than the margin is not renewed all the time.
+/// `jitter`, from 0 to 1, moves the start by up to a tenth of the window, so that a fleet does not
+/// renew in step.
 pub(crate) fn due(lifetime: Lifetime, configured: Option<Duration>, jitter: f64) -> Instant {
     let Lifetime { from, until } = lifetime;
     let span = until.saturating_duration_since(from);
@@ -50,7 +51,11 @@ mod tests {
         for (span, configured, jitter, expected) in table {
             let lifetime = Lifetime { from, until: from + seconds(span) };
             let due = due(lifetime, configured.map(seconds), jitter);
-            assert_eq!(due.duration_since(from), seconds(expected), "{span} {configured:?} {jitter}");
+            assert_eq!(
+                due.duration_since(from),
+                seconds(expected),
+                "{span} {configured:?} {jitter}"
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
 //! One refresh at a time, for everyone who waits.
 //!
-//! A flight is a task of its own. It belongs to the session and not to the request that started it: when every caller is dropped
-//! it goes on, since the token endpoint may have spent the refresh token already.
+//! A flight is a task of its own. It belongs to the session and not to the request that started it:
+//! when every caller is dropped it goes on, since the token endpoint may have spent the refresh
+//! token already.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -37,7 +38,8 @@ pub(super) fn launch(session: &Session, cell: Arc<Cell>) {
     }
 }
 
-/// Clears the session's slot and frees the waiters when a flight ends, also when its runtime is shut down under it.
+/// Clears the session's slot and frees the waiters when a flight ends, also when its runtime is
+/// shut down under it.
 struct Guard {
     session: Session,
     cell: Arc<Cell>,
@@ -140,8 +142,10 @@ async fn obtain(session: &Session, cell: &Cell, log: &Arc<Log>) -> Result<Brough
             if session.can_use(&theirs) {
                 return Ok(Brought::Stored(theirs));
             }
-            if let Some(refresh) = theirs.refresh_token().filter(|refresh| !tried.contains(refresh)) {
-                // Kept at once: whatever becomes of this flight, the session's own is the older one.
+            if let Some(refresh) = theirs.refresh_token().filter(|refresh| !tried.contains(refresh))
+            {
+                // Kept at once: whatever becomes of this flight, the session's own is the older
+                // one.
                 log.ask_with(refresh.clone());
                 drop(session.keep_refresh(cell.epoch(), refresh.clone()));
             }
@@ -154,7 +158,8 @@ async fn obtain(session: &Session, cell: &Cell, log: &Arc<Log>) -> Result<Brough
         let asked = log.tokens().refresh_token().cloned();
         maybe_spent |= asked.as_ref().is_some_and(|asked| vault.is_shared(asked));
         tried.extend(asked);
-        // Before a grant is believed dead: somebody else may have renewed it, or the session has another one.
+        // Before a grant is believed dead: somebody else may have renewed it, or the session has
+        // another one.
         look = vault.look(session).await;
         let theirs = matches!(&look, Look::Changed(theirs) if session.can_use(theirs)
             || theirs.refresh_token().is_some_and(|refresh| !tried.contains(refresh)));
@@ -162,7 +167,9 @@ async fn obtain(session: &Session, cell: &Cell, log: &Arc<Log>) -> Result<Brough
             match vault.given().filter(|own| !tried.contains(own)) {
                 Some(own) => log.ask_with(own),
                 // A process that died may have spent it without leaving a trace.
-                None if maybe_spent && !error.nothing_to_ask_with() => return Err(error.with_possibly_consumed()),
+                None if maybe_spent && !error.nothing_to_ask_with() => {
+                    return Err(error.with_possibly_consumed());
+                }
                 None => return Err(error),
             }
             look = Look::Same;
@@ -180,13 +187,16 @@ async fn ask(refresher: &dyn Refresher, log: &Arc<Log>) -> Result<Brought, Error
     log.is_at(Stage::Looking);
     match answer {
         Ok(tokens) => Ok(Brought::Issued { tokens, attempts: flight.attempts() }),
-        Err(error) if error.attempts() == 0 && !error.nothing_to_ask_with() => Err(error.with_attempts(flight.attempts())),
+        Err(error) if error.attempts() == 0 && !error.nothing_to_ask_with() => {
+            Err(error.with_attempts(flight.attempts()))
+        }
         Err(error) => Err(error),
     }
 }
 
 impl Brought {
-    /// Saves, then makes visible. Not bounded by the flight's time limit: what is here must not be lost.
+    /// Saves, then makes visible. Not bounded by the flight's time limit: what is here must not be
+    /// lost.
     async fn bring(self, session: &Session, cell: &Cell, log: &Log) -> Landing {
         let (mut tokens, attempts, arrival) = match self {
             Brought::Stored(tokens) => (tokens, 0, Arrival::Handed),
@@ -196,7 +206,11 @@ impl Brought {
             if let Some(refresh) = tokens.refresh_token() {
                 log.keep(refresh.clone()).await;
             }
-            return Err(Error::new(ErrorKind::BadResponse, "the refresher brought no access token").with_attempts(attempts));
+            return Err(Error::new(
+                ErrorKind::BadResponse,
+                "the refresher brought no access token",
+            )
+            .with_attempts(attempts));
         }
         if tokens.refresh_token().is_none() {
             tokens.set_refresh(log.tokens().refresh_token().cloned());
@@ -205,7 +219,8 @@ impl Brought {
         let tokens = tokens.with_lifetime(lifetime);
         if attempts > 0 && session.is_current(cell.epoch()) {
             let asked = log.tokens().refresh_token().cloned();
-            // Kept before it is saved: the runtime may go away meanwhile, and the one before is spent.
+            // Kept before it is saved: the runtime may go away meanwhile, and the one before is
+            // spent.
             if let Some(refresh) = tokens.refresh_token() {
                 drop(session.keep_refresh(cell.epoch(), refresh.clone()));
             }
@@ -258,19 +273,26 @@ impl Log {
 
     /// The flight's time is up.
     fn cut_short(&self) -> Error {
-        let too_long = || Error::new(ErrorKind::Unavailable, "the refresh took longer than the flight timeout");
+        let too_long = || {
+            Error::new(ErrorKind::Unavailable, "the refresh took longer than the flight timeout")
+        };
         match *self.stage.lock().unwrap_or_else(PoisonError::into_inner) {
             Stage::Looking => too_long(),
             Stage::Locking => Error::new(ErrorKind::Store, "the store's lock was not free in time"),
             // A call may be in the air.
             Stage::Asking { failed_attempts } => {
                 let error = too_long().with_attempts(failed_attempts.saturating_add(1));
-                if self.tokens().refresh_token().is_some() { error.with_possibly_consumed() } else { error }
+                if self.tokens().refresh_token().is_some() {
+                    error.with_possibly_consumed()
+                } else {
+                    error
+                }
             }
         }
     }
 
-    /// Takes what the session has got while the flight waited. What the user has given since is another flight's.
+    /// Takes what the session has got while the flight waited. What the user has given since is
+    /// another flight's.
     fn catch_up(&self) {
         let state = self.session.load();
         if state.epoch == self.cell.epoch() {

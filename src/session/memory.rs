@@ -13,13 +13,17 @@ pub(super) struct Memory {
     pub(super) looked: bool,
     /// What a save is to keep, until it is known to have kept it.
     pub(super) unsaved: Option<Tokens>,
-    /// Saves that were tried since this session last looked, and may have been made all the same. The last few.
+    /// Saves that were tried since this session last looked, and may have been made all the same.
+    /// The last few.
     pub(super) tried: VecDeque<Tokens>,
-    /// What is unsaved is the user's word, and the store has not been looked into since: what it holds is older.
+    /// What is unsaved is the user's word, and the store has not been looked into since: what it
+    /// holds is older.
     pub(super) announced: bool,
-    /// The refresh token that was last in the store, as far as is known: another process may have spent it.
+    /// The refresh token that was last in the store, as far as is known: another process may have
+    /// spent it.
     pub(super) shared: Option<RefreshToken>,
-    /// The refresh token that the session was given, as long as it has been neither stored nor spent.
+    /// The refresh token that the session was given, as long as it has been neither stored nor
+    /// spent.
     pub(super) given: Option<RefreshToken>,
     /// A capture waits to be saved.
     pub(super) dirty: bool,
@@ -28,7 +32,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Whether the store holds what this session has seen there, may have put there, or is to put something newer in place of.
+    /// Whether the store holds what this session has seen there, may have put there, or is to put
+    /// something newer in place of.
     pub(super) fn knows(&self, found: &Tokens) -> bool {
         self.announced || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
     }

@@ -50,9 +50,11 @@ use crate::{
     token::{AccessToken, Arrival, Lifetime, Tokens},
 };
 
-/// One login: its tokens, where they may go, and how they are renewed. Shared by every request, client and task that uses it.
+/// One login: its tokens, where they may go, and how they are renewed. Shared by every request,
+/// client and task that uses it.
 ///
-/// Cloning is cheap, and clones are the same session. An idle session runs no task, timer or thread.
+/// Cloning is cheap, and clones are the same session. An idle session runs no task, timer or
+/// thread.
 #[derive(Clone)]
 pub struct Session(Arc<Inner>);
 
@@ -112,11 +114,12 @@ impl Session {
         receiver
     }
 
-    /// Refreshes now, or joins the refresh that is under way, whatever the token's age and the cool-down.
+    /// Refreshes now, or joins the refresh that is under way, whatever the token's age and the
+    /// cool-down.
     ///
     /// # Errors
-    /// What the refresh failed with; [`LoginRequired`](ErrorKind::LoginRequired) without a call when the refresh token was refused
-    /// before, or there is none; [`Closed`](ErrorKind::Closed).
+    /// What the refresh failed with; [`LoginRequired`](ErrorKind::LoginRequired) without a call
+    /// when the refresh token was refused before, or there is none; [`Closed`](ErrorKind::Closed).
     pub async fn refresh(&self) -> Result<Tokens, Error> {
         match self.board(|state, _| state.on_demand(), false) {
             Boarding::Wait(ticket) => {
@@ -129,11 +132,13 @@ impl Session {
     }
 
     /// A new login: these tokens from now on, whatever a refresh under way will bring. Ends
-    /// [`LoginRequired`](SessionState::LoginRequired) and a cool-down, and saves the tokens at once.
+    /// [`LoginRequired`](SessionState::LoginRequired) and a cool-down, and saves the tokens at
+    /// once.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Store`](ErrorKind::Store) when the store could not save them: the session uses them all
-    /// the same, and tries to save them again before the next rotation.
+    /// [`Closed`](ErrorKind::Closed); [`Store`](ErrorKind::Store) when the store could not save
+    /// them: the session uses them all the same, and tries to save them again before the next
+    /// rotation.
     pub async fn replace_tokens(&self, tokens: Tokens) -> Result<(), Error> {
         let lifetime = tokens.lifetime(Arrival::Handed);
         let due = self.due(lifetime);
@@ -151,23 +156,26 @@ impl Session {
     }
 
     /// Logs out: no token is left here or in the store, and every request fails with
-    /// [`LoginRequired`](ErrorKind::LoginRequired), unsent, until [`replace_tokens`](Self::replace_tokens). Those who wait for a
-    /// refresh are freed with the same error, and what it brings is dropped.
+    /// [`LoginRequired`](ErrorKind::LoginRequired), unsent, until
+    /// [`replace_tokens`](Self::replace_tokens). Those who wait for a refresh are freed with the
+    /// same error, and what it brings is dropped.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Store`](ErrorKind::Store) when the store could not be cleared.
+    /// [`Closed`](ErrorKind::Closed); [`Store`](ErrorKind::Store) when the store could not be
+    /// cleared.
     pub async fn clear(&self) -> Result<(), Error> {
         let epoch = self.overtake(Err(state::logged_out()), State::clear)?;
         self.clear_store(epoch).await
     }
 
-    /// Ends the session: nothing is sent any more, and those who wait for a refresh are freed at once with
-    /// [`Closed`](ErrorKind::Closed). A refresh under way is let to its end, and its tokens are saved, before this returns: a
-    /// rotated refresh token is not lost by a shutdown.
+    /// Ends the session: nothing is sent any more, and those who wait for a refresh are freed at
+    /// once with [`Closed`](ErrorKind::Closed). A refresh under way is let to its end, and its
+    /// tokens are saved, before this returns: a rotated refresh token is not lost by a shutdown.
     ///
-    /// It takes at most two seconds and twice the [`flight_timeout`](SessionBuilder::flight_timeout) and, with a store, sixteen
-    /// times the [`store_timeout`](SessionBuilder::store_timeout), also when the runtime of that refresh, or of a save, has come to
-    /// a stop.
+    /// It takes at most two seconds and twice the
+    /// [`flight_timeout`](SessionBuilder::flight_timeout) and, with a store, sixteen times the
+    /// [`store_timeout`](SessionBuilder::store_timeout), also when the runtime of that refresh, or
+    /// of a save, has come to a stop.
     ///
     /// # Errors
     /// None at present.
@@ -193,7 +201,11 @@ impl Session {
         Ok(())
     }
 
-    fn overtake(&self, outcome: Landing, change: impl FnOnce(&mut State) -> Option<Arc<Cell>>) -> Result<u64, Error> {
+    fn overtake(
+        &self,
+        outcome: Landing,
+        change: impl FnOnce(&mut State) -> Option<Arc<Cell>>,
+    ) -> Result<u64, Error> {
         let (flight, epoch) = self.update(|state| {
             if matches!(state.phase, state::Phase::Closed) {
                 return Err(Error::of(ErrorKind::Closed));
@@ -263,7 +275,8 @@ impl Session {
         captured
     }
 
-    /// An answer accepted the token of generation `sent`: should it be refused now, it is renewed again.
+    /// An answer accepted the token of generation `sent`: should it be refused now, it is renewed
+    /// again.
     pub(crate) fn accepted(&self, sent: u64) {
         self.update(|state| {
             if state.generation == sent {

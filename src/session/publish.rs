@@ -22,14 +22,24 @@ impl Session {
 
     /// Whether these tokens, from the store, spare a call to the token endpoint.
     pub(super) fn can_use(&self, theirs: &Tokens) -> bool {
-        let expired = theirs.lifetime(Arrival::Handed).is_some_and(|lifetime| lifetime.until <= Instant::now());
-        theirs.access_token().is_some_and(|access| self.load().access.as_ref() != Some(access)) && !expired
+        let expired = theirs
+            .lifetime(Arrival::Handed)
+            .is_some_and(|lifetime| lifetime.until <= Instant::now());
+        theirs.access_token().is_some_and(|access| self.load().access.as_ref() != Some(access))
+            && !expired
     }
 
     /// Makes what a flight brought visible. `None` if the user's word has overtaken it.
-    pub(super) fn land(&self, epoch: u64, tokens: &Tokens, lifetime: Option<Lifetime>, arrival: Arrival) -> Option<u64> {
+    pub(super) fn land(
+        &self,
+        epoch: u64,
+        tokens: &Tokens,
+        lifetime: Option<Lifetime>,
+        arrival: Arrival,
+    ) -> Option<u64> {
         let due = self.due(lifetime);
-        let pause = Instant::now().checked_add(self.0.cooldown).filter(|_| arrival == Arrival::Issued);
+        let pause =
+            Instant::now().checked_add(self.0.cooldown).filter(|_| arrival == Arrival::Issued);
         self.update(|state| {
             if state.epoch != epoch {
                 return None;
@@ -50,7 +60,8 @@ impl Session {
     }
 
     pub(super) fn end_flight(&self, cell: &Arc<Cell>, error: Option<&Error>) {
-        let is_it = |state: &State| state.flight.as_ref().is_some_and(|flight| Arc::ptr_eq(flight, cell));
+        let is_it =
+            |state: &State| state.flight.as_ref().is_some_and(|flight| Arc::ptr_eq(flight, cell));
         if !is_it(&self.load()) {
             return;
         }
@@ -81,18 +92,21 @@ impl Session {
         result
     }
 
-    /// Called with the writer's lock held, so that subscribers hear the changes in their order. `is_new`: somebody has subscribed.
+    /// Called with the writer's lock held, so that subscribers hear the changes in their order.
+    /// `is_new`: somebody has subscribed.
     pub(super) fn tell_subscribers(&self, state: &State, is_new: bool) {
         let Some(sender) = self.0.subscribers.get() else { return };
         let now = Instant::now();
         let public = state.public(now);
         let changed = sender.send_if_modified(|told| std::mem::replace(told, public) != public);
-        if let (Phase::CoolingDown { until, .. }, SessionState::CoolingDown) = (&state.phase, public)
+        if let (Phase::CoolingDown { until, .. }, SessionState::CoolingDown) =
+            (&state.phase, public)
             && (changed || is_new)
             && sender.receiver_count() > 0
             && let Ok(runtime) = Handle::try_current()
         {
-            // Only for subscribers: nobody else needs to know the moment at which a cool-down is over.
+            // Only for subscribers: nobody else needs to know the moment at which a cool-down is
+            // over.
             runtime.spawn(tell_later(Arc::downgrade(&self.0), *until));
         }
     }

@@ -24,9 +24,14 @@ impl Session {
         runtime.spawn(async move { saver.work().await });
     }
 
-    /// A capture that came during a flight that brought nothing newer. At the end, what could not be saved before, too.
+    /// A capture that came during a flight that brought nothing newer. At the end, what could not
+    /// be saved before, too.
     pub(super) fn save_what_is_left(&self, at_the_end: bool) {
-        let left = self.0.vault.as_ref().is_some_and(|vault| vault.memory().dirty || at_the_end && vault.has_unsaved());
+        let left = self
+            .0
+            .vault
+            .as_ref()
+            .is_some_and(|vault| vault.memory().dirty || at_the_end && vault.has_unsaved());
         if left {
             self.save_soon();
         }

@@ -1,7 +1,9 @@
-//! The task's session: a value in `task-local-extensions`, put there for the length of each poll and no longer.
+//! The task's session: a value in `task-local-extensions`, put there for the length of each poll
+//! and no longer.
 //!
-//! The item itself, once there, stays: a [`Slot`], which a scope fills and empties. A scope is entered at every poll of its future,
-//! and two more items inserted each time would cost more than all that a request needs of it.
+//! The item itself, once there, stays: a [`Slot`], which a scope fills and empties. A scope is
+//! entered at every poll of its future, and two more items inserted each time would cost more than
+//! all that a request needs of it.
 
 use std::{
     future::{Future, poll_fn},
@@ -15,13 +17,13 @@ use tokio::task;
 
 use super::Session;
 
-/// The item in the task's extensions. They cannot forget an item, so that no session is `None`. Only the thread that polls the
-/// task comes to it: nobody ever waits for the lock.
+/// The item in the task's extensions. They cannot forget an item, so that no session is `None`.
+/// Only the thread that polls the task comes to it: nobody ever waits for the lock.
 #[derive(Clone, Default)]
 struct Slot(Arc<Mutex<Option<Here>>>);
 
-/// A session, and the task that polls its scope. A `LocalSet` that is driven inside a scope polls its other tasks there as well,
-/// on behalf of whoever spawned them.
+/// A session, and the task that polls its scope. A `LocalSet` that is driven inside a scope polls
+/// its other tasks there as well, on behalf of whoever spawned them.
 #[derive(Clone)]
 struct Here {
     session: Session,
@@ -48,8 +50,9 @@ impl Session {
     /// Makes this the task's session while `future` runs, for clients made with
     /// [`with_scoped_sessions`](crate::ClientBuilderExt::with_scoped_sessions).
     ///
-    /// It holds for this future alone: not for other tasks on the same thread, and not for what the future gives to
-    /// `tokio::spawn` or `spawn_local`, which start tasks of their own. There, scope the spawned future too:
+    /// It holds for this future alone: not for other tasks on the same thread, and not for what the
+    /// future gives to `tokio::spawn` or `spawn_local`, which start tasks of their own. There,
+    /// scope the spawned future too:
     ///
     /// ```
     /// # use reqwest_reauth::{Error, Session, Tokens};
@@ -65,7 +68,8 @@ impl Session {
     /// # }
     /// ```
     ///
-    /// Scopes nest: the inner one holds while it runs. Items that others keep in `task-local-extensions` stay visible.
+    /// Scopes nest: the inner one holds while it runs. Items that others keep in
+    /// `task-local-extensions` stay visible.
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
         let session = self.clone();
         async move {
@@ -84,8 +88,8 @@ impl Session {
     }
 }
 
-/// Puts back, at the end of each poll and also when it panics, what was there before: the next task on this thread must never
-/// find this one's session.
+/// Puts back, at the end of each poll and also when it panics, what was there before: the next task
+/// on this thread must never find this one's session.
 struct Restore {
     slot: Slot,
     outer: Option<Here>,

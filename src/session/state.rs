@@ -1,6 +1,7 @@
 //! What a session knows, and how it changes: pure transitions, no I/O, no await.
 //!
-//! A [`State`] is immutable once published: requests read it with one atomic load, writers publish a changed copy.
+//! A [`State`] is immutable once published: requests read it with one atomic load, writers publish
+//! a changed copy.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,8 +26,9 @@ pub enum SessionState {
     Refreshing,
     /// A refresh has failed, and the session lets the token endpoint be for a while.
     CoolingDown,
-    /// The token cannot be renewed, or there is none, and [`Session::replace_tokens`](super::Session::replace_tokens) alone helps.
-    /// An access token that is still good is sent for as long as it lasts.
+    /// The token cannot be renewed, or there is none, and
+    /// [`Session::replace_tokens`](super::Session::replace_tokens) alone helps. An access token
+    /// that is still good is sent for as long as it lasts.
     LoginRequired,
     /// The session was closed.
     Closed,
@@ -36,7 +38,8 @@ pub enum SessionState {
 pub(crate) struct State {
     /// Rises each time the access token changes.
     pub(super) generation: u64,
-    /// Rises with each word of the user (`replace_tokens`, `clear`): what a flight of an earlier epoch brings is dropped.
+    /// Rises with each word of the user (`replace_tokens`, `clear`): what a flight of an earlier
+    /// epoch brings is dropped.
     pub(super) epoch: u64,
     pub(super) access: Option<AccessToken>,
     pub(super) refresh: Option<RefreshToken>,
@@ -47,10 +50,11 @@ pub(crate) struct State {
     pub(super) renewable: bool,
     /// The API refused the present generation.
     pub(super) refused: bool,
-    /// Until when a token that the token endpoint issued, and that no answer has accepted yet, is not renewed again.
+    /// Until when a token that the token endpoint issued, and that no answer has accepted yet, is
+    /// not renewed again.
     pub(super) probation: Option<Instant>,
-    /// The cool-down's end after the token endpoint issued a token. Until then one that was expired on arrival, from there or from
-    /// a response header, is not renewed for that reason.
+    /// The cool-down's end after the token endpoint issued a token. Until then one that was expired
+    /// on arrival, from there or from a response header, is not renewed for that reason.
     pub(super) issued_pause: Option<Instant>,
     /// The cool-down's end after a flight broke off. Until then none begins that nobody waits for.
     pub(super) broken_pause: Option<Instant>,
@@ -107,7 +111,8 @@ impl State {
 
     // ---- what a request asks
 
-    /// Whether a request may be sent without a further question, as almost all may. `now` is asked only where time matters.
+    /// Whether a request may be sent without a further question, as almost all may. `now` is asked
+    /// only where time matters.
     pub(crate) fn is_quiet(&self, now: impl FnOnce() -> Instant) -> bool {
         if !matches!(self.phase, Phase::Open) || self.access.is_none() || self.flight.is_some() {
             return false;
@@ -118,8 +123,8 @@ impl State {
         }
     }
 
-    /// Before a request is sent. A request whose token is still good does not wait, whoever asked for a flight, unless the API
-    /// has refused that token.
+    /// Before a request is sent. A request whose token is still good does not wait, whoever asked
+    /// for a flight, unless the API has refused that token.
     pub(super) fn before_sending(&self, now: Instant) -> Step {
         if let Phase::Closed = self.phase {
             return Step::Fail(Error::of(ErrorKind::Closed));
@@ -149,7 +154,11 @@ impl State {
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
             _ if self.flight.is_some() => Step::Wait,
             Phase::CoolingDown { until, cause } if now < *until => {
-                Step::Fail(if cause.nothing_to_ask_with() { cause.clone() } else { cooling_down(cause) })
+                Step::Fail(if cause.nothing_to_ask_with() {
+                    cause.clone()
+                } else {
+                    cooling_down(cause)
+                })
             }
             _ if self.renewable => Step::Wait,
             _ => Step::Fail(no_token()),
@@ -161,8 +170,10 @@ impl State {
         match &self.phase {
             Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
             Phase::LoginRequired(cause) if self.access.is_none() => Step::Fail(cause.clone()),
-            // The present token was not refused: it is asked of it what is asked before any request.
-            _ if self.generation != sent && self.access.is_some() => match self.before_sending(now) {
+            // The present token was not refused: it is asked of it what is asked before any
+            // request.
+            _ if self.generation != sent && self.access.is_some() => match self.before_sending(now)
+            {
                 Step::GoAndRenew => Step::Go,
                 step => step,
             },
@@ -228,13 +239,15 @@ impl State {
         self.renewable && allowed && !broken && !self.is_paused_for_expiry(now)
     }
 
-    /// Whether the token was expired on arrival, and the token endpoint was asked a moment ago: asking again would not help.
+    /// Whether the token was expired on arrival, and the token endpoint was asked a moment ago:
+    /// asking again would not help.
     fn is_paused_for_expiry(&self, now: Instant) -> bool {
         self.lifetime.is_some_and(|lifetime| lifetime.until <= lifetime.from)
             && self.issued_pause.is_some_and(|until| now < until)
     }
 
-    /// What [`Session::state`](super::Session::state) says. Worked out when asked: a cool-down that is over is none.
+    /// What [`Session::state`](super::Session::state) says. Worked out when asked: a cool-down that
+    /// is over is none.
     pub(super) fn public(&self, now: Instant) -> SessionState {
         match &self.phase {
             Phase::Closed => SessionState::Closed,
@@ -257,7 +270,8 @@ impl State {
 
     // ---- what changes it
 
-    /// A token from an answer to a request that was sent with generation `sent`. Late answers never undo a newer token.
+    /// A token from an answer to a request that was sent with generation `sent`. Late answers never
+    /// undo a newer token.
     pub(super) fn capture(
         &mut self,
         sent: u64,
@@ -275,7 +289,8 @@ impl State {
         Captured::Adopted { generation: self.generation }
     }
 
-    /// What a flight brought. `issued_pause`: the end of the cool-down, if the token endpoint issued it. Until then it is on trial.
+    /// What a flight brought. `issued_pause`: the end of the cool-down, if the token endpoint
+    /// issued it. Until then it is on trial.
     pub(super) fn land(
         &mut self,
         tokens: &Tokens,
@@ -305,7 +320,9 @@ impl State {
         }
         let pause = now.checked_add(cooldown).unwrap_or(now + LONGEST_COOLDOWN);
         self.phase = match error.kind() {
-            ErrorKind::LoginRequired if !error.nothing_to_ask_with() => Phase::LoginRequired(error.clone()),
+            ErrorKind::LoginRequired if !error.nothing_to_ask_with() => {
+                Phase::LoginRequired(error.clone())
+            }
             // Nothing is known of the token endpoint: the next request may try.
             ErrorKind::Internal => {
                 self.broken_pause = Some(pause);
@@ -319,7 +336,12 @@ impl State {
     }
 
     /// A new login. Gives back the flight that it overtakes.
-    pub(super) fn replace(&mut self, tokens: &Tokens, lifetime: Option<Lifetime>, due: Option<Instant>) -> Option<Arc<Cell>> {
+    pub(super) fn replace(
+        &mut self,
+        tokens: &Tokens,
+        lifetime: Option<Lifetime>,
+        due: Option<Instant>,
+    ) -> Option<Arc<Cell>> {
         self.set_access(tokens.access_token().cloned(), lifetime, due);
         self.refresh = tokens.refresh_token().cloned();
         self.epoch += 1;
@@ -335,7 +357,12 @@ impl State {
         overtaken
     }
 
-    fn set_access(&mut self, access: Option<AccessToken>, lifetime: Option<Lifetime>, due: Option<Instant>) {
+    fn set_access(
+        &mut self,
+        access: Option<AccessToken>,
+        lifetime: Option<Lifetime>,
+        due: Option<Instant>,
+    ) {
         if self.access != access {
             self.generation += 1;
             self.refused = false;
@@ -348,7 +375,8 @@ impl State {
 }
 
 pub(super) fn no_token() -> Error {
-    Error::new(ErrorKind::LoginRequired, "there is no token, and nothing to ask for one with").with_nothing_to_ask_with()
+    Error::new(ErrorKind::LoginRequired, "there is no token, and nothing to ask for one with")
+        .with_nothing_to_ask_with()
 }
 
 /// Unlike [`no_token`] it is not passed over for the sake of a refused answer.

@@ -1,7 +1,8 @@
 //! A session's dealings with its store: what was seen there last, and what is still to be saved.
 //!
-//! Every save is made under the store's lock and after a load, so that a refresh token that another process has rotated is never
-//! put back. The store's lock is never waited for while `saving` is held.
+//! Every save is made under the store's lock and after a load, so that a refresh token that another
+//! process has rotated is never put back. The store's lock is never waited for while `saving` is
+//! held.
 
 use std::{
     future::Future,
@@ -44,7 +45,11 @@ pub(super) enum Look {
 }
 
 impl Vault {
-    pub(super) fn new(store: Box<dyn TokenStore>, limit: Duration, given: Option<RefreshToken>) -> Self {
+    pub(super) fn new(
+        store: Box<dyn TokenStore>,
+        limit: Duration,
+        given: Option<RefreshToken>,
+    ) -> Self {
         let memory = Mutex::new(Memory { given, ..Memory::default() });
         Self { store, limit, memory, saving: AsyncMutex::new(()), savers: watch::Sender::new(0) }
     }
@@ -75,7 +80,8 @@ impl Vault {
         }
     }
 
-    /// The turn to save. Not waited for for ever: whoever has it may be on a runtime that nobody drives any more.
+    /// The turn to save. Not waited for for ever: whoever has it may be on a runtime that nobody
+    /// drives any more.
     async fn turn(&self) -> Result<MutexGuard<'_, ()>, Error> {
         let turn = timeout(self.limit.saturating_mul(4), self.saving.lock()).await;
         turn.map_err(|_| Error::new(ErrorKind::Store, "the save before did not end in time"))
@@ -113,7 +119,8 @@ impl Vault {
         Look::Changed(found)
     }
 
-    /// What the store holds at the start, for [`SessionBuilder::restore`](super::SessionBuilder::restore).
+    /// What the store holds at the start, for
+    /// [`SessionBuilder::restore`](super::SessionBuilder::restore).
     pub(super) async fn open(&self) -> Result<Option<Tokens>, Error> {
         let found = self.load().await?;
         let mut memory = self.memory();
@@ -135,7 +142,8 @@ impl Vault {
         self.memory().given = None;
     }
 
-    /// Whether another process may have spent this refresh token, and died before it could save the next: it is, or was, in the store.
+    /// Whether another process may have spent this refresh token, and died before it could save the
+    /// next: it is, or was, in the store.
     pub(super) fn is_shared(&self, refresh: &RefreshToken) -> bool {
         self.memory().shared.as_ref() == Some(refresh)
     }
@@ -145,7 +153,8 @@ impl Vault {
         memory.unsaved.is_some() || memory.dirty && !memory.saver
     }
 
-    /// The user has given these tokens: whatever the store holds is older, and they are to be saved.
+    /// The user has given these tokens: whatever the store holds is older, and they are to be
+    /// saved.
     pub(super) fn announce(&self, tokens: &Tokens) {
         let mut memory = self.memory();
         memory.unsaved = Some(tokens.clone());
@@ -153,8 +162,15 @@ impl Vault {
         memory.given = tokens.refresh_token().cloned();
     }
 
-    /// Takes down what is to be saved, unless the user has spoken since. `asked` as for [`Session::save_under`].
-    fn intend(&self, session: &Session, epoch: u64, asked: Option<&RefreshToken>, tokens: &Tokens) -> bool {
+    /// Takes down what is to be saved, unless the user has spoken since. `asked` as for
+    /// [`Session::save_under`].
+    fn intend(
+        &self,
+        session: &Session,
+        epoch: u64,
+        asked: Option<&RefreshToken>,
+        tokens: &Tokens,
+    ) -> bool {
         let mut memory = self.memory();
         let current = session.is_current(epoch);
         if current {
@@ -165,15 +181,25 @@ impl Vault {
         current
     }
 
-    /// Somebody else has stored it since this session last looked, though not before the answer to `asked` was known.
+    /// Somebody else has stored it since this session last looked, though not before the answer to
+    /// `asked` was known.
     async fn is_theirs(&self, asked: Option<&RefreshToken>) -> bool {
         let Ok(Some(found)) = self.load().await else { return false };
         let memory = self.memory();
-        memory.looked && !memory.knows(&found) && found.refresh_token().is_some_and(|refresh| Some(refresh) != asked)
+        memory.looked
+            && !memory.knows(&found)
+            && found.refresh_token().is_some_and(|refresh| Some(refresh) != asked)
     }
 
-    /// Saves and takes down the result. The intention comes first: whoever waits for this may be gone before it is done.
-    pub(super) async fn save(&self, session: &Session, epoch: u64, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+    /// Saves and takes down the result. The intention comes first: whoever waits for this may be
+    /// gone before it is done.
+    pub(super) async fn save(
+        &self,
+        session: &Session,
+        epoch: u64,
+        lock: &StoreLock,
+        tokens: &Tokens,
+    ) -> Result<(), Error> {
         if !self.intend(session, epoch, None, tokens) {
             return Ok(());
         }
@@ -200,9 +226,14 @@ impl Vault {
 }
 
 impl Session {
-    /// Saves what a flight brought, under its lock. It has looked already, unless it could not get the lock. `asked`: the refresh
-    /// token for which the token endpoint gave these.
-    pub(super) async fn save_under(&self, flight: &Cell, asked: Option<&RefreshToken>, tokens: &Tokens) {
+    /// Saves what a flight brought, under its lock. It has looked already, unless it could not get
+    /// the lock. `asked`: the refresh token for which the token endpoint gave these.
+    pub(super) async fn save_under(
+        &self,
+        flight: &Cell,
+        asked: Option<&RefreshToken>,
+        tokens: &Tokens,
+    ) {
         let Some(vault) = &self.0.vault else { return };
         if !vault.intend(self, flight.epoch(), asked, tokens) {
             return;
@@ -218,7 +249,8 @@ impl Session {
             Ok(turn) => turn,
             Err(error) => return self.emit(&Event::StoreFailed { error }),
         };
-        // The user may have spoken while this waited, or another process while nobody held the lock: the next flight takes theirs.
+        // The user may have spoken while this waited, or another process while nobody held the
+        // lock: the next flight takes theirs.
         if !self.is_current(flight.epoch()) || !has_looked && vault.is_theirs(asked).await {
             return vault.memory().settle(tokens);
         }
@@ -226,7 +258,10 @@ impl Session {
     }
 
     /// What a save, or a logout, has to have first.
-    pub(super) async fn lock_and_turn<'a>(&self, vault: &'a Vault) -> Result<(StoreLock, MutexGuard<'a, ()>), Error> {
+    pub(super) async fn lock_and_turn<'a>(
+        &self,
+        vault: &'a Vault,
+    ) -> Result<(StoreLock, MutexGuard<'a, ()>), Error> {
         Ok((self.lock_store(vault).await?, vault.turn().await?))
     }
 
@@ -267,7 +302,11 @@ impl Session {
         let Some(vault) = &self.0.vault else { return Ok(()) };
         let cleared = async {
             let (lock, _turn) = self.lock_and_turn(vault).await?;
-            if self.is_current(epoch) { vault.bounded(vault.store.clear(&lock)).await } else { Ok(()) }
+            if self.is_current(epoch) {
+                vault.bounded(vault.store.clear(&lock)).await
+            } else {
+                Ok(())
+            }
         }
         .await;
         if let Err(error) = &cleared {

@@ -2,7 +2,8 @@ use std::io;
 
 use crate::error::{Error, ErrorKind};
 
-/// What a store was doing when it failed, and why. Never with a value in it, since values here are secrets.
+/// What a store was doing when it failed, and why. Never with a value in it, since values here are
+/// secrets.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 struct Failure {

@@ -10,8 +10,9 @@ use crate::{error::Error, token::Tokens};
 
 /// One login shared by the sessions of a process. Clones are the same store.
 ///
-/// It ends with the process: for sessions that have different settings, or listeners of their own, but one login. Where the settings
-/// are the same, clones of one [`Session`](crate::Session) are simpler.
+/// It ends with the process: for sessions that have different settings, or listeners of their own,
+/// but one login. Where the settings are the same, clones of one [`Session`](crate::Session) are
+/// simpler.
 ///
 /// ```
 /// # async fn f() -> Result<(), reqwest_reauth::Error> {

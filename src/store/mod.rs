@@ -1,4 +1,5 @@
-//! Where tokens outlive the process: the [`TokenStore`] trait, and a file each for memory, file and Redis.
+//! Where tokens outlive the process: the [`TokenStore`] trait, and a file each for memory, file and
+//! Redis.
 
 mod failure;
 mod file;
@@ -16,12 +17,14 @@ pub use self::redis::RedisStore;
 pub use self::{file::FileStore, memory::MemoryStore};
 use crate::{error::Error, token::Tokens};
 
-/// Where a session keeps its tokens beyond the process, and shares them with others that have the same login.
+/// Where a session keeps its tokens beyond the process, and shares them with others that have the
+/// same login.
 ///
 /// A session makes every save under the store's lock and after a load. Each call is bounded by
 /// [`SessionBuilder::store_timeout`](crate::SessionBuilder::store_timeout), a wait for the lock by
-/// [`flight_timeout`](crate::SessionBuilder::flight_timeout). A store that fails never fails a request: it becomes an
-/// [`Event::StoreFailed`](crate::Event::StoreFailed), and the save is tried again before the next rotation.
+/// [`flight_timeout`](crate::SessionBuilder::flight_timeout). A store that fails never fails a
+/// request: it becomes an [`Event::StoreFailed`](crate::Event::StoreFailed), and the save is tried
+/// again before the next rotation.
 #[async_trait]
 pub trait TokenStore: Send + Sync + 'static {
     /// What is stored; `None` if nothing is.
@@ -42,7 +45,8 @@ pub trait TokenStore: Send + Sync + 'static {
     /// [`Store`](crate::ErrorKind::Store), if it could not, or if `lock` is no longer held.
     async fn clear(&self, lock: &StoreLock) -> Result<(), Error>;
 
-    /// Waits until nobody else holds the lock, and takes it. A store that nobody shares returns [`StoreLock::none`].
+    /// Waits until nobody else holds the lock, and takes it. A store that nobody shares returns
+    /// [`StoreLock::none`].
     ///
     /// # Errors
     /// [`Store`](crate::ErrorKind::Store), if the store is down: the session goes on without it.
@@ -68,7 +72,8 @@ impl<S: TokenStore + ?Sized> TokenStore for Arc<S> {
     }
 }
 
-/// A store's lock, held while a flight or a save runs. It is free again when the last share of it is dropped.
+/// A store's lock, held while a flight or a save runs. It is free again when the last share of it
+/// is dropped.
 pub struct StoreLock {
     guard: Option<Arc<dyn Any + Send + Sync>>,
     fence: Option<u64>,
@@ -85,7 +90,8 @@ impl StoreLock {
         Self { guard: Some(Arc::new(guard)), fence: None }
     }
 
-    /// Adds a number that rises with each holder, by which the store tells a holder that stalled from the present one.
+    /// Adds a number that rises with each holder, by which the store tells a holder that stalled
+    /// from the present one.
     pub fn with_fence(mut self, fence: u64) -> Self {
         self.fence = Some(fence);
         self

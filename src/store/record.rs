@@ -37,17 +37,23 @@ pub(super) enum Unreadable {
 }
 
 impl Record {
-    /// Reads a document. `expires_at` in an odd form counts as unknown; a token in an odd form breaks the document.
+    /// Reads a document. `expires_at` in an odd form counts as unknown; a token in an odd form
+    /// breaks the document.
     pub(super) fn parse(document: &[u8]) -> Result<Self, Unreadable> {
         if document.len() > MAX_BYTES {
             return Err(broken("is over 1 MiB"));
         }
-        // Members stay borrowed from the document, so that no copy of a token is left behind unwiped, and are read one by one,
-        // so that a number out of range spoils only itself.
-        let members: BTreeMap<String, &RawValue> = serde_json::from_slice(document).map_err(|error| {
-            // The parser's own text quotes values.
-            broken(format!("is no JSON object (line {}, column {})", error.line(), error.column()))
-        })?;
+        // Members stay borrowed from the document, so that no copy of a token is left behind
+        // unwiped, and are read one by one, so that a number out of range spoils only itself.
+        let members: BTreeMap<String, &RawValue> =
+            serde_json::from_slice(document).map_err(|error| {
+                // The parser's own text quotes values.
+                broken(format!(
+                    "is no JSON object (line {}, column {})",
+                    error.line(),
+                    error.column()
+                ))
+            })?;
         check_version(members.get("version").copied())?;
         let access = token(&members, "access_token", AccessToken::new)?;
         let refresh = token(&members, "refresh_token", RefreshToken::new)?;
@@ -56,13 +62,17 @@ impl Record {
         if let Some(at) = expires_at {
             tokens = tokens.with_expires_at(at);
         }
-        let rest = members.into_iter().filter(|(name, _)| !is_ours(name)).map(|(name, value)| (name, value.to_owned()));
+        let rest = members
+            .into_iter()
+            .filter(|(name, _)| !is_ours(name))
+            .map(|(name, value)| (name, value.to_owned()));
         Ok(Self { tokens, rest: Rest(rest.collect()) })
     }
 
     /// The tokens, if there are any.
     pub(super) fn into_tokens(self) -> Option<Tokens> {
-        (self.tokens.access_token().is_some() || self.tokens.refresh_token().is_some()).then_some(self.tokens)
+        (self.tokens.access_token().is_some() || self.tokens.refresh_token().is_some())
+            .then_some(self.tokens)
     }
 }
 
@@ -75,7 +85,8 @@ impl Rest {
     pub(super) fn with(&self, tokens: &Tokens) -> Zeroizing<String> {
         let access = tokens.access_token().map(AccessToken::expose_secret);
         let refresh = tokens.refresh_token().map(RefreshToken::expose_secret);
-        let rest: usize = self.0.iter().map(|(name, value)| 6 * name.len() + value.get().len() + 8).sum();
+        let rest: usize =
+            self.0.iter().map(|(name, value)| 6 * name.len() + value.get().len() + 8).sum();
         // Room for all of it at once: a buffer that grows leaves copies behind.
         let room = 2 * (access.map_or(0, str::len) + refresh.map_or(0, str::len)) + rest + 256;
         let mut out = Zeroizing::new(String::with_capacity(room));
@@ -110,7 +121,10 @@ impl fmt::Display for Unreadable {
         match self {
             Self::Broken(why) => write!(f, "is broken: it {why}"),
             Self::Newer(version) => {
-                write!(f, "has version {version}, written by a later reqwest-reauth; this one knows version {VERSION}")
+                write!(
+                    f,
+                    "has version {version}, written by a later reqwest-reauth; this one knows version {VERSION}"
+                )
             }
         }
     }
@@ -141,7 +155,8 @@ fn token<T>(
     let Some(value) = members.get(name).filter(|value| value.get() != "null") else {
         return Ok(None);
     };
-    let text: String = serde_json::from_str(value.get()).map_err(|_| broken(format!("has a {name} that is no text")))?;
+    let text: String = serde_json::from_str(value.get())
+        .map_err(|_| broken(format!("has a {name} that is no text")))?;
     check(text).map(Some).map_err(|_| broken(format!("has a {name} that no token can be")))
 }
 
@@ -200,11 +215,16 @@ mod tests {
     #[test]
     fn tokens_and_unknown_members_come_back_from_a_rewrite() {
         let at = UNIX_EPOCH + Duration::new(1_800_000_000, 123_456_789);
-        let old =
-            parse(r#"{"version":1,"access_token":"old","note":{"a":[1e400,-0.0]},"q\"\\\u0007":"x","n":18446744073709551616}"#);
-        let tokens = Tokens::new("a.b").unwrap().with_refresh_token("r\"\\!").unwrap().with_expires_at(at);
+        let old = parse(
+            r#"{"version":1,"access_token":"old","note":{"a":[1e400,-0.0]},"q\"\\\u0007":"x","n":18446744073709551616}"#,
+        );
+        let tokens =
+            Tokens::new("a.b").unwrap().with_refresh_token("r\"\\!").unwrap().with_expires_at(at);
         let old = old.unwrap();
-        assert_eq!((old.rest.is_empty(), format!("{:?}", old.rest)), (false, r#"{"n", "note", "q\"\\\u{7}"}"#.to_owned()));
+        assert_eq!(
+            (old.rest.is_empty(), format!("{:?}", old.rest)),
+            (false, r#"{"n", "note", "q\"\\\u{7}"}"#.to_owned())
+        );
         let written = old.rest.with(&tokens);
         let strict: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&written).unwrap();
         assert_eq!(strict["note"].get(), r#"{"a":[1e400,-0.0]}"#);
@@ -223,7 +243,9 @@ mod tests {
         assert_eq!(*alone, r#"{"version":1,"refresh_token":"r"}"#);
         let none = Rest::default().with(&Tokens::empty());
         assert!(parse(&none).unwrap().into_tokens().is_none());
-        let null = parse(r#"{"version":1,"access_token":null,"refresh_token":"r","expires_at":null}"#).unwrap();
+        let null =
+            parse(r#"{"version":1,"access_token":null,"refresh_token":"r","expires_at":null}"#)
+                .unwrap();
         assert_eq!(null.tokens.expires_at(), None);
         assert!(null.rest.is_empty());
         assert!(null.into_tokens().unwrap().access_token().is_none());
@@ -231,32 +253,50 @@ mod tests {
 
     #[test]
     fn times_are_written_as_short_as_they_can_be() {
-        for (at, written) in
-            [(Duration::from_secs(7), "7"), (Duration::from_millis(7500), "7.5"), (Duration::new(0, 1), "0.000000001")]
-        {
+        for (at, written) in [
+            (Duration::from_secs(7), "7"),
+            (Duration::from_millis(7500), "7.5"),
+            (Duration::new(0, 1), "0.000000001"),
+        ] {
             let tokens = Tokens::new("a").unwrap().with_expires_at(UNIX_EPOCH + at);
             let expected = format!(r#"{{"version":1,"access_token":"a","expires_at":{written}}}"#);
             assert_eq!(*Rest::default().with(&tokens), expected);
         }
         let before = Tokens::new("a").unwrap().with_expires_at(UNIX_EPOCH - Duration::from_secs(1));
-        assert_eq!(*Rest::default().with(&before), r#"{"version":1,"access_token":"a","expires_at":0}"#);
+        assert_eq!(
+            *Rest::default().with(&before),
+            r#"{"version":1,"access_token":"a","expires_at":0}"#
+        );
     }
 
     #[test]
     fn the_document_is_written_without_growing_its_buffer() {
-        let rest = parse(r#"{"version":1,"\u0001\u0001\u0001\u0001":[1,2,3],"b":"x"}"#).unwrap().rest;
+        let rest =
+            parse(r#"{"version":1,"\u0001\u0001\u0001\u0001":[1,2,3],"b":"x"}"#).unwrap().rest;
         let at = UNIX_EPOCH + Duration::new(1_800_000_000, 1);
         for length in [1, 16 * 1024] {
             let refresh = "\"".repeat(length);
-            let tokens = Tokens::new("a".repeat(length)).unwrap().with_refresh_token(refresh).unwrap().with_expires_at(at);
+            let tokens = Tokens::new("a".repeat(length))
+                .unwrap()
+                .with_refresh_token(refresh)
+                .unwrap()
+                .with_expires_at(at);
             let written = rest.with(&tokens);
             assert!(written.capacity() <= 4 * length + 512, "grown to {}", written.capacity());
             assert!(parse(&written).unwrap().tokens.same_as(&tokens));
         }
         // What is beside the tokens counts as well, names at their longest form.
-        let beside = format!(r#"{{"version":1,"{}":1,"":1,"n":{}}}"#, "\\u0001".repeat(4000), "7".repeat(2000));
+        let beside = format!(
+            r#"{{"version":1,"{}":1,"":1,"n":{}}}"#,
+            "\\u0001".repeat(4000),
+            "7".repeat(2000)
+        );
         let written = parse(&beside).unwrap().rest.with(&Tokens::empty());
-        assert!(written.len() > 26_000 && written.capacity() < written.len() + 512, "grown to {}", written.capacity());
+        assert!(
+            written.len() > 26_000 && written.capacity() < written.len() + 512,
+            "grown to {}",
+            written.capacity()
+        );
     }
 
     #[test]
@@ -305,12 +345,18 @@ mod tests {
             assert!(matches!(why, Unreadable::Broken(_)), "{document}: {why:?}");
             assert!(!format!("{why} {why:?}").contains("s3cret"), "{why:?}");
         }
-        assert!(matches!(Record::parse(b"{\"version\":1,\"a\":\"\xff\"}"), Err(Unreadable::Broken(_))));
+        assert!(matches!(
+            Record::parse(b"{\"version\":1,\"a\":\"\xff\"}"),
+            Err(Unreadable::Broken(_))
+        ));
         let mut longest = br#"{"version":1,"access_token":"a"}"#.to_vec();
         longest.resize(1024 * 1024, b' ');
         assert!(Record::parse(&longest).unwrap().into_tokens().is_some());
         longest.push(b' ');
-        assert_eq!(Record::parse(&longest).unwrap_err(), Unreadable::Broken("is over 1 MiB".to_owned()));
+        assert_eq!(
+            Record::parse(&longest).unwrap_err(),
+            Unreadable::Broken("is over 1 MiB".to_owned())
+        );
         let newer = parse(r#"{"version":2,"access_token":["anything"]}"#).unwrap_err();
         assert_eq!(newer, Unreadable::Newer(2));
         assert!(newer.to_string().contains("version 2"));

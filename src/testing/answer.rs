@@ -12,11 +12,12 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use serde_json::Value;
 
-/// One answer of a script: see [`AuthServer::script_token_endpoint`](super::AuthServer::script_token_endpoint) and
+/// One answer of a script: see
+/// [`AuthServer::script_token_endpoint`](super::AuthServer::script_token_endpoint) and
 /// [`AuthServer::script_api`](super::AuthServer::script_api).
 ///
-/// "Works" means what the server does without a script: a refresh token is judged and spent, an access token is judged and maybe
-/// reissued.
+/// "Works" means what the server does without a script: a refresh token is judged and spent, an
+/// access token is judged and maybe reissued.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Answer {
@@ -24,9 +25,11 @@ pub enum Answer {
     Work,
     /// Works, this much later: a client that gave up before has changed nothing.
     Delay(Duration),
-    /// Works at once, and answers this much later: a client that gave up has changed what it does not know of.
+    /// Works at once, and answers this much later: a client that gave up has changed what it does
+    /// not know of.
     Late(Duration),
-    /// Works, and cuts the connection instead of answering: the client sees a TCP reset, and the refresh token is spent.
+    /// Works, and cuts the connection instead of answering: the client sees a TCP reset, and the
+    /// refresh token is spent.
     Lost,
     /// Works, and sends the status, the headers and half of the body, then ends the connection.
     Cut,
@@ -34,7 +37,8 @@ pub enum Answer {
     Reset,
     /// Never answers. Nothing was done. The connection is cut when the server is dropped.
     Hang,
-    /// This status with the HTML page that nginx has for it. Nothing was done. A status that HTTP does not know becomes 500.
+    /// This status with the HTML page that nginx has for it. Nothing was done. A status that HTTP
+    /// does not know becomes 500.
     Status(u16),
     /// The same with a `Retry-After` in whole seconds.
     StatusRetryAfter(u16, Duration),
@@ -71,13 +75,21 @@ pub(super) fn html(title: &str, footer: &str) -> Response<Bytes> {
 pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Bytes> {
     let mut response = Response::new(Bytes::from(value.to_string()));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 /// The same answer without the second half of its body.
 pub(super) fn cut(response: Response<Bytes>) -> Response<Body> {
-    response.map(|body| Body::new(Half { whole: body.len() as u64, rest: Some(body.slice(..body.len() / 2)), sent: false }))
+    response.map(|body| {
+        Body::new(Half {
+            whole: body.len() as u64,
+            rest: Some(body.slice(..body.len() / 2)),
+            sent: false,
+        })
+    })
 }
 
 /// A body that promises `whole` bytes and breaks off.
@@ -91,11 +103,15 @@ impl http_body::Body for Half {
     type Data = Bytes;
     type Error = std::io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if let Some(half) = self.rest.take() {
             return Poll::Ready(Some(Ok(Frame::data(half))));
         }
-        // The connection writes out what it has when the body has nothing ready; an error at once would drop it.
+        // The connection writes out what it has when the body has nothing ready; an error at once
+        // would drop it.
         if !std::mem::replace(&mut self.sent, true) {
             cx.waker().wake_by_ref();
             return Poll::Pending;

@@ -15,12 +15,22 @@ use super::{
 const REISSUED: HeaderName = HeaderName::from_static("refreshed-api-token");
 
 /// What the server does with a request that no script catches. `number` is its record's.
-pub(super) fn answer(shared: &Shared, parts: &Parts, body: &Bytes, number: usize) -> Response<Bytes> {
+pub(super) fn answer(
+    shared: &Shared,
+    parts: &Parts,
+    body: &Bytes,
+    number: usize,
+) -> Response<Bytes> {
     let now = now();
     let state = &mut *shared.state();
     let Some(token) = bearer(parts) else {
         note(state, number, None, true, false);
-        return refuse(shared, StatusCode::UNAUTHORIZED, r#"Bearer realm="api""#, "Missing auth token");
+        return refuse(
+            shared,
+            StatusCode::UNAUTHORIZED,
+            r#"Bearer realm="api""#,
+            "Missing auth token",
+        );
     };
     let (presented, standing) = state.grants.judge(token, now);
     let subject = presented.as_ref().map(|presented| presented.subject.clone());
@@ -56,7 +66,8 @@ pub(super) fn answer(shared: &Shared, parts: &Parts, body: &Bytes, number: usize
 
 /// RFC 6750 §2.1; the scheme in any case.
 pub(super) fn bearer(parts: &Parts) -> Option<&str> {
-    let (scheme, token) = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let (scheme, token) =
+        parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start())
 }
 
@@ -65,7 +76,10 @@ fn note(state: &mut State, number: usize, subject: Option<&str>, refused: bool, 
         counts.refused += u64::from(refused);
         counts.reissued += u64::from(reissued);
     });
-    state.log.api.complete(number, |record| (record.refused, record.reissued) = (refused, reissued));
+    state
+        .log
+        .api
+        .complete(number, |record| (record.refused, record.reissued) = (refused, reissued));
 }
 
 fn scripted_refusal(state: &mut State) -> Option<StatusCode> {
@@ -84,11 +98,19 @@ fn scripted_reissue(left: &mut usize) -> bool {
     any
 }
 
-fn refuse(shared: &Shared, status: StatusCode, challenge: &'static str, detail: &str) -> Response<Bytes> {
+fn refuse(
+    shared: &Shared,
+    status: StatusCode,
+    challenge: &'static str,
+    detail: &str,
+) -> Response<Bytes> {
     let mut response = json_response(status, &json!({ "detail": detail }));
-    let challenged = status == StatusCode::UNAUTHORIZED || shared.settings.refusal == Refusal::Unauthorized401;
+    let challenged =
+        status == StatusCode::UNAUTHORIZED || shared.settings.refusal == Refusal::Unauthorized401;
     if challenged {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
     response
 }
@@ -102,7 +124,9 @@ fn echo(parts: &Parts, body: &Bytes, subject: Option<&str>) -> Response<Bytes> {
     let status = query("status").and_then(|status| status.parse().ok()).unwrap_or(StatusCode::OK);
     let mut response = if query("echo").is_some() {
         let mut response = Response::new(body.clone());
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         *response.status_mut() = status;
         response
     } else {
@@ -120,7 +144,9 @@ fn echo(parts: &Parts, body: &Bytes, subject: Option<&str>) -> Response<Bytes> {
     if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         *response.body_mut() = Bytes::new();
     }
-    if let Some(location) = query("location").and_then(|location| HeaderValue::from_str(&location).ok()) {
+    if let Some(location) =
+        query("location").and_then(|location| HeaderValue::from_str(&location).ok())
+    {
         response.headers_mut().insert(header::LOCATION, location);
     }
     response

@@ -1,6 +1,8 @@
-//! What the server knows of its logins, and what it thinks of a token. No I/O, no clock: the time is an argument.
+//! What the server knows of its logins, and what it thinks of a token. No I/O, no clock: the time
+//! is an argument.
 //!
-//! Tokens say all about themselves, under the server's signature; a grant is a few counters, however long a test runs.
+//! Tokens say all about themselves, under the server's signature; a grant is a few counters,
+//! however long a test runs.
 
 use std::collections::HashMap;
 
@@ -131,7 +133,9 @@ impl Grants {
 
     /// Reads a token and says what it is worth: signature first, then every claim, the expiry last.
     pub(super) fn judge(&self, token: &str, now: f64) -> (Option<Presented>, Standing) {
-        let Some(presented) = self.read_access_token(token) else { return (None, Standing::Invalid) };
+        let Some(presented) = self.read_access_token(token) else {
+            return (None, Standing::Invalid);
+        };
         let standing = match self.by_subject.get(&presented.subject) {
             Some(grant) => standing(&self.settings, grant, &presented, now),
             None => Standing::Invalid,
@@ -182,7 +186,11 @@ impl Grants {
         claims.insert("jti".into(), format!("{subject}#{}", grant.newest).into());
         claims.insert("iat".into(), now);
         claims.insert("exp".into(), ends);
-        if self.settings.opaque { self.key.opaque(ACCESS, &jwt::json(&claims)) } else { self.key.jwt(&claims) }
+        if self.settings.opaque {
+            self.key.opaque(ACCESS, &jwt::json(&claims))
+        } else {
+            self.key.jwt(&claims)
+        }
     }
 
     fn read_access_token(&self, token: &str) -> Option<Presented> {
@@ -225,7 +233,8 @@ fn standing(settings: &Settings, grant: &Grant, token: &Presented, now: f64) -> 
         let in_grace = now < token.expires_at + settings.grace.as_secs_f64();
         return if in_grace { Standing::Good { reissue: true } } else { Standing::Over };
     }
-    let due = |fraction: f64| now >= token.issued_at + fraction * (token.expires_at - token.issued_at);
+    let due =
+        |fraction: f64| now >= token.issued_at + fraction * (token.expires_at - token.issued_at);
     Standing::Good { reissue: settings.reissue_after.is_some_and(due) }
 }
 
@@ -270,14 +279,20 @@ mod tests {
             for settings in [settings.clone(), settings.clone().opaque_tokens()] {
                 let mut grants = grants(settings);
                 let issued = grants.login("a", 1000.0);
-                assert_eq!(grants.judge(&issued.access, 1000.0 + age).1, expected, "{:?} at {age}", grants.settings);
+                assert_eq!(
+                    grants.judge(&issued.access, 1000.0 + age).1,
+                    expected,
+                    "{:?} at {age}",
+                    grants.settings
+                );
             }
         }
     }
 
     #[test]
     fn grace_relaxes_nothing_but_the_expiry() {
-        let mut grants = grants(ten_seconds().grace(Duration::from_secs(5)).claim("scope", "execution"));
+        let mut grants =
+            grants(ten_seconds().grace(Duration::from_secs(5)).claim("scope", "execution"));
         let issued = grants.login("a", 1000.0);
         let (presented, standing) = grants.judge(&issued.access, 1012.0);
         assert_eq!(standing, REISSUED);
@@ -296,7 +311,10 @@ mod tests {
             let token = grants.key.jwt(&claims);
             assert_eq!(grants.judge(&token, 1012.0).1, Standing::Invalid, "{name}");
         }
-        assert_eq!(grants.judge(&Key::random().jwt(&presented.claims), 1012.0).1, Standing::Invalid);
+        assert_eq!(
+            grants.judge(&Key::random().jwt(&presented.claims), 1012.0).1,
+            Standing::Invalid
+        );
         let mut from_now_on = presented.claims.clone();
         from_now_on.insert("nbf".into(), json!(1012));
         assert_eq!(grants.judge(&grants.key.jwt(&from_now_on), 1012.0).1, REISSUED);
@@ -316,21 +334,30 @@ mod tests {
         let issued = grants.login("a", 1000.0);
         grants.revoke("a");
         assert_eq!(grants.judge(&issued.access, 1012.0).1, Standing::Over);
-        assert_eq!(grants.refresh(&issued.refresh.unwrap(), 1012.0).unwrap_err(), NotIssued::Revoked);
+        assert_eq!(
+            grants.refresh(&issued.refresh.unwrap(), 1012.0).unwrap_err(),
+            NotIssued::Revoked
+        );
     }
 
     #[test]
     fn a_new_login_ends_the_earlier_one() {
         let reused = || NotIssued::Reused("a".into());
-        for (rotation, why) in
-            [(Rotation::SingleUse, reused()), (Rotation::ReuseGrace, reused()), (Rotation::Off, NotIssued::Unknown)]
-        {
+        for (rotation, why) in [
+            (Rotation::SingleUse, reused()),
+            (Rotation::ReuseGrace, reused()),
+            (Rotation::Off, NotIssued::Unknown),
+        ] {
             let mut grants = grants(ten_seconds().rotation(rotation));
             let first = grants.login("a", 1000.0);
             let second = grants.login("a", 1000.0);
             assert_eq!(grants.judge(&first.access, 1000.0).1, Standing::Over);
             assert_eq!(grants.judge(&second.access, 1000.0).1, GOOD);
-            assert_eq!(grants.refresh(&first.refresh.unwrap(), 1000.0).unwrap_err(), why, "{rotation:?}");
+            assert_eq!(
+                grants.refresh(&first.refresh.unwrap(), 1000.0).unwrap_err(),
+                why,
+                "{rotation:?}"
+            );
         }
     }
 

@@ -10,7 +10,8 @@ pub(super) struct Gate {
     waiting: watch::Sender<usize>,
 }
 
-/// Holds requests back until it is dropped: see [`AuthServer::hold_token_calls`](super::AuthServer::hold_token_calls) and
+/// Holds requests back until it is dropped: see
+/// [`AuthServer::hold_token_calls`](super::AuthServer::hold_token_calls) and
 /// [`AuthServer::hold_api`](super::AuthServer::hold_api).
 #[must_use = "requests are held as long as this lives"]
 pub struct Hold {

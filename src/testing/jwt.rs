@@ -1,8 +1,9 @@
 //! Signing, HS256 (RFC 7515), with a key of the server's own.
 //!
-//! `jsonwebtoken::encode` takes its cryptography from one feature of the whole build, and panics when there are two or none: a
-//! test server that turned one on would break a user's build that has the other. HMAC with SHA-256 is all that is needed here, so
-//! it is done with `hmac` and `sha2`; `tests/auth_server.rs` holds it against `jsonwebtoken::encode`, byte for byte.
+//! `jsonwebtoken::encode` takes its cryptography from one feature of the whole build, and panics
+//! when there are two or none: a test server that turned one on would break a user's build that has
+//! the other. HMAC with SHA-256 is all that is needed here, so it is done with `hmac` and `sha2`;
+//! `tests/auth_server.rs` holds it against `jsonwebtoken::encode`, byte for byte.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use hmac::{Hmac, Mac as _};
@@ -44,7 +45,8 @@ impl Key {
         serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()
     }
 
-    /// A token that says nothing to its holder and looks like no JWT: `~` stands where a JWT has a dot, and nothing else can.
+    /// A token that says nothing to its holder and looks like no JWT: `~` stands where a JWT has a
+    /// dot, and nothing else can.
     pub(super) fn opaque(&self, kind: &str, text: &str) -> String {
         let message = format!("{kind}~{}", BASE64.encode(text));
         let signature = BASE64.encode(self.mac(&message).finalize().into_bytes());

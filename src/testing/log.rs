@@ -22,7 +22,8 @@ pub struct Recorded {
     pub body: Bytes,
     /// How long the body was.
     pub body_length: u64,
-    /// Who the access token (or, at the token endpoint, the refresh token) belongs to, if this server has signed it.
+    /// Who the access token (or, at the token endpoint, the refresh token) belongs to, if this
+    /// server has signed it.
     pub subject: Option<String>,
     /// The access token's `jti`.
     pub token_id: Option<String>,
@@ -107,7 +108,9 @@ impl Records {
 
     /// Adds what is known only later, if the record is still there.
     pub(super) fn complete(&mut self, number: usize, complete: impl FnOnce(&mut Recorded)) {
-        if let Some(record) = number.checked_sub(self.gone).and_then(|index| self.newest.get_mut(index)) {
+        if let Some(record) =
+            number.checked_sub(self.gone).and_then(|index| self.newest.get_mut(index))
+        {
             complete(record);
         }
     }
@@ -195,8 +198,13 @@ mod tests {
             records.add(record(Bytes::new()));
             records.complete(first, |_| panic!("it is gone"));
             records.complete(number, |record| record.refused = true);
-            let seen: Vec<_> = records.all().iter().rev().take(3).map(|record| record.refused).collect();
-            assert_eq!((seen, number - before), (vec![false, true, false], 1), "forgotten: {forgotten}");
+            let seen: Vec<_> =
+                records.all().iter().rev().take(3).map(|record| record.refused).collect();
+            assert_eq!(
+                (seen, number - before),
+                (vec![false, true, false], 1),
+                "forgotten: {forgotten}"
+            );
         }
     }
 

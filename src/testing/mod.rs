@@ -1,8 +1,9 @@
 //! A scripted API and token server on a real socket, to test a client against. Feature `test-util`.
 //!
-//! [`AuthServer`] is both servers that a signed-in client speaks to: an API that wants a bearer token, and a token endpoint. Without
-//! settings they behave as a good server does. Settings make them strict, or like a server in the field; scripts make them fail; and
-//! afterwards they tell what they saw. This crate's own tests use nothing else.
+//! [`AuthServer`] is both servers that a signed-in client speaks to: an API that wants a bearer
+//! token, and a token endpoint. Without settings they behave as a good server does. Settings make
+//! them strict, or like a server in the field; scripts make them fail; and afterwards they tell
+//! what they saw. This crate's own tests use nothing else.
 //!
 //! ```
 //! use std::time::Duration;
@@ -34,9 +35,10 @@
 //!
 //! # The API
 //!
-//! Every path but those of the token endpoint is the API, for every method. A request whose token is taken gets 200 and, as JSON, what
-//! the server saw: `method`, `path`, `query`, `subject`, `body_length`, `body_sha256`. The query can ask for something else:
-//! `?status=404` for another status, `?location=URL` for that header with it, `?echo` for the request's own body.
+//! Every path but those of the token endpoint is the API, for every method. A request whose token
+//! is taken gets 200 and, as JSON, what the server saw: `method`, `path`, `query`, `subject`,
+//! `body_length`, `body_sha256`. The query can ask for something else: `?status=404` for another
+//! status, `?location=URL` for that header with it, `?echo` for the request's own body.
 //!
 //! # The server of Airflow
 //!
@@ -53,9 +55,9 @@
 //!
 //! # Signatures
 //!
-//! Access tokens are JWTs, signed with HS256 and the key in [`AuthServer::signing_key`], so that a test can make tokens of its own or
-//! verify the server's with any library. The server signs without `jsonwebtoken`'s cryptography, and leaves the choice of its backend to
-//! you.
+//! Access tokens are JWTs, signed with HS256 and the key in [`AuthServer::signing_key`], so that a
+//! test can make tokens of its own or verify the server's with any library. The server signs
+//! without `jsonwebtoken`'s cryptography, and leaves the choice of its backend to you.
 
 mod answer;
 mod api;
@@ -86,11 +88,13 @@ pub use self::{
 use self::{serve::Shared, settings::Settings};
 use crate::{error::Error, token::Tokens};
 
-/// An API and a token endpoint on one port of 127.0.0.1, until it is dropped: see the [module](self).
+/// An API and a token endpoint on one port of 127.0.0.1, until it is dropped: see the
+/// [module](self).
 ///
-/// It runs on the runtime that it was started on. When it is dropped, it answers what has begun, takes no new connection, and cuts
-/// those that [hang](Answer::Hang). Its memory is bounded: it keeps the newest 16,384 requests, 1 MiB of the body of each and 64 MiB
-/// together, and a few counters a login.
+/// It runs on the runtime that it was started on. When it is dropped, it answers what has begun,
+/// takes no new connection, and cuts those that [hang](Answer::Hang). Its memory is bounded: it
+/// keeps the newest 16,384 requests, 1 MiB of the body of each and 64 MiB together, and a few
+/// counters a login.
 pub struct AuthServer {
     shared: Arc<Shared>,
     origin: String,
@@ -116,7 +120,9 @@ impl AuthServer {
             let origin = format!("http://{}", listener.local_addr()?);
             Ok::<_, std::io::Error>((listener, origin))
         };
-        let (listener, origin) = bound.await.unwrap_or_else(|error| panic!("no port on the loopback interface: {error}"));
+        let (listener, origin) = bound
+            .await
+            .unwrap_or_else(|error| panic!("no port on the loopback interface: {error}"));
         let shared = Arc::new(Shared::new(settings));
         tokio::spawn(serve::run(listener, &shared));
         Self { shared, origin }
@@ -137,7 +143,8 @@ impl AuthServer {
         self.url(serve::TOKEN_PATH)
     }
 
-    /// The token endpoint that answers with the cookies `JWT` and `JWT_REFRESH_TOKEN`, as the Seqera platform's does.
+    /// The token endpoint that answers with the cookies `JWT` and `JWT_REFRESH_TOKEN`, as the
+    /// Seqera platform's does.
     pub fn cookie_token_endpoint(&self) -> String {
         self.url(serve::COOKIE_TOKEN_PATH)
     }
@@ -147,7 +154,8 @@ impl AuthServer {
         self.shared.state().grants.key().bytes().to_vec()
     }
 
-    /// Tokens of a new login, independent of all others. Its subject is `login-1`, `login-2` and so on.
+    /// Tokens of a new login, independent of all others. Its subject is `login-1`, `login-2` and so
+    /// on.
     pub fn login(&self) -> Tokens {
         let number = {
             let mut state = self.shared.state();
@@ -157,11 +165,12 @@ impl AuthServer {
         self.login_as(&format!("login-{number}"))
     }
 
-    /// Tokens of a new login of this subject. An earlier login of the same subject is over: its access tokens are refused, and its
-    /// refresh token counts as spent.
+    /// Tokens of a new login of this subject. An earlier login of the same subject is over: its
+    /// access tokens are refused, and its refresh token counts as spent.
     ///
     /// # Panics
-    /// If the tokens would be over 16 KiB, for a subject or [claims](AuthServerBuilder::claim) of that size.
+    /// If the tokens would be over 16 KiB, for a subject or [claims](AuthServerBuilder::claim) of
+    /// that size.
     pub fn login_as(&self, subject: &str) -> Tokens {
         let issued = self.shared.state().grants.login(subject, serve::now());
         let tokens = Tokens::new(issued.access).and_then(|tokens| match issued.refresh {
@@ -169,10 +178,15 @@ impl AuthServer {
             None => Ok(tokens),
         });
         let tokens = tokens.unwrap_or_else(|error: Error| panic!("{error}"));
-        if self.shared.settings.opaque { tokens.with_expires_in(self.shared.settings.lifetime) } else { tokens }
+        if self.shared.settings.opaque {
+            tokens.with_expires_in(self.shared.settings.lifetime)
+        } else {
+            tokens
+        }
     }
 
-    /// All access tokens issued so far are refused from now on, whatever their `exp` says. Refresh tokens stay good.
+    /// All access tokens issued so far are refused from now on, whatever their `exp` says. Refresh
+    /// tokens stay good.
     pub fn expire_now(&self) {
         self.shared.state().grants.expire_now();
     }
@@ -182,37 +196,41 @@ impl AuthServer {
         self.shared.state().grants.revoke(subject);
     }
 
-    /// Whether a login was [revoked](Self::revoke), or has lost its grant to a spent refresh token that came again.
+    /// Whether a login was [revoked](Self::revoke), or has lost its grant to a spent refresh token
+    /// that came again.
     pub fn is_revoked(&self, subject: &str) -> bool {
         self.shared.state().grants.is_revoked(subject)
     }
 
-    /// The next `requests` requests to the API that bring a token are refused with this status, however good the token. The challenge of
-    /// RFC 6750 (`invalid_token`) comes with it, except with 403 from a server that was built with [`Refusal::Forbidden403`].
+    /// The next `requests` requests to the API that bring a token are refused with this status,
+    /// however good the token. The challenge of RFC 6750 (`invalid_token`) comes with it, except
+    /// with 403 from a server that was built with [`Refusal::Forbidden403`].
     pub fn refuse_next(&self, requests: usize, status: StatusCode) {
         if requests > 0 {
             self.shared.state().refuse_next.push_back((requests, status));
         }
     }
 
-    /// The next `answers` answers of the API to tokens that this server has signed bring a new one in `Refreshed-API-Token`, refusals
-    /// and expired tokens included.
+    /// The next `answers` answers of the API to tokens that this server has signed bring a new one
+    /// in `Refreshed-API-Token`, refusals and expired tokens included.
     pub fn reissue_next(&self, answers: usize) {
         self.shared.state().reissue_next += answers;
     }
 
-    /// What the token endpoint answers to the next calls, one each. They add to what is left of earlier scripts.
+    /// What the token endpoint answers to the next calls, one each. They add to what is left of
+    /// earlier scripts.
     pub fn script_token_endpoint(&self, answers: impl IntoIterator<Item = Answer>) {
         self.shared.state().token_script.extend(answers);
     }
 
-    /// What the API answers to the next requests, one each. They add to what is left of earlier scripts.
+    /// What the API answers to the next requests, one each. They add to what is left of earlier
+    /// scripts.
     pub fn script_api(&self, answers: impl IntoIterator<Item = Answer>) {
         self.shared.state().api_script.extend(answers);
     }
 
-    /// Holds calls of the token endpoint back, before anything is done, as long as the returned value lives. A test can wait until
-    /// they are there, instead of sleeping:
+    /// Holds calls of the token endpoint back, before anything is done, as long as the returned
+    /// value lives. A test can wait until they are there, instead of sleeping:
     ///
     /// ```no_run
     /// # use reqwest_reauth::testing::AuthServer;
@@ -294,6 +312,9 @@ impl Drop for AuthServer {
 
 impl fmt::Debug for AuthServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AuthServer").field("origin", &self.origin).field("counts", &self.counts()).finish_non_exhaustive()
+        f.debug_struct("AuthServer")
+            .field("origin", &self.origin)
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
     }
 }

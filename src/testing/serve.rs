@@ -1,5 +1,5 @@
-//! Scripts, holds and records around the two endpoints. What the endpoints say is in [`api`](super::api) and
-//! [`token_endpoint`](super::token_endpoint).
+//! Scripts, holds and records around the two endpoints. What the endpoints say is in
+//! [`api`](super::api) and [`token_endpoint`](super::token_endpoint).
 
 use std::{
     collections::VecDeque,
@@ -116,9 +116,13 @@ pub(super) fn now() -> f64 {
 /// Serves until the server is dropped: open requests are still answered.
 pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<> {
     let token = |style| {
-        any(move |Extract(shared): Extract<Arc<Shared>>, ConnectInfo(wire): ConnectInfo<Wire>, request: Request| async move {
-            token_call(shared, wire, style, request).await
-        })
+        any(
+            move |Extract(shared): Extract<Arc<Shared>>,
+                  ConnectInfo(wire): ConnectInfo<Wire>,
+                  request: Request| async move {
+                token_call(shared, wire, style, request).await
+            },
+        )
     };
     let router = Router::new()
         .route(TOKEN_PATH, token(Style::Json))
@@ -155,12 +159,18 @@ async fn api_request(
     response
 }
 
-async fn token_call(shared: Arc<Shared>, wire: Wire, style: Style, request: Request) -> Response<Body> {
+async fn token_call(
+    shared: Arc<Shared>,
+    wire: Wire,
+    style: Style,
+    request: Request,
+) -> Response<Body> {
     let Ok((parts, body)) = read(request).await else { return too_large() };
     let _in_flight = InFlight::one_more(&shared);
     let (number, scripted) = {
         let mut state = shared.state();
-        let subject = token_endpoint::refresh_token(&body).and_then(|token| state.grants.subject_of(&token));
+        let subject =
+            token_endpoint::refresh_token(&body).and_then(|token| state.grants.subject_of(&token));
         state.log.count(subject.as_deref(), |counts| counts.token_calls += 1);
         let number = state.log.token.add(record(&parts, &body, subject, None));
         (number, state.token_script.pop_front().unwrap_or(Answer::Work))
@@ -172,7 +182,12 @@ async fn token_call(shared: Arc<Shared>, wire: Wire, style: Style, request: Requ
     response
 }
 
-async fn perform(shared: &Shared, wire: &Wire, answer: Answer, work: impl FnOnce() -> Response<Bytes>) -> Response<Body> {
+async fn perform(
+    shared: &Shared,
+    wire: &Wire,
+    answer: Answer,
+    work: impl FnOnce() -> Response<Bytes>,
+) -> Response<Body> {
     match answer {
         Answer::Work => work().map(Body::from),
         Answer::Delay(length) => {
@@ -200,7 +215,9 @@ async fn perform(shared: &Shared, wire: &Wire, answer: Answer, work: impl FnOnce
         }
         Answer::Status(status) => answer::page(status, None).map(Body::from),
         Answer::StatusRetryAfter(status, wait) => answer::page(status, Some(wait)).map(Body::from),
-        Answer::Html200 => answer::html("Welcome", "please accept the terms of this network").map(Body::from),
+        Answer::Html200 => {
+            answer::html("Welcome", "please accept the terms of this network").map(Body::from)
+        }
         Answer::Json(value) => answer::json_response(StatusCode::OK, &value).map(Body::from),
         Answer::Response(response) => response.map(Body::from),
     }
@@ -215,7 +232,12 @@ fn too_large() -> Response<Body> {
     answer::page(StatusCode::PAYLOAD_TOO_LARGE.as_u16(), None).map(Body::from)
 }
 
-fn record(parts: &Parts, body: &Bytes, subject: Option<String>, token_id: Option<String>) -> Recorded {
+fn record(
+    parts: &Parts,
+    body: &Bytes,
+    subject: Option<String>,
+    token_id: Option<String>,
+) -> Recorded {
     Recorded {
         method: parts.method.clone(),
         uri: parts.uri.clone(),

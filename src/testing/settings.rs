@@ -21,18 +21,20 @@ pub enum Refusal {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rotation {
-    /// It is spent and a new one comes with the answer. If it comes again, the grant is revoked (RFC 9700 §4.14.2).
+    /// It is spent and a new one comes with the answer. If it comes again, the grant is revoked
+    /// (RFC 9700 §4.14.2).
     #[default]
     SingleUse,
-    /// As `SingleUse`, but the one spent last is taken once more and as often as it comes, and brings the same successor.
-    /// For clients whose answer was lost.
+    /// As `SingleUse`, but the one spent last is taken once more and as often as it comes, and
+    /// brings the same successor. For clients whose answer was lost.
     ReuseGrace,
     /// It stays good, and the answer has none.
     Off,
 }
 
-/// Settings of an [`AuthServer`]. Those not set are: tokens are JWTs that live one hour, each of them is taken until it expires,
-/// expired ones are refused with 401, refresh tokens are single-use, and nothing is reissued by header.
+/// Settings of an [`AuthServer`]. Those not set are: tokens are JWTs that live one hour, each of
+/// them is taken until it expires, expired ones are refused with 401, refresh tokens are
+/// single-use, and nothing is reissued by header.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct AuthServerBuilder {
@@ -69,35 +71,37 @@ impl AuthServerBuilder {
 
     /// How long an access token lives; fractions of a second are kept. Default: one hour.
     ///
-    /// Times below a minute, and fractions, are told as fractions of seconds in `iat`, `exp` and `expires_in` (RFC 7519 §2 allows
-    /// it), others in whole seconds.
+    /// Times below a minute, and fractions, are told as fractions of seconds in `iat`, `exp` and
+    /// `expires_in` (RFC 7519 §2 allows it), others in whole seconds.
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.settings.lifetime = lifetime;
         self
     }
 
-    /// Access tokens are no JWTs: their expiry is told by the token endpoint's `expires_in` alone. Default: they are.
+    /// Access tokens are no JWTs: their expiry is told by the token endpoint's `expires_in` alone.
+    /// Default: they are.
     pub fn opaque_tokens(mut self) -> Self {
         self.settings.opaque = true;
         self
     }
 
-    /// Answers of the API, whatever their status, bring a new token in `Refreshed-API-Token` once this fraction of the token's life
-    /// has passed, as Airflow's do at 0.8. Default: never.
+    /// Answers of the API, whatever their status, bring a new token in `Refreshed-API-Token` once
+    /// this fraction of the token's life has passed, as Airflow's do at 0.8. Default: never.
     pub fn reissue_after(mut self, fraction: f64) -> Self {
         self.settings.reissue_after = Some(fraction);
         self
     }
 
-    /// For this long after its expiry a token is still taken and replaced in `Refreshed-API-Token`: the signature and every other
-    /// claim are verified, only the expiry is relaxed, and the new token carries the same claims (apache/airflow#67944).
-    /// Default: zero.
+    /// For this long after its expiry a token is still taken and replaced in `Refreshed-API-Token`:
+    /// the signature and every other claim are verified, only the expiry is relaxed, and the new
+    /// token carries the same claims (apache/airflow#67944). Default: zero.
     pub fn grace(mut self, after_expiry: Duration) -> Self {
         self.settings.grace = after_expiry;
         self
     }
 
-    /// Only the access token of a grant that was issued last is taken, as by django-oauth-toolkit. Default: all that live.
+    /// Only the access token of a grant that was issued last is taken, as by django-oauth-toolkit.
+    /// Default: all that live.
     pub fn only_newest_token(mut self) -> Self {
         self.settings.only_newest = true;
         self
@@ -115,7 +119,8 @@ impl AuthServerBuilder {
         self
     }
 
-    /// A claim that every access token carries, beside `iss`, `aud`, `sub`, `jti`, `iat` and `exp`, which cannot be replaced.
+    /// A claim that every access token carries, beside `iss`, `aud`, `sub`, `jti`, `iat` and `exp`,
+    /// which cannot be replaced.
     pub fn claim(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.settings.claims.insert(name.into(), value.into());
         self

@@ -1,4 +1,5 @@
-//! The token endpoint: RFC 6749 §6, answered as §5 has it, or with cookies as the Seqera platform does.
+//! The token endpoint: RFC 6749 §6, answered as §5 has it, or with cookies as the Seqera platform
+//! does.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
@@ -20,9 +21,15 @@ pub(super) enum Style {
 }
 
 /// What the server does with a call that no script catches.
-pub(super) fn answer(shared: &Shared, style: Style, parts: &Parts, body: &Bytes) -> Response<Bytes> {
+pub(super) fn answer(
+    shared: &Shared,
+    style: Style,
+    parts: &Parts,
+    body: &Bytes,
+) -> Response<Bytes> {
     if parts.method != Method::POST {
-        let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "invalid_request" }));
+        let mut response =
+            json_response(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "invalid_request" }));
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
         return response;
     }
@@ -58,13 +65,18 @@ pub(super) fn refresh_token(body: &[u8]) -> Option<String> {
 }
 
 fn field(body: &[u8], wanted: &str) -> Option<String> {
-    form_urlencoded::parse(body).find_map(|(name, value)| (name == wanted).then(|| value.into_owned()))
+    form_urlencoded::parse(body)
+        .find_map(|(name, value)| (name == wanted).then(|| value.into_owned()))
 }
 
 fn as_json(settings: &Settings, issued: &Issued) -> Response<Bytes> {
     let lifetime = settings.lifetime;
     let mut answer = json!({ "access_token": issued.access, "token_type": "Bearer" });
-    answer["expires_in"] = if lifetime.subsec_nanos() == 0 { lifetime.as_secs().into() } else { lifetime.as_secs_f64().into() };
+    answer["expires_in"] = if lifetime.subsec_nanos() == 0 {
+        lifetime.as_secs().into()
+    } else {
+        lifetime.as_secs_f64().into()
+    };
     if let Some(refresh) = &issued.refresh {
         answer["refresh_token"] = refresh.as_str().into();
     }
@@ -76,7 +88,9 @@ fn as_cookies(issued: &Issued) -> Response<Bytes> {
     let refresh = issued.refresh.as_ref().map(|token| ("JWT_REFRESH_TOKEN", token));
     for (name, token) in [("JWT", &issued.access)].into_iter().chain(refresh) {
         // Base64, dots and tildes fit any header.
-        if let Ok(mut cookie) = HeaderValue::from_str(&format!("{name}={token}; Path=/; HttpOnly; SameSite=Strict")) {
+        if let Ok(mut cookie) =
+            HeaderValue::from_str(&format!("{name}={token}; Path=/; HttpOnly; SameSite=Strict"))
+        {
             cookie.set_sensitive(true);
             response.headers_mut().append(header::SET_COOKIE, cookie);
         }
@@ -92,5 +106,8 @@ fn not_cached(mut response: Response<Bytes>) -> Response<Bytes> {
 
 /// RFC 6749 §5.2.
 fn refuse(error: &str, description: &str) -> Response<Bytes> {
-    not_cached(json_response(StatusCode::BAD_REQUEST, &json!({ "error": error, "error_description": description })))
+    not_cached(json_response(
+        StatusCode::BAD_REQUEST,
+        &json!({ "error": error, "error_description": description }),
+    ))
 }

@@ -63,7 +63,8 @@ pub(super) struct Connection {
 impl Connection {
     fn check(&self) -> io::Result<()> {
         if self.wire.0.load(Ordering::Relaxed) {
-            // The one setting that makes a close a reset. Zero does not block; tokio's method that says so is too new to ask for.
+            // The one setting that makes a close a reset. Zero does not block; tokio's method that
+            // says so is too new to ask for.
             #[allow(deprecated)]
             self.stream.set_linger(Some(std::time::Duration::ZERO))?;
             return Err(io::ErrorKind::ConnectionReset.into());
@@ -73,13 +74,21 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.check()?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

@@ -1,5 +1,5 @@
-//! Reads `exp` and `iat` of an access token that is a JWT. The claims are hints for scheduling, never trusted: no signature is
-//! checked, and what cannot be read is as if absent.
+//! Reads `exp` and `iat` of an access token that is a JWT. The claims are hints for scheduling,
+//! never trusted: no signature is checked, and what cannot be read is as if absent.
 
 use std::{
     fmt,
@@ -14,7 +14,8 @@ use serde_json::value::RawValue;
 
 use super::AccessToken;
 
-/// Members are kept raw, since `serde_json` refuses a whole document for one number that is out of range.
+/// Members are kept raw, since `serde_json` refuses a whole document for one number that is out of
+/// range.
 #[derive(Default)]
 struct Claims {
     exp: Option<Box<RawValue>>,
@@ -33,7 +34,12 @@ pub(super) fn lifetime(token: &AccessToken) -> Option<Duration> {
     match numeric_date(claims.iat.as_deref()) {
         Some(iat) => Some(exp.saturating_sub(iat)),
         // Without `iat` there is only the local clock to hold `exp` against.
-        None => Some(SystemTime::UNIX_EPOCH.checked_add(exp)?.duration_since(SystemTime::now()).unwrap_or_default()),
+        None => Some(
+            SystemTime::UNIX_EPOCH
+                .checked_add(exp)?
+                .duration_since(SystemTime::now())
+                .unwrap_or_default(),
+        ),
     }
 }
 
@@ -41,7 +47,8 @@ fn read(token: &AccessToken) -> Option<Claims> {
     jsonwebtoken::dangerous::insecure_decode_claims(token.expose_secret()).ok()
 }
 
-/// By hand, since a derived one takes an array for its members in their order. The last of several wins (RFC 7519 §4).
+/// By hand, since a derived one takes an array for its members in their order. The last of several
+/// wins (RFC 7519 §4).
 impl<'de> Deserialize<'de> for Claims {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Walk;
@@ -70,7 +77,8 @@ impl<'de> Deserialize<'de> for Claims {
     }
 }
 
-/// RFC 7519 §2 `NumericDate`: seconds since the epoch, possibly with a fraction. Nothing negative, nothing infinite.
+/// RFC 7519 §2 `NumericDate`: seconds since the epoch, possibly with a fraction. Nothing negative,
+/// nothing infinite.
 fn numeric_date(raw: Option<&RawValue>) -> Option<Duration> {
     let seconds: f64 = raw?.get().parse().ok()?;
     Duration::try_from_secs_f64(seconds).ok()

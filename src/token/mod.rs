@@ -14,8 +14,9 @@ use crate::error::Error;
 
 /// An access token, a refresh token, or both, and when the access token ends.
 ///
-/// The expiry is what was given with [`with_expires_in`](Self::with_expires_in) or [`with_expires_at`](Self::with_expires_at),
-/// else the `exp` of an access token that is a JWT, else unknown. Cloning shares the secrets.
+/// The expiry is what was given with [`with_expires_in`](Self::with_expires_in) or
+/// [`with_expires_at`](Self::with_expires_at), else the `exp` of an access token that is a JWT,
+/// else unknown. Cloning shares the secrets.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens {
     access: Option<AccessToken>,
@@ -56,7 +57,8 @@ impl Tokens {
         Ok(Self { access: Some(AccessToken::new(access)?), ..Self::default() })
     }
 
-    /// No token at all: for a session whose [store](crate::SessionBuilder::store) or [`Refresher`](crate::Refresher) has them.
+    /// No token at all: for a session whose [store](crate::SessionBuilder::store) or
+    /// [`Refresher`](crate::Refresher) has them.
     pub fn empty() -> Self {
         Self::default()
     }
@@ -78,8 +80,8 @@ impl Tokens {
         Ok(self)
     }
 
-    /// The access token ends this long from now, on the monotonic clock. Zero is expired. A time beyond what the clock can hold
-    /// counts as unknown.
+    /// The access token ends this long from now, on the monotonic clock. Zero is expired. A time
+    /// beyond what the clock can hold counts as unknown.
     pub fn with_expires_in(mut self, remaining: Duration) -> Self {
         let now = Instant::now();
         self.expiry = now
@@ -121,13 +123,18 @@ impl Tokens {
         self.refresh = refresh;
     }
 
-    /// The same tokens with an expiry that no longer depends on how they came: `None` where it is unknown.
+    /// The same tokens with an expiry that no longer depends on how they came: `None` where it is
+    /// unknown.
     pub(crate) fn lifetime(&self, arrival: Arrival) -> Option<Lifetime> {
         let now = Instant::now();
         match (self.expiry, arrival) {
-            (Some(Expiry { monotonic: Some((from, until)), .. }), _) => Some(Lifetime { from, until }),
+            (Some(Expiry { monotonic: Some((from, until)), .. }), _) => {
+                Some(Lifetime { from, until })
+            }
             (Some(Expiry { at, .. }), _) => local(now, at),
-            (None, Arrival::Handed) => self.access.as_ref().and_then(claims::expires_at).and_then(|at| local(now, at)),
+            (None, Arrival::Handed) => {
+                self.access.as_ref().and_then(claims::expires_at).and_then(|at| local(now, at))
+            }
             (None, Arrival::Issued) => {
                 let span = self.access.as_ref().and_then(claims::lifetime)?;
                 Some(Lifetime { from: now, until: now.checked_add(span)? })
@@ -181,7 +188,12 @@ mod tests {
         assert_eq!((access(&none), refresh(&none), none.expires_at()), (None, None, None));
         let alone = Tokens::from_refresh_token("r").unwrap();
         assert_eq!((access(&alone), refresh(&alone)), (None, Some("r")));
-        let mut both = Tokens::new("a").unwrap().with_refresh_token("r").unwrap().with_refresh_token("s").unwrap();
+        let mut both = Tokens::new("a")
+            .unwrap()
+            .with_refresh_token("r")
+            .unwrap()
+            .with_refresh_token("s")
+            .unwrap();
         assert_eq!((access(&both), refresh(&both)), (Some("a"), Some("s")));
         both.set_refresh(None);
         assert_eq!((access(&both), refresh(&both)), (Some("a"), None));
@@ -193,8 +205,19 @@ mod tests {
     fn tokens_are_the_same_if_both_of_them_are() {
         let pair = |a: &str, r: &str| Tokens::new(a).unwrap().with_refresh_token(r).unwrap();
         let one = pair("a", "r").with_expires_in(HOUR);
-        for (other, same) in [(one.clone(), true), (pair("a", "r"), true), (pair("a", "s"), false), (pair("b", "r"), false)] {
-            assert_eq!(one.same_as(&other), same, "{} {}", access(&other).unwrap(), refresh(&other).unwrap());
+        for (other, same) in [
+            (one.clone(), true),
+            (pair("a", "r"), true),
+            (pair("a", "s"), false),
+            (pair("b", "r"), false),
+        ] {
+            assert_eq!(
+                one.same_as(&other),
+                same,
+                "{} {}",
+                access(&other).unwrap(),
+                refresh(&other).unwrap()
+            );
         }
     }
 
@@ -209,7 +232,11 @@ mod tests {
         assert!(about(relative.expires_at().unwrap(), HOUR));
         tokio::time::advance(HOUR / 2).await;
         for arrival in [Arrival::Issued, Arrival::Handed] {
-            assert_eq!(relative.lifetime(arrival), Some(Lifetime { from: start, until: start + HOUR }), "{arrival:?}");
+            assert_eq!(
+                relative.lifetime(arrival),
+                Some(Lifetime { from: start, until: start + HOUR }),
+                "{arrival:?}"
+            );
             assert_eq!(token().lifetime(arrival), None, "{arrival:?}");
             let now = Instant::now();
             let past = token().with_expires_at(wall - HOUR).lifetime(arrival);
@@ -217,7 +244,10 @@ mod tests {
             let absolute = token().with_expires_at(wall + HOUR);
             assert_eq!(absolute.expires_at(), Some(wall + HOUR));
             let Lifetime { from, until } = absolute.lifetime(arrival).unwrap();
-            assert!(from == now && until <= now + HOUR && until > now + HOUR - HOUR / 60, "{arrival:?}");
+            assert!(
+                from == now && until <= now + HOUR && until > now + HOUR - HOUR / 60,
+                "{arrival:?}"
+            );
         }
         // Past what either clock can hold.
         assert_eq!(token().with_expires_in(Duration::MAX).lifetime(Arrival::Handed), None);

@@ -10,9 +10,11 @@ use crate::error::{Error, ErrorKind};
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 const SCHEME: &str = "Bearer ";
 
-/// A bearer token, as RFC 6750 §2.1 (`b64token`) allows it: letters, digits, `-._~+/`, then any number of `=`.
+/// A bearer token, as RFC 6750 §2.1 (`b64token`) allows it: letters, digits, `-._~+/`, then any
+/// number of `=`.
 ///
-/// Its text is in no `Debug`, and is wiped from memory when the last clone is dropped. Clones share it.
+/// Its text is in no `Debug`, and is wiped from memory when the last clone is dropped. Clones share
+/// it.
 #[derive(Clone)]
 pub struct AccessToken {
     text: Arc<Bearer>,
@@ -34,22 +36,28 @@ impl AccessToken {
     /// Takes a token after checking it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidToken`] for one that is empty, over 16 KiB, or has other characters than a `b64token`.
+    /// [`ErrorKind::InvalidToken`] for one that is empty, over 16 KiB, or has other characters than
+    /// a `b64token`.
     pub fn new(value: impl Into<String>) -> Result<Self, Error> {
         let value = Zeroizing::new(value.into());
         if value.len() > MAX_TOKEN_BYTES {
             return Err(Error::new(ErrorKind::InvalidToken, "the access token is over 16 KiB"));
         }
         if !is_b64token(value.as_bytes()) {
-            return Err(Error::new(ErrorKind::InvalidToken, "the access token is no RFC 6750 b64token"));
+            return Err(Error::new(
+                ErrorKind::InvalidToken,
+                "the access token is no RFC 6750 b64token",
+            ));
         }
         // Allocated once at its full size, so that no shorter copy stays behind unwiped.
         let mut bearer = String::with_capacity(SCHEME.len() + value.len());
         bearer.push_str(SCHEME);
         bearer.push_str(&value);
         let text = Arc::new(Bearer(Zeroizing::new(bearer)));
-        let mut header = HeaderValue::from_maybe_shared(Bytes::from_owner(Shared(Arc::clone(&text))))
-            .map_err(|_| Error::new(ErrorKind::InvalidToken, "the access token does not fit a header"))?;
+        let mut header =
+            HeaderValue::from_maybe_shared(Bytes::from_owner(Shared(Arc::clone(&text)))).map_err(
+                |_| Error::new(ErrorKind::InvalidToken, "the access token does not fit a header"),
+            )?;
         header.set_sensitive(true);
         Ok(Self { text, header })
     }
@@ -79,25 +87,31 @@ impl fmt::Debug for AccessToken {
 
 /// A refresh token: visible ASCII characters (RFC 6749 §A.17 without the blank).
 ///
-/// Its text is in no `Debug`, and is wiped from memory when the last clone is dropped. Clones share it.
+/// Its text is in no `Debug`, and is wiped from memory when the last clone is dropped. Clones share
+/// it.
 #[derive(Clone)]
 pub struct RefreshToken(Arc<Zeroizing<String>>);
 
 impl RefreshToken {
     /// Takes a token after checking it.
     ///
-    /// Servers in the field put more into refresh tokens than RFC 6750 allows in access tokens (`!`, `*`, `$`); since they travel
-    /// in a form body and not in a header, every visible ASCII character is taken.
+    /// Servers in the field put more into refresh tokens than RFC 6750 allows in access tokens
+    /// (`!`, `*`, `$`); since they travel in a form body and not in a header, every visible ASCII
+    /// character is taken.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidToken`] for one that is empty, over 16 KiB, or has blanks, control or non-ASCII characters.
+    /// [`ErrorKind::InvalidToken`] for one that is empty, over 16 KiB, or has blanks, control or
+    /// non-ASCII characters.
     pub fn new(value: impl Into<String>) -> Result<Self, Error> {
         let value = Zeroizing::new(value.into());
         if value.len() > MAX_TOKEN_BYTES {
             return Err(Error::new(ErrorKind::InvalidToken, "the refresh token is over 16 KiB"));
         }
         if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Error::new(ErrorKind::InvalidToken, "the refresh token is empty or not visible ASCII"));
+            return Err(Error::new(
+                ErrorKind::InvalidToken,
+                "the refresh token is empty or not visible ASCII",
+            ));
         }
         Ok(Self(Arc::new(value)))
     }
@@ -124,9 +138,9 @@ impl fmt::Debug for RefreshToken {
 fn is_b64token(value: &[u8]) -> bool {
     let body = value.iter().rposition(|&byte| byte != b'=').map_or(0, |last| last + 1);
     body > 0
-        && value[..body]
-            .iter()
-            .all(|&byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/'))
+        && value[..body].iter().all(|&byte| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/')
+        })
 }
 
 /// What a header that should carry a token carries.
@@ -136,7 +150,8 @@ pub(crate) enum Trimmed<'a> {
     Nothing,
 }
 
-/// Outer blanks and a leading `Bearer ` in any case go; a `Bearer` alone is nothing. `None` for what is not ASCII text.
+/// Outer blanks and a leading `Bearer ` in any case go; a `Bearer` alone is nothing. `None` for
+/// what is not ASCII text.
 pub(crate) fn trim_header(value: &HeaderValue) -> Option<Trimmed<'_>> {
     let text = value.to_str().ok()?.trim_matches([' ', '\t']);
     let scheme = SCHEME.trim_end();
@@ -160,8 +175,25 @@ mod tests {
         for good in ["a", "a==", "eyJ.eyJ.sig-_~+/=", &"x".repeat(16 * 1024)] {
             assert_eq!(AccessToken::new(good).unwrap().expose_secret(), good);
         }
-        for bad in ["", "=", "a=b", "a b", " a", "a,b", "a\"", "a\n", "a\u{0}", "ä", "a;b", &"x".repeat(MAX_TOKEN_BYTES + 1)] {
-            assert_eq!(AccessToken::new(bad).unwrap_err().kind(), ErrorKind::InvalidToken, "{bad:?}");
+        for bad in [
+            "",
+            "=",
+            "a=b",
+            "a b",
+            " a",
+            "a,b",
+            "a\"",
+            "a\n",
+            "a\u{0}",
+            "ä",
+            "a;b",
+            &"x".repeat(MAX_TOKEN_BYTES + 1),
+        ] {
+            assert_eq!(
+                AccessToken::new(bad).unwrap_err().kind(),
+                ErrorKind::InvalidToken,
+                "{bad:?}"
+            );
         }
     }
 
@@ -171,7 +203,11 @@ mod tests {
             assert_eq!(RefreshToken::new(good).unwrap().expose_secret(), good);
         }
         for bad in ["", "a b", "a\n", "ä", "\u{7f}", &"x".repeat(MAX_TOKEN_BYTES + 1)] {
-            assert_eq!(RefreshToken::new(bad).unwrap_err().kind(), ErrorKind::InvalidToken, "{bad:?}");
+            assert_eq!(
+                RefreshToken::new(bad).unwrap_err().kind(),
+                ErrorKind::InvalidToken,
+                "{bad:?}"
+            );
         }
     }
 
@@ -180,7 +216,9 @@ mod tests {
         let (access, refresh) = (AccessToken::new("a").unwrap(), RefreshToken::new("r").unwrap());
         assert!(access == access.clone() && access == AccessToken::new("a").unwrap());
         assert!(refresh == refresh.clone() && refresh == RefreshToken::new("r").unwrap());
-        assert!(access != AccessToken::new("b").unwrap() && refresh != RefreshToken::new("s").unwrap());
+        assert!(
+            access != AccessToken::new("b").unwrap() && refresh != RefreshToken::new("s").unwrap()
+        );
     }
 
     #[test]
@@ -189,7 +227,10 @@ mod tests {
         assert!(token.header().is_sensitive());
         assert_eq!(token.header().as_bytes(), b"Bearer secret");
         assert_eq!(token.header().as_bytes().as_ptr(), token.clone().header().as_bytes().as_ptr());
-        assert_eq!(format!("{token:?} {:?}", RefreshToken::new("secret").unwrap()), "AccessToken(..) RefreshToken(..)");
+        assert_eq!(
+            format!("{token:?} {:?}", RefreshToken::new("secret").unwrap()),
+            "AccessToken(..) RefreshToken(..)"
+        );
     }
 
     #[test]
@@ -211,7 +252,11 @@ mod tests {
             (b"a\x80", None),
         ];
         for (value, expected) in table {
-            assert_eq!(trim_header(&HeaderValue::from_bytes(value).unwrap()), expected, "{value:?}");
+            assert_eq!(
+                trim_header(&HeaderValue::from_bytes(value).unwrap()),
+                expected,
+                "{value:?}"
+            );
         }
     }
 }

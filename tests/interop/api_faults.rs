@@ -1,4 +1,5 @@
-//! Each fault of the table in `tests/peers/README.md`, at the API: what is no refusal is the caller's, and costs no refresh.
+//! Each fault of the table in `tests/peers/README.md`, at the API: what is no refusal is the
+//! caller's, and costs no refresh.
 
 use std::time::Duration;
 
@@ -23,7 +24,8 @@ const TABLE: [(&str, Gets, u64); 13] = [
     ("status 503 30", Gets::Answer(503), 0),
     ("status 404", Gets::Answer(404), 0),
     ("status 407", Gets::Answer(407), 0),
-    // The token has not run out, and nothing says that it is the token: RFC 6750 §3.1 has 401 for that.
+    // The token has not run out, and nothing says that it is the token: RFC 6750 §3.1 has 401 for
+    // that.
     ("status 403", Gets::Answer(403), 0),
     ("html200", Gets::Answer(200), 0),
     ("slow 200", Gets::Answer(200), 1),
@@ -43,13 +45,18 @@ async fn a_fault_of_the_api_is_the_callers_and_is_neither_refreshed_nor_sent_aga
         let before = peers.answered("POST /resource/echo 200").await;
         peers.fault(API, fault, 1).await;
 
-        let sent = client.post(peers.api()).body("payload").timeout(Duration::from_secs(10)).send().await;
+        let sent =
+            client.post(peers.api()).body("payload").timeout(Duration::from_secs(10)).send().await;
 
         let got = match sent {
             Ok(response) => {
                 let status = response.status().as_u16();
                 assert!(response.extensions().get::<Outcome>().is_none(), "{fault}");
-                if response.bytes().await.is_ok() { Gets::Answer(status) } else { Gets::Broken(status) }
+                if response.bytes().await.is_ok() {
+                    Gets::Answer(status)
+                } else {
+                    Gets::Broken(status)
+                }
             }
             Err(_) => Gets::NoAnswer,
         };
@@ -74,7 +81,8 @@ async fn after_a_refusal_the_replays_fault_is_the_callers() {
         let sent = client(&session).put(peers.api()).timeout(Duration::from_secs(10)).send().await;
 
         match sent {
-            // This server knows no PUT: its own answer is 404, and shows that the request came through.
+            // This server knows no PUT: its own answer is 404, and shows that the request came
+            // through.
             Ok(response) => {
                 let outcome = response.extensions().get::<Outcome>().unwrap();
                 assert!(outcome.refreshed && outcome.replayed, "{fault}");
@@ -84,7 +92,11 @@ async fn after_a_refusal_the_replays_fault_is_the_callers() {
             }
             Err(_) => assert_eq!(expected, Gets::NoAnswer, "{fault}"),
         }
-        assert_eq!((peers.hits("PUT /resource/echo").await, peers.hits("POST /token").await), (2, 1), "{fault}");
+        assert_eq!(
+            (peers.hits("PUT /resource/echo").await, peers.hits("POST /token").await),
+            (2, 1),
+            "{fault}"
+        );
         assert_eq!(session.generation(), 2, "{fault}");
     }
 }

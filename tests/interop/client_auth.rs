@@ -20,7 +20,11 @@ async fn every_way_of_client_authentication_works_whatever_the_secrets_character
         for expected in 1..=2 {
             session.refresh().await.unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(peers.hits("POST /token").await, expected, "{name}");
-            assert_eq!(client(&session).get(peers.api()).send().await.unwrap().status(), 200, "{name}");
+            assert_eq!(
+                client(&session).get(peers.api()).send().await.unwrap().status(),
+                200,
+                "{name}"
+            );
         }
     }
     assert_eq!(peers.answered("POST /token 200").await, 8);
@@ -43,6 +47,7 @@ async fn a_wrong_secret_is_the_clients_fault_and_costs_no_refresh_token() {
     assert_eq!(refresh_token(&session), before);
 
     // It is as good as before for who has the right secret.
-    let right = peers.builder(session.tokens().unwrap(), peers.plain_refresher()).0.build().unwrap();
+    let right =
+        peers.builder(session.tokens().unwrap(), peers.plain_refresher()).0.build().unwrap();
     right.refresh().await.unwrap();
 }

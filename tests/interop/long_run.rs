@@ -17,7 +17,9 @@ const TASKS: usize = 8;
 
 /// How long: seconds in `INTEROP_SECONDS`, or `default`.
 fn length(default: u64) -> Duration {
-    let seconds = std::env::var("INTEROP_SECONDS").ok().map(|seconds| seconds.parse().expect("INTEROP_SECONDS is no number"));
+    let seconds = std::env::var("INTEROP_SECONDS")
+        .ok()
+        .map(|seconds| seconds.parse().expect("INTEROP_SECONDS is no number"));
     Duration::from_secs(seconds.unwrap_or(default))
 }
 
@@ -37,7 +39,11 @@ impl Load {
             let (client, url, tally) = (client.clone(), url.to_owned(), Arc::clone(&load.tally));
             load.tasks.spawn(async move {
                 while Instant::now() < end {
-                    let request = if task % 2 == 0 { client.get(&url) } else { client.post(&url).body("payload") };
+                    let request = if task % 2 == 0 {
+                        client.get(&url)
+                    } else {
+                        client.post(&url).body("payload")
+                    };
                     let got = match request.send().await {
                         Ok(response) => response.status().to_string(),
                         Err(error) => format!("{error:#}"),
@@ -66,7 +72,10 @@ fn assert_all_200(tally: &BTreeMap<String, u64>) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_of_seconds_last_eight_tasks_while_one_token_call_in_ten_fails() {
     let length = length(20);
-    let Some(peers) = Peers::start(&[("TTL", if length.as_secs() > 60 { "5" } else { "2" })]) else { return };
+    let Some(peers) = Peers::start(&[("TTL", if length.as_secs() > 60 { "5" } else { "2" })])
+    else {
+        return;
+    };
     // None of them spends the refresh token: this provider has no grace for one that comes again.
     let rounds = usize::try_from(length.as_secs() / 10 + 4).unwrap();
     for fault in ["down", "status 503", "reset", "hang"].into_iter().cycle().take(rounds) {
@@ -79,11 +88,13 @@ async fn tokens_of_seconds_last_eight_tasks_while_one_token_call_in_ten_fails() 
     let tally = Load::start(&client(&session), &peers.api(), Instant::now() + length).end().await;
 
     let requests = assert_all_200(&tally);
-    // The grant lives, which it would not if a spent refresh token had ever come again. Joins the refresh that may be under way.
+    // The grant lives, which it would not if a spent refresh token had ever come again. Joins the
+    // refresh that may be under way.
     session.refresh().await.unwrap();
     let calls = peers.hits("POST /token").await;
     let refreshed = peers.answered("POST /token 200").await;
-    let refused = peers.answered("GET /resource/echo 401").await + peers.answered("POST /resource/echo 401").await;
+    let refused = peers.answered("GET /resource/echo 401").await
+        + peers.answered("POST /resource/echo 401").await;
     let retries = events.retries().len();
     println!(
         "{length:?}: {requests} requests, all 200; {calls} token calls, of which {retries} failed and {refreshed} issued; \
@@ -95,14 +106,16 @@ async fn tokens_of_seconds_last_eight_tasks_while_one_token_call_in_ten_fails() 
     assert_eq!(peers.answered("POST /token 400").await, 0);
 }
 
-/// nextflow-io/nextflow#6967: one 502 of a restarting proxy, and the client never asked for a token again.
+/// nextflow-io/nextflow#6967: one 502 of a restarting proxy, and the client never asked for a token
+/// again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_endpoint_that_is_stopped_and_started_costs_no_request() {
     let Some(peers) = Peers::start(&[("TTL", "2")]) else { return };
     let (session, events) = peers.session(peers.plain_refresher().max_attempts(40)).await;
     let end = Instant::now() + length(12);
     // The API is asked past nginx: only refreshes feel that it is gone.
-    let load = Load::start(&client(&session), &format!("{}/resource/echo", peers.direct_origin()), end);
+    let load =
+        Load::start(&client(&session), &format!("{}/resource/echo", peers.direct_origin()), end);
 
     let mut stops = 0;
     while Instant::now() + Duration::from_secs(5) < end {
@@ -117,7 +130,10 @@ async fn a_token_endpoint_that_is_stopped_and_started_costs_no_request() {
 
     let requests = assert_all_200(&tally);
     let retries = events.retries();
-    println!("{requests} requests, all 200; nginx stopped {stops} times; {} token calls found nobody", retries.len());
+    println!(
+        "{requests} requests, all 200; nginx stopped {stops} times; {} token calls found nobody",
+        retries.len()
+    );
     assert!(stops >= 2 && retries.len() >= stops);
     assert!(retries.iter().all(|(status, _)| status.is_none()), "{retries:?}");
     assert_eq!(events.count(|event| matches!(event, Event::RefreshFailed { .. })), 0);
@@ -127,7 +143,8 @@ async fn a_token_endpoint_that_is_stopped_and_started_costs_no_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_before_both_that_is_stopped_and_started_costs_no_request_with_a_retry_outside() {
-    // Opaque tokens live as long as they say; the second to which a JWT's `exp` is rounded could refuse one request twice.
+    // Opaque tokens live as long as they say; the second to which a JWT's `exp` is rounded could
+    // refuse one request twice.
     let Some(peers) = Peers::start(&[("TTL", "2"), ("FORMAT", "opaque")]) else { return };
     let (session, _) = peers.session(peers.plain_refresher().max_attempts(40)).await;
     let policy = ExponentialBackoff::builder()
@@ -157,7 +174,8 @@ async fn a_proxy_before_both_that_is_stopped_and_started_costs_no_request_with_a
     session.refresh().await.unwrap();
 }
 
-/// Now no refresh is under way, so that stopping nginx cannot lose the answer to one: this provider revokes the grant for it.
+/// Now no refresh is under way, so that stopping nginx cannot lose the answer to one: this provider
+/// revokes the grant for it.
 async fn after_a_refresh(session: &Session) {
     let mut states = session.subscribe();
     let generation = session.generation();

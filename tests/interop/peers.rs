@@ -35,7 +35,8 @@ pub(crate) struct Seed {
 }
 
 impl Peers {
-    /// `None` where they cannot run; the reason is printed. `settings` are the environment of `server.mjs`.
+    /// `None` where they cannot run; the reason is printed. `settings` are the environment of
+    /// `server.mjs`.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Option<Self> {
         if let Some(reason) = missing() {
             assert!(std::env::var_os("CI").is_none(), "{reason}");
@@ -45,7 +46,11 @@ impl Peers {
         let provider = Server::start("oidc-provider", None, settings);
         let nginx = Server::start("faults", Some(provider.port), &[]);
         // A connection that outlives nginx's restart would be of no use.
-        let control = reqwest::Client::builder().pool_max_idle_per_host(0).timeout(Duration::from_secs(10)).build().unwrap();
+        let control = reqwest::Client::builder()
+            .pool_max_idle_per_host(0)
+            .timeout(Duration::from_secs(10))
+            .build()
+            .unwrap();
         Some(Self { nginx, provider, control })
     }
 
@@ -64,7 +69,8 @@ impl Peers {
     }
 
     pub(crate) fn refresher(&self) -> OAuthRefresh {
-        OAuthRefresh::new(self.origin() + TOKEN).backoff(Duration::from_millis(100), Duration::from_millis(400))
+        OAuthRefresh::new(self.origin() + TOKEN)
+            .backoff(Duration::from_millis(100), Duration::from_millis(400))
     }
 
     /// With the credentials of the client `plain`.
@@ -73,7 +79,11 @@ impl Peers {
     }
 
     pub(crate) async fn seed(&self, client: &str) -> Seed {
-        let seed: Value = self.control.post(format!("{}/seed?client={client}", self.direct_origin())).json_answer().await;
+        let seed: Value = self
+            .control
+            .post(format!("{}/seed?client={client}", self.direct_origin()))
+            .json_answer()
+            .await;
         Seed {
             access: seed["access_token"].as_str().unwrap().to_owned(),
             refresh: seed["refresh_token"].as_str().unwrap().to_owned(),
@@ -88,7 +98,11 @@ impl Peers {
         (builder.build().unwrap(), events)
     }
 
-    pub(crate) fn builder(&self, tokens: Tokens, refresher: OAuthRefresh) -> (SessionBuilder, Events) {
+    pub(crate) fn builder(
+        &self,
+        tokens: Tokens,
+        refresher: OAuthRefresh,
+    ) -> (SessionBuilder, Events) {
         let events = Events::default();
         let builder = Session::builder(tokens)
             .origin(self.origin())
@@ -114,13 +128,15 @@ impl Peers {
 
     /// How many requests came to nginx.
     pub(crate) async fn hits(&self, request: &str) -> u64 {
-        let hits: BTreeMap<String, u64> = self.control.get(format!("{}/__faults", self.origin())).json_answer().await;
+        let hits: BTreeMap<String, u64> =
+            self.control.get(format!("{}/__faults", self.origin())).json_answer().await;
         hits.get(request).copied().unwrap_or(0)
     }
 
     /// Forgets counts and queued faults.
     pub(crate) async fn forget(&self) {
-        let _: Value = self.control.delete(format!("{}/__faults", self.origin())).json_answer().await;
+        let _: Value =
+            self.control.delete(format!("{}/__faults", self.origin())).json_answer().await;
     }
 
     /// How often the provider gave this answer, e.g. `POST /token 200`.
@@ -128,10 +144,13 @@ impl Peers {
         self.answered_at_least(answer, 0).await
     }
 
-    /// The same, once it is this often: it counts an answer when it has been written, which for one that nobody waits for may be later.
+    /// The same, once it is this often: it counts an answer when it has been written, which for one
+    /// that nobody waits for may be later.
     pub(crate) async fn answered_at_least(&self, answer: &str, times: u64) -> u64 {
         let ask = self.control.get(format!("{}/stats", self.direct_origin()));
-        let ask = ask.query(&[("answer", answer), ("times", &times.to_string())]).timeout(Duration::from_secs(20));
+        let ask = ask
+            .query(&[("answer", answer), ("times", &times.to_string())])
+            .timeout(Duration::from_secs(20));
         let stats: BTreeMap<String, u64> = ask.json_answer().await;
         stats.get(answer).copied().unwrap_or(0)
     }
@@ -148,7 +167,11 @@ impl Peers {
 
 impl Seed {
     pub(crate) fn tokens(&self) -> Tokens {
-        Tokens::new(&self.access).unwrap().with_refresh_token(&self.refresh).unwrap().with_expires_in(self.lifetime)
+        Tokens::new(&self.access)
+            .unwrap()
+            .with_refresh_token(&self.refresh)
+            .unwrap()
+            .with_expires_in(self.lifetime)
     }
 }
 
@@ -174,7 +197,9 @@ impl Events {
     pub(crate) fn retries(&self) -> Vec<(Option<u16>, Duration)> {
         let events = self.0.lock().unwrap();
         let retries = events.iter().filter_map(|event| match event {
-            Event::RefreshRetrying { delay, status, .. } => Some((status.map(|status| status.as_u16()), *delay)),
+            Event::RefreshRetrying { delay, status, .. } => {
+                Some((status.map(|status| status.as_u16()), *delay))
+            }
             _ => None,
         });
         retries.collect()
@@ -198,7 +223,11 @@ impl Server {
         let mut last = String::new();
         // Another process may take the port before the server does.
         for _ in 0..5 {
-            let server = Self { scripts: scripts.clone(), port: free_port(), run: tempfile::tempdir().unwrap() };
+            let server = Self {
+                scripts: scripts.clone(),
+                port: free_port(),
+                run: tempfile::tempdir().unwrap(),
+            };
             match server.script("start.sh", upstream, settings) {
                 Ok(()) => return server,
                 Err(error) => last = error,
@@ -215,7 +244,12 @@ impl Server {
         self.script("stop.sh", None, &[]).unwrap();
     }
 
-    fn script(&self, name: &str, upstream: Option<u16>, settings: &[(&str, &str)]) -> Result<(), String> {
+    fn script(
+        &self,
+        name: &str,
+        upstream: Option<u16>,
+        settings: &[(&str, &str)],
+    ) -> Result<(), String> {
         let output = Command::new(self.scripts.join(name))
             .arg(self.port.to_string())
             .args(upstream.map(|port| port.to_string()))
@@ -224,7 +258,11 @@ impl Server {
             .envs(settings.iter().copied())
             .output()
             .unwrap();
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
     }
 }
 
@@ -257,11 +295,16 @@ fn missing() -> Option<String> {
             return Some(format!("{program} is not installed"));
         }
     }
-    if Command::new("nginx").arg("-v").output().is_err() || !Path::new("/usr/lib/nginx/modules/ngx_http_lua_module.so").exists() {
+    if Command::new("nginx").arg("-v").output().is_err()
+        || !Path::new("/usr/lib/nginx/modules/ngx_http_lua_module.so").exists()
+    {
         return Some("nginx with its Lua module is not installed".to_owned());
     }
-    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/oidc-provider/node_modules");
-    (!packages.exists()).then(|| "oidc-provider is not installed: run tests/peers/oidc-provider/install.sh".to_owned())
+    let packages =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/oidc-provider/node_modules");
+    (!packages.exists()).then(|| {
+        "oidc-provider is not installed: run tests/peers/oidc-provider/install.sh".to_owned()
+    })
 }
 
 trait JsonAnswer {

@@ -52,15 +52,22 @@ async fn a_grant_that_is_revoked_for_reuse_wants_a_new_login_and_is_not_asked_fo
     for format in ["jwt", "opaque"] {
         let Some(peers) = Peers::start(&[("TTL", "60"), ("FORMAT", format)]) else { return };
         let (session, _) = peers.session(peers.plain_refresher()).await;
-        let copy = peers.builder(session.tokens().unwrap(), peers.plain_refresher()).0.build().unwrap();
+        let copy =
+            peers.builder(session.tokens().unwrap(), peers.plain_refresher()).0.build().unwrap();
         session.refresh().await.unwrap();
 
         // The thief, or the forgotten copy: the provider revokes the grant of both.
         let error = copy.refresh().await.unwrap_err();
-        assert_eq!((error.kind(), error.oauth_error()), (ErrorKind::LoginRequired, Some("invalid_grant")));
+        assert_eq!(
+            (error.kind(), error.oauth_error()),
+            (ErrorKind::LoginRequired, Some("invalid_grant"))
+        );
         assert!(!error.possibly_consumed());
         let error = session.refresh().await.unwrap_err();
-        assert_eq!((error.kind(), error.oauth_error()), (ErrorKind::LoginRequired, Some("invalid_grant")));
+        assert_eq!(
+            (error.kind(), error.oauth_error()),
+            (ErrorKind::LoginRequired, Some("invalid_grant"))
+        );
         assert_eq!(session.state(), SessionState::LoginRequired);
 
         let calls = peers.hits("POST /token").await;
@@ -74,7 +81,10 @@ async fn a_grant_that_is_revoked_for_reuse_wants_a_new_login_and_is_not_asked_fo
             } else {
                 let error = sent.unwrap_err();
                 let error = Error::find_in(&error).unwrap();
-                assert_eq!((error.kind(), error.api_status().unwrap().as_u16()), (ErrorKind::LoginRequired, 401));
+                assert_eq!(
+                    (error.kind(), error.api_status().unwrap().as_u16()),
+                    (ErrorKind::LoginRequired, 401)
+                );
             }
         }
         assert_eq!(peers.hits("POST /token").await, calls);
@@ -96,7 +106,10 @@ async fn an_expired_refresh_token_wants_a_new_login() {
     let error = client(&session).get(peers.api()).send().await.unwrap_err();
 
     let error = Error::find_in(&error).unwrap();
-    assert_eq!((error.kind(), error.oauth_error()), (ErrorKind::LoginRequired, Some("invalid_grant")));
+    assert_eq!(
+        (error.kind(), error.oauth_error()),
+        (ErrorKind::LoginRequired, Some("invalid_grant"))
+    );
     assert!(!error.possibly_consumed());
     // The token had run out, so that nothing was sent to the API.
     assert_eq!(error.api_status(), None);

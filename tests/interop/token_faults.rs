@@ -76,7 +76,8 @@ fn table() -> Vec<Case> {
         case("late 300",        as_it_is,  AtOnce,                                Kept),
         case("reset",           as_it_is,  AfterRetry(None),                      Kept),
         case("reset",           cautious,  fails(Unavailable, 0, 1, true),        Kept),
-        // The provider has no grace: the refresh token is spent, and whoever brings it again loses the grant.
+        // The provider has no grace: the refresh token is spent, and whoever brings it again loses
+        // the grant.
         case("late 2000",       impatient, fails(LoginRequired, 400, 2, true),    Lost),
         case("lost",            as_it_is,  fails(LoginRequired, 400, 2, true),    Lost),
         case("lost",            cautious,  fails(Unavailable, 0, 1, true),        Lost),
@@ -109,12 +110,16 @@ async fn each_fault_of_the_token_endpoint_ends_as_it_has_to() {
             }
             Ends::Fails { kind, status, attempts, possibly_consumed } => {
                 let error = refreshed.expect_err(fault);
-                let told = (error.kind(), error.status().map(|status| status.as_u16()), error.attempts());
+                let told =
+                    (error.kind(), error.status().map(|status| status.as_u16()), error.attempts());
                 assert_eq!(told, (kind, status, attempts), "{fault}: {error:?}");
                 assert_eq!(error.possibly_consumed(), possibly_consumed, "{fault}");
                 assert_eq!(peers.hits("POST /token").await, u64::from(attempts), "{fault}");
-                let expected =
-                    if kind == ErrorKind::LoginRequired { SessionState::LoginRequired } else { SessionState::CoolingDown };
+                let expected = if kind == ErrorKind::LoginRequired {
+                    SessionState::LoginRequired
+                } else {
+                    SessionState::CoolingDown
+                };
                 assert_eq!(session.state(), expected, "{fault}");
             }
         }

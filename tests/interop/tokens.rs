@@ -23,7 +23,10 @@ async fn tokens_of_two_seconds_are_renewed_in_time_whether_jwt_or_opaque() {
         // Joins the refresh that may be under way.
         session.refresh().await.unwrap();
         let calls = peers.hits("POST /token").await;
-        assert!(requests > 20 && (2..=5).contains(&calls), "{format}: {requests} requests, {calls} calls");
+        assert!(
+            requests > 20 && (2..=5).contains(&calls),
+            "{format}: {requests} requests, {calls} calls"
+        );
         assert_eq!(session.generation(), 1 + calls);
         if format == "opaque" {
             // Nothing rounds its end: it is renewed before the provider refuses it.
@@ -42,7 +45,8 @@ async fn a_reissued_token_is_used_from_the_next_request_on_without_a_call() {
         for renew in ["", "?renew=1", "", "?renew=1", ""] {
             let response = client.get(peers.api() + renew).send().await.unwrap();
             assert_eq!(response.status(), 200);
-            let captured = response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.captured);
+            let captured =
+                response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.captured);
             assert_eq!(captured, !renew.is_empty(), "{format}");
             let echo: Value = response.json().await.unwrap();
             ids.push(echo["token_id"].as_str().unwrap().to_owned());

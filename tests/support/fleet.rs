@@ -1,5 +1,6 @@
-//! The other processes of a fleet: the test binary once more, running nothing but its test `worker`, with a session of its own on
-//! the store that all share. The judge is the server in the test: it alone knows what was asked when.
+//! The other processes of a fleet: the test binary once more, running nothing but its test
+//! `worker`, with a session of its own on the store that all share. The judge is the server in the
+//! test: it alone knows what was asked when.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
 
@@ -18,7 +19,8 @@ use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
-    ClientBuilderExt, Error, Event, Flight, OAuthRefresh, Refresher, Session, SessionBuilder, TokenStore, Tokens,
+    ClientBuilderExt, Error, Event, Flight, OAuthRefresh, Refresher, Session, SessionBuilder,
+    TokenStore, Tokens,
     testing::{AuthServer, Recorded},
 };
 
@@ -27,7 +29,8 @@ const NAME: &str = "worker";
 
 /// A session's settings on this server.
 pub fn session(tokens: Tokens, origin: &str, worker: &str) -> SessionBuilder {
-    let refresher = OAuthRefresh::new(format!("{origin}/oauth/token")).client_id("fleet").param(NAME, worker);
+    let refresher =
+        OAuthRefresh::new(format!("{origin}/oauth/token")).client_id("fleet").param(NAME, worker);
     Session::builder(tokens).origin(origin).refresher(refresher)
 }
 
@@ -37,7 +40,8 @@ pub fn client(session: &Session) -> ClientWithMiddleware {
 
 /// A member of the form that the token endpoint was sent.
 pub fn form(call: &Recorded, wanted: &str) -> Option<String> {
-    form_urlencoded::parse(&call.body).find_map(|(name, value)| (name == wanted).then(|| value.into_owned()))
+    form_urlencoded::parse(&call.body)
+        .find_map(|(name, value)| (name == wanted).then(|| value.into_owned()))
 }
 
 /// Which worker made this call.
@@ -58,13 +62,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts one that was given these tokens, on a store that the test file's `worker` knows by this name.
+    /// Starts one that was given these tokens, on a store that the test file's `worker` knows by
+    /// this name.
     pub fn start(task: &str, name: &str, server: &AuthServer, store: &str, given: &Tokens) -> Self {
         let access = given.access_token().map_or("", |token| token.expose_secret());
         let refresh = given.refresh_token().map_or("", |token| token.expose_secret());
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "worker", "--nocapture", "--test-threads=1"])
-            .envs([("FLEET_TASK", task), ("FLEET_NAME", name), ("FLEET_API", server.origin()), ("FLEET_STORE", store)])
+            .envs([
+                ("FLEET_TASK", task),
+                ("FLEET_NAME", name),
+                ("FLEET_API", server.origin()),
+                ("FLEET_STORE", store),
+            ])
             .envs([("FLEET_ACCESS", access), ("FLEET_REFRESH", refresh)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -77,7 +87,10 @@ impl Worker {
 
     /// What it says next; `None` if it has ended.
     pub fn says(&mut self) -> Option<String> {
-        self.lines.by_ref().map_while(Result::ok).find_map(|line| line.strip_prefix("> ").map(str::to_owned))
+        self.lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("> ").map(str::to_owned))
     }
 
     pub fn go_on(&mut self) {
@@ -85,7 +98,13 @@ impl Worker {
     }
 
     pub fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, &self.process.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// `kill -9`, and what it had said before.
@@ -133,7 +152,13 @@ impl Job {
         if !of("FLEET_REFRESH").is_empty() {
             given = given.with_refresh_token(of("FLEET_REFRESH")).unwrap();
         }
-        Some(Self { task, name: of("FLEET_NAME"), api: of("FLEET_API"), store: of("FLEET_STORE"), given })
+        Some(Self {
+            task,
+            name: of("FLEET_NAME"),
+            api: of("FLEET_API"),
+            store: of("FLEET_STORE"),
+            given,
+        })
     }
 
     pub async fn run(self, store: impl TokenStore) {
@@ -155,7 +180,12 @@ async fn rotate(session: SessionBuilder) {
         match session.refresh().await {
             Ok(_) => say("rotated"),
             Err(error) => {
-                say(format_args!("{:?} {} {}", error.kind(), error.possibly_consumed(), error.attempts()));
+                say(format_args!(
+                    "{:?} {} {}",
+                    error.kind(),
+                    error.possibly_consumed(),
+                    error.attempts()
+                ));
                 std::future::pending::<()>().await;
             }
         }
@@ -170,7 +200,9 @@ async fn serve(session: SessionBuilder, api: &str) {
     let session = session.on_event(move |event| match event {
         Event::Refreshed { attempts: 0, .. } => drop(counts.1.fetch_add(1, SeqCst)),
         Event::Refreshed { .. } => drop(counts.0.fetch_add(1, SeqCst)),
-        Event::RefreshFailed { error } | Event::StoreFailed { error } => say(format_args!("failed: {error:?}")),
+        Event::RefreshFailed { error } | Event::StoreFailed { error } => {
+            say(format_args!("failed: {error:?}"))
+        }
         _ => {}
     });
     let session = session.restore().await.unwrap();
@@ -202,7 +234,11 @@ async fn serve(session: SessionBuilder, api: &str) {
         served += sender.await.unwrap();
     }
     session.close().await.unwrap();
-    say(format_args!("served {served} called {} adopted {}", called.load(SeqCst), adopted.load(SeqCst)));
+    say(format_args!(
+        "served {served} called {} adopted {}",
+        called.load(SeqCst),
+        adopted.load(SeqCst)
+    ));
 }
 
 /// Comes to a stop between the token endpoint's answer and the save, and says how it went on.
@@ -219,9 +255,12 @@ async fn stall(session: SessionBuilder, api: &str) {
         }
     }
 
-    let refresher = OAuthRefresh::new(format!("{api}/oauth/token")).client_id("fleet").param(NAME, "stalled");
+    let refresher =
+        OAuthRefresh::new(format!("{api}/oauth/token")).client_id("fleet").param(NAME, "stalled");
     let session = session.refresher(Stalling(refresher)).on_event(|event| match event {
-        Event::StoreFailed { error } => say(format_args!("store failed: {}", std::error::Error::source(error).unwrap())),
+        Event::StoreFailed { error } => {
+            say(format_args!("store failed: {}", std::error::Error::source(error).unwrap()))
+        }
         Event::Refreshed { attempts, .. } => say(format_args!("refreshed after {attempts} calls")),
         _ => {}
     });
@@ -234,19 +273,22 @@ async fn stall(session: SessionBuilder, api: &str) {
     std::future::pending::<()>().await;
 }
 
-/// Four processes on one store, with tokens of two seconds, at a server that forgives nothing, sending requests all the time.
+/// Four processes on one store, with tokens of two seconds, at a server that forgives nothing,
+/// sending requests all the time.
 pub async fn four_processes_refresh_once_an_expiry(store: &str) {
     const LIFETIME: Duration = Duration::from_secs(2);
     let length = std::env::var("FLEET_TEST_SECONDS").map_or(15, |seconds| seconds.parse().unwrap());
     let server = AuthServer::builder().lifetime(LIFETIME).start().await;
     let day_one = server.login();
-    let mut workers: Vec<_> =
-        ["one", "two", "three", "four"].map(|name| Worker::start("serve", name, &server, store, &day_one)).into();
+    let mut workers: Vec<_> = ["one", "two", "three", "four"]
+        .map(|name| Worker::start("serve", name, &server, store, &day_one))
+        .into();
     for worker in &mut workers {
         assert_eq!(worker.says().as_deref(), Some("ready"));
     }
     workers.iter_mut().for_each(Worker::go_on);
-    // When each access token was issued, by its number: the log is bounded, so it is read as it grows.
+    // When each access token was issued, by its number: the log is bounded, so it is read as it
+    // grows.
     let mut issued = BTreeMap::new();
     let mut look = tokio::time::interval(Duration::from_millis(500));
     let begun = Instant::now();
@@ -271,9 +313,13 @@ pub async fn four_processes_refresh_once_an_expiry(store: &str) {
     assert_eq!(counts.reuses, 0);
     assert_eq!(server.concurrent_token_calls_max(), 1);
     assert_eq!(counts.api_hits, answered + counts.refused, "each request was served once");
-    // Every token was used, but maybe the login's own and the last; and none was renewed before the last fifth of its life.
+    // Every token was used, but maybe the login's own and the last; and none was renewed before the
+    // last fifth of its life.
     let (first, last) = (*issued.keys().next().unwrap(), *issued.keys().next_back().unwrap());
-    assert!(issued.len() as u64 == last - first + 1 && first <= 2 && last >= counts.token_calls, "{issued:?}");
+    assert!(
+        issued.len() as u64 == last - first + 1 && first <= 2 && last >= counts.token_calls,
+        "{issued:?}"
+    );
     let times: Vec<f64> = issued.into_values().collect();
     let lives: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
     eprintln!("a token was renewed after {lives:.2?} s");

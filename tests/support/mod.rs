@@ -26,7 +26,9 @@ use async_trait::async_trait;
 use http::{Extensions, StatusCode, header};
 use reqwest::{Request, Response, ResponseBuilderExt};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
-use reqwest_reauth::{ClientBuilderExt, Error, ErrorKind, Event, Flight, Refresher, Session, SessionState, Tokens};
+use reqwest_reauth::{
+    ClientBuilderExt, Error, ErrorKind, Event, Flight, Refresher, Session, SessionState, Tokens,
+};
 
 pub const ORIGIN: &str = "https://api.example.com";
 
@@ -45,7 +47,8 @@ impl Seen {
     }
 }
 
-type Answering = dyn Fn(Seen) -> Pin<Box<dyn Future<Output = http::response::Builder> + Send>> + Send + Sync;
+type Answering =
+    dyn Fn(Seen) -> Pin<Box<dyn Future<Output = http::response::Builder> + Send>> + Send + Sync;
 
 /// The end of the chain: answers in place of the connection and keeps what it saw.
 #[derive(Clone)]
@@ -84,7 +87,8 @@ impl Api {
     }
 }
 
-/// The client under a faked API. All share one: with TLS, each reads all of the system's certificates when it is made.
+/// The client under a faked API. All share one: with TLS, each reads all of the system's
+/// certificates when it is made.
 pub fn never_asked() -> reqwest::Client {
     static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
     CLIENT.clone()
@@ -92,7 +96,12 @@ pub fn never_asked() -> reqwest::Client {
 
 #[async_trait]
 impl Middleware for Api {
-    async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        request: Request,
+        _: &mut Extensions,
+        _: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         let values = request.headers().get_all(header::AUTHORIZATION);
         let seen = Seen {
             method: request.method().to_string(),
@@ -112,7 +121,10 @@ pub fn silence_scripted_panics() {
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let scripted = info.payload().downcast_ref::<&str>().is_some_and(|text| text.contains("as the script says"));
+            let scripted = info
+                .payload()
+                .downcast_ref::<&str>()
+                .is_some_and(|text| text.contains("as the script says"));
             if !scripted {
                 usual(info);
             }
@@ -236,7 +248,10 @@ impl Refresher for Issuer {
         let _busy = Busy(Arc::clone(&self.now));
         self.most.fetch_max(at_once, Ordering::SeqCst);
         let tokens = flight.tokens();
-        self.asked.lock().unwrap().push(tokens.refresh_token().map(|token| token.expose_secret().to_owned()));
+        self.asked
+            .lock()
+            .unwrap()
+            .push(tokens.refresh_token().map(|token| token.expose_secret().to_owned()));
         self.begun.send_replace(call);
         let turn = self.script.lock().unwrap().pop_front();
         let (delay, lifetime) = match turn {

@@ -1,5 +1,11 @@
 //! A server that answers any bytes, for what no HTTP library would send.
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "each test file uses its own part"
+)]
 
 use std::{
     future::Future,
@@ -34,7 +40,11 @@ pub struct Seen {
 
 impl Seen {
     pub fn all(&self, name: &str) -> Vec<&str> {
-        self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
+        self.headers
+            .iter()
+            .filter(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
+            .collect()
     }
 
     /// The one bearer token.
@@ -47,7 +57,8 @@ impl Seen {
 
     /// Everything but the authorization.
     pub fn rest(&self) -> (String, String, String, Vec<(String, String)>, Vec<u8>) {
-        let headers = self.headers.iter().filter(|(name, _)| name != "authorization").cloned().collect();
+        let headers =
+            self.headers.iter().filter(|(name, _)| name != "authorization").cloned().collect();
         (self.method.clone(), self.target.clone(), self.version.clone(), headers, self.body.clone())
     }
 }
@@ -71,7 +82,11 @@ pub struct Reply {
 
 impl Reply {
     pub fn status(status: u16) -> Self {
-        Self { head: format!("HTTP/1.1 {status} Test\r\n").into_bytes(), body: Some(Vec::new()), then: Then::KeepAlive }
+        Self {
+            head: format!("HTTP/1.1 {status} Test\r\n").into_bytes(),
+            body: Some(Vec::new()),
+            then: Then::KeepAlive,
+        }
     }
 
     /// These bytes and nothing else, then the connection ends.
@@ -163,9 +178,15 @@ impl Server {
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let answer = Box::new(move |seen| -> Pin<Box<dyn Future<Output = Reply> + Send>> { Box::pin(answer(seen)) });
-        let shared =
-            Arc::new(Shared { answer, seen: Mutex::default(), connections: AtomicUsize::new(0), sent: AtomicUsize::new(0) });
+        let answer = Box::new(move |seen| -> Pin<Box<dyn Future<Output = Reply> + Send>> {
+            Box::pin(answer(seen))
+        });
+        let shared = Arc::new(Shared {
+            answer,
+            seen: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            sent: AtomicUsize::new(0),
+        });
         let task = tokio::spawn({
             let shared = Arc::clone(&shared);
             async move {
@@ -269,7 +290,9 @@ impl Shared {
             method: start.next()?,
             target: start.next()?,
             version: start.next()?,
-            headers: headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect(),
+            headers: headers
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+                .collect(),
             body: Vec::new(),
         };
         if seen.all("transfer-encoding") == ["chunked"] {
@@ -280,7 +303,8 @@ impl Shared {
                     }
                     more(stream, buffer).await?;
                 };
-                let length = usize::from_str_radix(std::str::from_utf8(&buffer[..line]).ok()?, 16).ok()?;
+                let length =
+                    usize::from_str_radix(std::str::from_utf8(&buffer[..line]).ok()?, 16).ok()?;
                 while buffer.len() < line + 2 + length + 2 {
                     more(stream, buffer).await?;
                 }
@@ -290,7 +314,9 @@ impl Shared {
                     break;
                 }
             }
-        } else if let Some(length) = seen.all("content-length").first().and_then(|length| length.parse().ok()) {
+        } else if let Some(length) =
+            seen.all("content-length").first().and_then(|length| length.parse().ok())
+        {
             while buffer.len() < length {
                 more(stream, buffer).await?;
             }

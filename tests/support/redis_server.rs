@@ -1,4 +1,5 @@
-//! A redis-server of the test's own. Tests that need one are skipped where there is none, except under `CI`.
+//! A redis-server of the test's own. Tests that need one are skipped where there is none, except
+//! under `CI`.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
 
@@ -78,7 +79,8 @@ impl Drop for Server {
     }
 }
 
-/// `None` if it did not come up. A TLS server (`tls-port 0` among its options) listens there with TLS only.
+/// `None` if it did not come up. A TLS server (`tls-port 0` among its options) listens there with
+/// TLS only.
 fn launch(port: u16, dir: &Path, options: &[String]) -> Option<(Child, BufReader<ChildStdout>)> {
     let port = port.to_string();
     let port_option = if options.iter().any(|option| option == "--tls-cert-file") {
@@ -87,7 +89,17 @@ fn launch(port: u16, dir: &Path, options: &[String]) -> Option<(Child, BufReader
         ["--tls-port", "0", "--port", &port]
     };
     let mut process = Command::new("redis-server")
-        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir"])
+        .args([
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--dir",
+        ])
         .arg(dir)
         .args(port_option)
         .args(options)

@@ -110,7 +110,8 @@ impl FakeStore {
     }
 
     pub fn saves(&self) -> Vec<(String, String)> {
-        let saves = |op| if let Op::Save(access, refresh) = op { Some((access, refresh)) } else { None };
+        let saves =
+            |op| if let Op::Save(access, refresh) = op { Some((access, refresh)) } else { None };
         self.ops().into_iter().filter_map(saves).collect()
     }
 
@@ -161,7 +162,9 @@ impl FakeStore {
             let next = script.iter().position(|(of, _)| *of == call);
             next.and_then(|next| script.remove(next)).map(|(_, fate)| fate)
         };
-        let always = || self.0.always.lock().unwrap().iter().find(|(of, _)| *of == call).map(|(_, fate)| *fate);
+        let always = || {
+            self.0.always.lock().unwrap().iter().find(|(of, _)| *of == call).map(|(_, fate)| *fate)
+        };
         match scripted.or_else(always).unwrap_or(Fate::Well) {
             Fate::Well => Ok(true),
             Fate::Down => Err(down()),

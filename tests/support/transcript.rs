@@ -1,6 +1,13 @@
-//! Everything that could be read of a process: every log line of every crate at TRACE, every panic message, and every text that a
-//! test shows it. And the ways in which a secret could be written there.
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "each test file uses its own part")]
+//! Everything that could be read of a process: every log line of every crate at TRACE, every panic
+//! message, and every text that a test shows it. And the ways in which a secret could be written
+//! there.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "each test file uses its own part"
+)]
 
 use std::{
     error::Error as StdError,
@@ -84,12 +91,14 @@ pub fn text() -> String {
     String::from_utf8_lossy(&TEXT.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
 }
 
-/// A secret in every writing: plain, half of it, percent- and form-encoded, hexadecimal, as a list of bytes, escaped, and Base64 of
-/// a text that has it at any place.
+/// A secret in every writing: plain, half of it, percent- and form-encoded, hexadecimal, as a list
+/// of bytes, escaped, and Base64 of a text that has it at any place.
 pub fn writings(secret: &str) -> Vec<String> {
     let half = secret.len() / 2;
     let bytes = secret.as_bytes();
-    let join = |piece: fn(&u8) -> String, separator: &str| bytes.iter().map(piece).collect::<Vec<_>>().join(separator);
+    let join = |piece: fn(&u8) -> String, separator: &str| {
+        bytes.iter().map(piece).collect::<Vec<_>>().join(separator)
+    };
     let mut all = vec![
         secret.to_owned(),
         secret[..half].to_owned(),

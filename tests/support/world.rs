@@ -61,7 +61,8 @@ struct Account {
 
 impl World {
     pub fn new(grants: Vec<(u64, Grant)>) -> Self {
-        let account = Account { grants: grants.into(), expected: "r0".to_owned(), ..Account::default() };
+        let account =
+            Account { grants: grants.into(), expected: "r0".to_owned(), ..Account::default() };
         Self(Arc::new(Mutex::new(account)))
     }
 
@@ -92,7 +93,8 @@ impl World {
         assert_eq!(seen.authorization.len(), 1, "{seen:?}");
         let token = seen.token().unwrap().to_owned();
         let parts: Vec<_> = seen.url.rsplit('/').take(3).collect();
-        let (brings_token, takes, request) = (parts[0] == "1", parts[1].parse().unwrap(), parts[2].to_owned());
+        let (brings_token, takes, request) =
+            (parts[0] == "1", parts[1].parse().unwrap(), parts[2].to_owned());
         let place = {
             let mut account = self.account();
             account.see_generation();
@@ -199,7 +201,11 @@ impl Drop for Busy {
 #[async_trait]
 impl Refresher for World {
     async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
-        let asked = flight.tokens().refresh_token().map(|token| token.expose_secret().to_owned()).unwrap_or_default();
+        let asked = flight
+            .tokens()
+            .refresh_token()
+            .map(|token| token.expose_secret().to_owned())
+            .unwrap_or_default();
         let (words, takes, grant) = {
             let mut account = self.account();
             account.see_generation();

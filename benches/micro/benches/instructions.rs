@@ -1,5 +1,5 @@
-//! Instructions a request: callgrind counts [`REQUESTS`] requests of each workload, after as many that are not counted; and those of
-//! storms, against their ideal.
+//! Instructions a request: callgrind counts [`REQUESTS`] requests of each workload, after as many
+//! that are not counted; and those of storms, against their ideal.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,11 +39,17 @@ fn requests(workload: Workload) -> Workload {
 
 /// The token endpoint answers as soon as everybody waits.
 fn storm(waiters: usize) -> (Runtime, Storm) {
-    (Builder::new_current_thread().enable_time().build().unwrap(), Storm::new(waiters, Duration::ZERO, Arc::new(|| ())))
+    (
+        Builder::new_current_thread().enable_time().build().unwrap(),
+        Storm::new(waiters, Duration::ZERO, Arc::new(|| ())),
+    )
 }
 
 fn ideal(waiters: usize) -> (Runtime, Ideal) {
-    (Builder::new_current_thread().enable_time().build().unwrap(), Ideal::new(waiters, Duration::ZERO, Arc::new(|| ())))
+    (
+        Builder::new_current_thread().enable_time().build().unwrap(),
+        Ideal::new(waiters, Duration::ZERO, Arc::new(|| ())),
+    )
 }
 
 #[library_benchmark]

@@ -18,8 +18,9 @@ fn requests(criterion: &mut Criterion) {
     }
 }
 
-/// Time a request while so many tasks send at once through one client and session. What is lost against one task with the same
-/// number of threads is contention; the bare client shows what of it is not ours.
+/// Time a request while so many tasks send at once through one client and session. What is lost
+/// against one task with the same number of threads is contention; the bare client shows what of it
+/// is not ours.
 fn tasks(criterion: &mut Criterion) {
     let runtime = Builder::new_multi_thread().enable_time().build().unwrap();
     let mut group = criterion.benchmark_group("tasks");

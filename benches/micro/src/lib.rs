@@ -1,4 +1,5 @@
-//! The workloads: one request each, answered in process without a socket, so that what is measured is the middleware.
+//! The workloads: one request each, answered in process without a socket, so that what is measured
+//! is the middleware.
 
 pub mod plot;
 pub mod storm;
@@ -13,9 +14,12 @@ use std::{
 
 use http::{Extensions, HeaderName, HeaderValue, header};
 use reqwest::{Request, Response, ResponseBuilderExt, Url};
-use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, RequestBuilder, Result};
+use reqwest_middleware::{
+    ClientBuilder, ClientWithMiddleware, Middleware, Next, RequestBuilder, Result,
+};
 use reqwest_reauth::{
-    Authorize, Capture, ClientBuilderExt, Error, Outcome, Refresh, Replay, Session, SessionBuilder, Tokens, refresh_with,
+    Authorize, Capture, ClientBuilderExt, Error, Outcome, Refresh, Replay, Session, SessionBuilder,
+    Tokens, refresh_with,
 };
 
 pub const ORIGIN: &str = "https://api.example.com";
@@ -30,11 +34,14 @@ pub fn connection() -> reqwest::Client {
 const HEADERS: [(HeaderName, HeaderValue); 3] = [
     (header::ACCEPT, HeaderValue::from_static("application/json")),
     (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
-    (HeaderName::from_static("x-request-id"), HeaderValue::from_static("0f8fad5b-d9cb-469f-a165-70867728950e")),
+    (
+        HeaderName::from_static("x-request-id"),
+        HeaderValue::from_static("0f8fad5b-d9cb-469f-a165-70867728950e"),
+    ),
 ];
 
-/// How many requests [`Workload::run`] is asked for where single instructions are counted: many, so that what grows once in a
-/// while counts with its share.
+/// How many requests [`Workload::run`] is asked for where single instructions are counted: many, so
+/// that what grows once in a while counts with its share.
 pub const REQUESTS: u64 = 100;
 
 /// All workloads by name, in the order of the table.
@@ -98,7 +105,13 @@ impl Workload {
             _ => panic!("no workload {name}"),
         };
         let url = Url::parse(ORIGIN).unwrap().join("/v1/things?page=2").unwrap();
-        Self { client: client.with(End).build(), session, url, headers: headers.parse().unwrap(), manner }
+        Self {
+            client: client.with(End).build(),
+            session,
+            url,
+            headers: headers.parse().unwrap(),
+            manner,
+        }
     }
 
     /// Sends this many requests, one after the other.
@@ -130,13 +143,17 @@ impl Workload {
 
     fn request(&self) -> RequestBuilder {
         let request = self.client.get(self.url.clone());
-        HEADERS.iter().take(self.headers).fold(request, |request, (name, value)| request.header(name, value))
+        HEADERS
+            .iter()
+            .take(self.headers)
+            .fold(request, |request, (name, value)| request.header(name, value))
     }
 }
 
 /// A session as most are: it knows when its token ends, and can renew it.
 pub fn session() -> SessionBuilder {
-    let tokens = Tokens::new("an.access.token").unwrap().with_refresh_token("a-refresh-token").unwrap();
+    let tokens =
+        Tokens::new("an.access.token").unwrap().with_refresh_token("a-refresh-token").unwrap();
     Session::builder(tokens.with_expires_in(Duration::from_secs(3600)))
         .origin(ORIGIN)
         .refresher(refresh_with(|tokens| async move { Ok::<_, Error>(tokens) }))
@@ -164,7 +181,10 @@ impl Middleware for End {
 
 /// An answer without a body, from where the request went.
 pub fn answer(request: &Request, status: u16) -> Response {
-    let answer = http::Response::builder().status(status).url(request.url().clone()).body(reqwest::Body::default());
+    let answer = http::Response::builder()
+        .status(status)
+        .url(request.url().clone())
+        .body(reqwest::Body::default());
     answer.unwrap().into()
 }
 

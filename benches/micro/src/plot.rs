@@ -40,7 +40,10 @@ impl Axis {
 pub fn slope(points: &[(f64, f64)]) -> f64 {
     let logs: Vec<_> = points.iter().map(|(x, y)| (x.log10(), y.log10())).collect();
     let count = logs.len() as f64;
-    let (mean_x, mean_y) = (logs.iter().map(|p| p.0).sum::<f64>() / count, logs.iter().map(|p| p.1).sum::<f64>() / count);
+    let (mean_x, mean_y) = (
+        logs.iter().map(|p| p.0).sum::<f64>() / count,
+        logs.iter().map(|p| p.1).sum::<f64>() / count,
+    );
     let over: f64 = logs.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
     let under: f64 = logs.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
     over / under
@@ -63,13 +66,19 @@ pub fn svg(title: &str, x_name: &str, series: &[Series]) -> String {
     );
     for power in x_axis.from..=x_axis.to {
         let at = x(10f64.powi(power));
-        let _ = writeln!(out, r##"<path d="M{at:.1} {TOP}V{:.1}" stroke="#ddd"/>"##, HEIGHT - BOTTOM);
+        let _ =
+            writeln!(out, r##"<path d="M{at:.1} {TOP}V{:.1}" stroke="#ddd"/>"##, HEIGHT - BOTTOM);
         let label = 10f64.powi(power);
-        let _ = writeln!(out, r#"<text x="{at:.1}" y="{:.1}" text-anchor="middle">{label}</text>"#, HEIGHT - BOTTOM + 18.0);
+        let _ = writeln!(
+            out,
+            r#"<text x="{at:.1}" y="{:.1}" text-anchor="middle">{label}</text>"#,
+            HEIGHT - BOTTOM + 18.0
+        );
     }
     for power in y_axis.from..=y_axis.to {
         let at = y(10f64.powi(power));
-        let _ = writeln!(out, r##"<path d="M{LEFT} {at:.1}H{:.1}" stroke="#ddd"/>"##, WIDTH - RIGHT);
+        let _ =
+            writeln!(out, r##"<path d="M{LEFT} {at:.1}H{:.1}" stroke="#ddd"/>"##, WIDTH - RIGHT);
         let _ = writeln!(
             out,
             r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#,
@@ -85,10 +94,20 @@ pub fn svg(title: &str, x_name: &str, series: &[Series]) -> String {
         HEIGHT - 14.0
     );
     for (index, Series { name, colour, points }) in series.iter().enumerate() {
-        let line: Vec<_> = points.iter().map(|&(n, ns)| format!("{:.1},{:.1}", x(n), y(ns))).collect();
-        let _ = writeln!(out, r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#, line.join(" "));
+        let line: Vec<_> =
+            points.iter().map(|&(n, ns)| format!("{:.1},{:.1}", x(n), y(ns))).collect();
+        let _ = writeln!(
+            out,
+            r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#,
+            line.join(" ")
+        );
         for &(n, ns) in points {
-            let _ = writeln!(out, r#"<circle cx="{:.1}" cy="{:.1}" r="3.5" fill="{colour}"/>"#, x(n), y(ns));
+            let _ = writeln!(
+                out,
+                r#"<circle cx="{:.1}" cy="{:.1}" r="3.5" fill="{colour}"/>"#,
+                x(n),
+                y(ns)
+            );
         }
         if let Some(&(n, ns)) = points.last() {
             // As far down as the plot goes.
@@ -103,8 +122,18 @@ pub fn svg(title: &str, x_name: &str, series: &[Series]) -> String {
             );
         }
         let at = TOP + 18.0 + 18.0 * index as f64;
-        let _ = writeln!(out, r#"<circle cx="{:.1}" cy="{:.1}" r="3.5" fill="{colour}"/>"#, LEFT + 14.0, at - 4.0);
-        let _ = writeln!(out, r#"<text x="{:.1}" y="{at:.1}">{name} (slope {:.2})</text>"#, LEFT + 24.0, slope(points));
+        let _ = writeln!(
+            out,
+            r#"<circle cx="{:.1}" cy="{:.1}" r="3.5" fill="{colour}"/>"#,
+            LEFT + 14.0,
+            at - 4.0
+        );
+        let _ = writeln!(
+            out,
+            r#"<text x="{:.1}" y="{at:.1}">{name} (slope {:.2})</text>"#,
+            LEFT + 24.0,
+            slope(points)
+        );
     }
     let _ = writeln!(out, "</svg>");
     out

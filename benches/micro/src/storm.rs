@@ -1,4 +1,5 @@
-//! Storms: requests that are all refused at once, through one session; and the ideal that they are held against.
+//! Storms: requests that are all refused at once, through one session; and the ideal that they are
+//! held against.
 
 use std::{
     net::SocketAddr,
@@ -24,7 +25,8 @@ use tokio::{
 
 use crate::{ORIGIN, answer, connection};
 
-/// One client whose requests are all refused at once, and a token endpoint that answers after `delay`.
+/// One client whose requests are all refused at once, and a token endpoint that answers after
+/// `delay`.
 pub struct Storm {
     client: ClientWithMiddleware,
     waiters: usize,
@@ -51,7 +53,10 @@ impl Storm {
             })
         };
         let session = Session::builder(tokens).origin(ORIGIN).refresher(renew).build().unwrap();
-        let client = ClientBuilder::new(connection()).with_session(session).with(Refusing::all(waiters)).build();
+        let client = ClientBuilder::new(connection())
+            .with_session(session)
+            .with(Refusing::all(waiters))
+            .build();
         Self { client, waiters, calls }
     }
 
@@ -63,7 +68,12 @@ impl Storm {
             tasks.spawn(async move {
                 let response = request.await.unwrap();
                 assert_eq!(response.status(), 200);
-                assert!(response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.refreshed && outcome.replayed));
+                assert!(
+                    response
+                        .extensions()
+                        .get::<Outcome>()
+                        .is_some_and(|outcome| outcome.refreshed && outcome.replayed)
+                );
             });
         }
         tasks.join_all().await;
@@ -71,7 +81,8 @@ impl Storm {
     }
 }
 
-/// The least that a storm can cost: two sends each through a bare client, with one wait between them for all.
+/// The least that a storm can cost: two sends each through a bare client, with one wait between
+/// them for all.
 pub struct Ideal {
     client: ClientWithMiddleware,
     waiters: usize,
@@ -93,11 +104,13 @@ impl Ideal {
             let (client, refused) = (self.client.clone(), Arc::clone(&refused));
             let mut answer = answered.subscribe();
             tasks.spawn(async move {
-                let response = client.get(ORIGIN).header(AUTHORIZATION, "Bearer old").send().await.unwrap();
+                let response =
+                    client.get(ORIGIN).header(AUTHORIZATION, "Bearer old").send().await.unwrap();
                 assert_eq!(response.status(), 401);
                 refused.fetch_add(1, Ordering::SeqCst);
                 answer.wait_for(|answered| *answered).await.unwrap();
-                let response = client.get(ORIGIN).header(AUTHORIZATION, "Bearer new").send().await.unwrap();
+                let response =
+                    client.get(ORIGIN).header(AUTHORIZATION, "Bearer new").send().await.unwrap();
                 assert_eq!(response.status(), 200);
             });
         }
@@ -121,8 +134,9 @@ async fn pause(delay: Duration) {
     }
 }
 
-/// A server on a socket, on a thread of its own: refuses the old token when so many connections have come with it, and issues a new
-/// one at `POST /token` after `delay`. Gives back its address, and how often a token was asked for.
+/// A server on a socket, on a thread of its own: refuses the old token when so many connections
+/// have come with it, and issues a new one at `POST /token` after `delay`. Gives back its address,
+/// and how often a token was asked for.
 pub fn serve(waiters: usize, delay: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -135,14 +149,24 @@ pub fn serve(waiters: usize, delay: Duration) -> (SocketAddr, Arc<AtomicUsize>) 
             let everybody = Arc::new(Barrier::new(waiters));
             loop {
                 let (connection, _) = listener.accept().await.unwrap();
-                tokio::spawn(answer_all(connection, Arc::clone(&everybody), delay, Arc::clone(&counted)));
+                tokio::spawn(answer_all(
+                    connection,
+                    Arc::clone(&everybody),
+                    delay,
+                    Arc::clone(&counted),
+                ));
             }
         });
     });
     (address, calls)
 }
 
-async fn answer_all(mut connection: TcpStream, everybody: Arc<Barrier>, delay: Duration, calls: Arc<AtomicUsize>) {
+async fn answer_all(
+    mut connection: TcpStream,
+    everybody: Arc<Barrier>,
+    delay: Duration,
+    calls: Arc<AtomicUsize>,
+) {
     connection.set_nodelay(true).unwrap();
     let mut buffer = Vec::with_capacity(4096);
     while connection.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
@@ -162,8 +186,10 @@ async fn answer_all(mut connection: TcpStream, everybody: Arc<Barrier>, delay: D
             everybody.wait().await;
             ("401 Unauthorized", "{}")
         };
-        let answer =
-            format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let answer = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
         buffer.clear();
         if connection.write_all(answer.as_bytes()).await.is_err() {
             return;

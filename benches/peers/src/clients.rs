@@ -3,7 +3,9 @@
 use std::{error::Error, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use aliri_reqwest::AccessTokenMiddleware;
-use aliri_tokens::{TokenWatcher, backoff::ErrorBackoffConfig, jitter::NullJitter, sources::ConstTokenSource};
+use aliri_tokens::{
+    TokenWatcher, backoff::ErrorBackoffConfig, jitter::NullJitter, sources::ConstTokenSource,
+};
 use http::{Extensions, HeaderValue, header};
 use predicates::prelude::predicate;
 use reqwest::{Request, Response, StatusCode};
@@ -25,12 +27,14 @@ pub struct Contestant {
     pub plain: Client,
 }
 
-/// A client from an expression that makes a request builder, whatever the types of the reqwest behind it.
+/// A client from an expression that makes a request builder, whatever the types of the reqwest
+/// behind it.
 macro_rules! client {
     ($client:ident, $url:ident => $request:expr) => {{
         let ($client, $url) = ($client, $url.to_owned());
         Arc::new(move || {
-            let request = $request.header(header::ACCEPT, HeaderValue::from_static("application/json"));
+            let request =
+                $request.header(header::ACCEPT, HeaderValue::from_static("application/json"));
             Box::pin(async move {
                 let response = request.send().await.unwrap();
                 let status = response.status().as_u16();
@@ -64,23 +68,36 @@ pub async fn contestants(url: &str) -> Vec<Contestant> {
         client!(client, url => client.get(&url))
     };
     let by_hand = {
-        let client = ClientBuilder::new(reqwest::Client::new()).with(ByHand { token: Mutex::new(TOKEN.to_owned()) }).build();
+        let client = ClientBuilder::new(reqwest::Client::new())
+            .with(ByHand { token: Mutex::new(TOKEN.to_owned()) })
+            .build();
         client!(client, url => client.get(&url))
     };
     let aliri = {
         let source = ConstTokenSource::new(TOKEN);
-        let watcher = TokenWatcher::spawn_from_token_source(source, NullJitter, ErrorBackoffConfig::default()).await.unwrap();
+        let watcher = TokenWatcher::spawn_from_token_source(
+            source,
+            NullJitter,
+            ErrorBackoffConfig::default(),
+        )
+        .await
+        .unwrap();
         let middleware = AccessTokenMiddleware::new(watcher).with_predicate(predicate::always());
-        let client = reqwest_middleware_old::ClientBuilder::new(reqwest_old::Client::new()).with(middleware).build();
+        let client = reqwest_middleware_old::ClientBuilder::new(reqwest_old::Client::new())
+            .with(middleware)
+            .build();
         client!(client, url => client.get(&url))
     };
     let reqwest_auth = {
         let source: Arc<dyn TokenSource> = Arc::new(Constant(format!("Bearer {TOKEN}")));
         let middleware = AuthorizationHeaderMiddleware::from(source);
-        let client = reqwest_middleware_old::ClientBuilder::new(reqwest_old::Client::new()).with(middleware).build();
+        let client = reqwest_middleware_old::ClientBuilder::new(reqwest_old::Client::new())
+            .with(middleware)
+            .build();
         client!(client, url => client.get(&url))
     };
-    let contestant = |name, client, plain: &Client| Contestant { name, client, plain: Arc::clone(plain) };
+    let contestant =
+        |name, client, plain: &Client| Contestant { name, client, plain: Arc::clone(plain) };
     vec![
         contestant("reqwest-reauth, the whole chain", reauth, &plain),
         contestant("mutex, copy and retry by hand", by_hand, &plain),
@@ -110,14 +127,20 @@ impl TokenSource for Constant {
     }
 }
 
-/// What one finds in many a code base: the token behind a mutex, a copy of each request, a new token and one retry at a 401.
+/// What one finds in many a code base: the token behind a mutex, a copy of each request, a new
+/// token and one retry at a 401.
 struct ByHand {
     token: Mutex<String>,
 }
 
 #[async_trait::async_trait]
 impl Middleware for ByHand {
-    async fn handle(&self, mut request: Request, extensions: &mut Extensions, next: Next<'_>) -> Result<Response> {
+    async fn handle(
+        &self,
+        mut request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> Result<Response> {
         let again = request.try_clone();
         let token = self.token.lock().await.clone();
         sign(&mut request, &token);

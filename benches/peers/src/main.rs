@@ -1,12 +1,14 @@
-//! Throughput over loopback: this crate, its peers and clients written by hand, each against plain reqwest with a fixed header.
+//! Throughput over loopback: this crate, its peers and clients written by hand, each against plain
+//! reqwest with a fixed header.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/peers/Cargo.toml [-- PART_OF_A_NAME]
 //! ```
 //!
-//! Each contestant runs by turns with the plain client of the reqwest version that it is made for, so that what else the machine
-//! does in the meantime falls on both. Two figures: the median of the pairs' ratios, and in brackets the ratio of the fastest runs,
-//! which on a busy machine are those that nothing disturbed.
+//! Each contestant runs by turns with the plain client of the reqwest version that it is made for,
+//! so that what else the machine does in the meantime falls on both. Two figures: the median of the
+//! pairs' ratios, and in brackets the ratio of the fastest runs, which on a busy machine are those
+//! that nothing disturbed.
 
 mod clients;
 mod server;
@@ -24,21 +26,28 @@ const REQUESTS: usize = 512;
 async fn main() {
     let url = server::start();
     let contestants = clients::contestants(&url).await;
-    println!("| requests a second, as a fraction of plain reqwest's: median of pairs (fastest runs) | 1 in flight | 64 | 256 |");
+    println!(
+        "| requests a second, as a fraction of plain reqwest's: median of pairs (fastest runs) | 1 in flight | 64 | 256 |"
+    );
     println!("| --- | ---: | ---: | ---: |");
     let wanted = std::env::args().nth(1).unwrap_or_default();
     let mut plain = Vec::new();
-    for contestant in contestants.into_iter().filter(|contestant| contestant.name.contains(&wanted)) {
+    for contestant in contestants.into_iter().filter(|contestant| contestant.name.contains(&wanted))
+    {
         plain.clear();
         print!("| {}", contestant.name);
         for in_flight in IN_FLIGHT {
-            let (median, fastest, fastest_plain) = ratios(&contestant.client, &contestant.plain, in_flight).await;
+            let (median, fastest, fastest_plain) =
+                ratios(&contestant.client, &contestant.plain, in_flight).await;
             print!(" | {median:.3} ({fastest:.3})");
             plain.push(format!("{fastest_plain:.1?}"));
         }
         println!(" |");
     }
-    println!("\na request through the last's plain client, in the fastest run: {}", plain.join(", "));
+    println!(
+        "\na request through the last's plain client, in the fastest run: {}",
+        plain.join(", ")
+    );
 }
 
 /// Throughput as a fraction of the plain client's, and the plain client's time a request.

@@ -1,4 +1,5 @@
-//! The least of servers: 200 and two bytes to every request that carries the token, 401 to others, on a thread of its own.
+//! The least of servers: 200 and two bytes to every request that carries the token, 401 to others,
+//! on a thread of its own.
 
 use std::{net::TcpListener, thread};
 
@@ -39,7 +40,9 @@ async fn serve(mut connection: TcpStream) {
         let is_signed = buffer.windows(signed.len()).any(|window| window == signed.as_bytes());
         let status = if is_signed { "200 OK" } else { "401 Unauthorized" };
         buffer.clear();
-        let answer = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}");
+        let answer = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+        );
         if connection.write_all(answer.as_bytes()).await.is_err() {
             return;
         }

@@ -15,7 +15,8 @@ async fn any_2xx_with_json_is_read_leniently() {
         (200, "{\"access_token\":\"b\",\"access_token\":\"a\",\"x\":\"\u{1}\"}".to_owned()),
     ];
     for (status, body) in table {
-        let (result, _, endpoint) = answered(Reply::with(status, &["Content-Type: text/plain"], body)).await;
+        let (result, _, endpoint) =
+            answered(Reply::with(status, &["Content-Type: text/plain"], body)).await;
         let tokens = result.unwrap();
         assert_eq!((access(&tokens), refresh(&tokens)), ("a", None));
         assert_eq!(endpoint.count(), 1);
@@ -24,7 +25,8 @@ async fn any_2xx_with_json_is_read_leniently() {
 
 #[tokio::test]
 async fn expires_in_counts_from_now() {
-    let (result, ..) = answered(Reply::json(200, r#"{"access_token":"a","expires_in":3600}"#)).await;
+    let (result, ..) =
+        answered(Reply::json(200, r#"{"access_token":"a","expires_in":3600}"#)).await;
     let left = result.unwrap().expires_at().unwrap().duration_since(SystemTime::now()).unwrap();
     assert!(left <= Duration::from_secs(3600) && left > Duration::from_secs(3500), "{left:?}");
     let (result, ..) = answered(Reply::json(200, r#"{"access_token":"a","expires_in":-1}"#)).await;
@@ -33,13 +35,17 @@ async fn expires_in_counts_from_now() {
 
 #[tokio::test]
 async fn cookies_come_before_the_body() {
-    let cookies = ["Set-Cookie: JWT=a.b.c; Path=/; HttpOnly", "Set-Cookie: JWT_REFRESH_TOKEN=cookie-refresh; Path=/oauth"];
+    let cookies = [
+        "Set-Cookie: JWT=a.b.c; Path=/; HttpOnly",
+        "Set-Cookie: JWT_REFRESH_TOKEN=cookie-refresh; Path=/oauth",
+    ];
     for body in ["", "<html>", r#"{"access_token":"json","error":"invalid_grant"}"#] {
         let (result, ..) = answered(Reply::with(200, &cookies, body)).await;
         let tokens = result.unwrap();
         assert_eq!((access(&tokens), refresh(&tokens)), ("a.b.c", Some("cookie-refresh")));
     }
-    let (result, ..) = answered(Reply::with(200, &cookies[..1], r#"{"refresh_token":"json-refresh"}"#)).await;
+    let (result, ..) =
+        answered(Reply::with(200, &cookies[..1], r#"{"refresh_token":"json-refresh"}"#)).await;
     assert_eq!(refresh(&result.unwrap()), Some("json-refresh"));
 }
 
@@ -54,18 +60,29 @@ async fn a_logout_cookie_is_no_token() {
         // Over by the server's clock.
         "JWT=a; Expires=Tue, 31 Dec 2024 23:59:59 GMT",
     ] {
-        let (result, _, endpoint) = answered(Reply::with(204, &[date, &format!("Set-Cookie: {cookie}")], "")).await;
+        let (result, _, endpoint) =
+            answered(Reply::with(204, &[date, &format!("Set-Cookie: {cookie}")], "")).await;
         let error = result.unwrap_err();
-        assert_eq!((error.kind(), error.attempts(), endpoint.count()), (ErrorKind::BadResponse, 1, 1), "{cookie}");
+        assert_eq!(
+            (error.kind(), error.attempts(), endpoint.count()),
+            (ErrorKind::BadResponse, 1, 1),
+            "{cookie}"
+        );
     }
     // Not over by the server's clock, whatever ours says.
-    let (result, ..) = answered(Reply::with(200, &[date, "Set-Cookie: JWT=a; Expires=Wed, 01 Jan 2025 00:00:01 GMT"], "")).await;
+    let (result, ..) = answered(Reply::with(
+        200,
+        &[date, "Set-Cookie: JWT=a; Expires=Wed, 01 Jan 2025 00:00:01 GMT"],
+        "",
+    ))
+    .await;
     assert_eq!(access(&result.unwrap()), "a");
 }
 
 #[tokio::test]
 async fn a_whole_answer_that_is_no_token_answer_is_not_asked_for_again() {
-    let utf16: Vec<u8> = r#"{"access_token":"a"}"#.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let utf16: Vec<u8> =
+        r#"{"access_token":"a"}"#.encode_utf16().flat_map(u16::to_be_bytes).collect();
     let large = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(1024 * 1024));
     let over_16_kib = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(16 * 1024 + 1));
     let bodies: [&[u8]; 9] = [
@@ -82,7 +99,10 @@ async fn a_whole_answer_that_is_no_token_answer_is_not_asked_for_again() {
     for body in bodies {
         let (result, log, endpoint) = answered(Reply::json(200, body)).await;
         let error = result.unwrap_err();
-        assert_eq!((error.kind(), error.status(), error.attempts()), (ErrorKind::BadResponse, Some(StatusCode::OK), 1));
+        assert_eq!(
+            (error.kind(), error.status(), error.attempts()),
+            (ErrorKind::BadResponse, Some(StatusCode::OK), 1)
+        );
         assert!(error.is_transient() && error.source().is_some() && !error.possibly_consumed());
         assert_eq!((endpoint.count(), log.retries().len()), (1, 0));
     }
@@ -90,7 +110,8 @@ async fn a_whole_answer_that_is_no_token_answer_is_not_asked_for_again() {
 
 #[tokio::test]
 async fn an_endless_body_is_read_to_its_limit_only() {
-    let endless = Reply::Endless([head(200, &[], None), b"{\"access_token\":\"a\"".to_vec()].concat());
+    let endless =
+        Reply::Endless([head(200, &[], None), b"{\"access_token\":\"a\"".to_vec()].concat());
     let (result, _, endpoint) = answered(endless).await;
     assert_eq!((result.unwrap_err().kind(), endpoint.count()), (ErrorKind::BadResponse, 1));
     // A refusal is one however long it talks.
@@ -106,7 +127,9 @@ async fn what_fits_the_limit_counts_to_its_last_byte() {
         let member = r#""refresh_token":"rescued-token""#;
         format!("{{{}{member},{}", " ".repeat(end - member.len() - 1), " ".repeat(100_000))
     };
-    let whole = |length: usize| format!(r#"{{"access_token":"a"{}}}"#, " ".repeat(length - r#"{"access_token":"a"}"#.len()));
+    let whole = |length: usize| {
+        format!(r#"{{"access_token":"a"{}}}"#, " ".repeat(length - r#"{"access_token":"a"}"#.len()))
+    };
     let table = [
         (whole(limit), Ok("a"), vec![]),
         (whole(limit + 1), Err(ErrorKind::BadResponse), vec![]),
@@ -143,7 +166,9 @@ async fn each_code_has_its_kind_at_any_status() {
     ];
     for (code, kind) in table {
         for status in [200, 400, 401] {
-            let body = format!(r#"{{"error":"{code}","error_description":"so it is","access_token":"a"}}"#);
+            let body = format!(
+                r#"{{"error":"{code}","error_description":"so it is","access_token":"a"}}"#
+            );
             let (result, log, endpoint) = answered(Reply::json(status, body)).await;
             let error = result.unwrap_err();
             assert_eq!((error.kind(), error.oauth_error()), (kind, Some(code)), "{status}");
@@ -163,7 +188,11 @@ async fn a_new_refresh_token_without_an_access_token_is_kept_and_used() {
         Reply::json(200, format!(r#"{{"access_token":"a b",{rescued},"expires_in":1e400}}"#)),
         Reply::json(200, format!(r#"{{{rescued},"x":oops"#)),
         Reply::cut(200, &format!(r#"{{{rescued},"access_token":"a"#)),
-        Reply::with(200, &["Set-Cookie: JWT=; Max-Age=0", "Set-Cookie: JWT_REFRESH_TOKEN=rescued-token"], ""),
+        Reply::with(
+            200,
+            &["Set-Cookie: JWT=; Max-Age=0", "Set-Cookie: JWT_REFRESH_TOKEN=rescued-token"],
+            "",
+        ),
     ] {
         let endpoint = TokenEndpoint::start([first, Reply::token()]).await;
         // The rescued token is not the one whose answer was lost.
@@ -177,10 +206,13 @@ async fn a_new_refresh_token_without_an_access_token_is_kept_and_used() {
 
 #[tokio::test]
 async fn a_rescued_token_is_kept_before_anything_else_is_judged() {
-    let body = |member: &str| format!(r#"{{"access_token":"a",{member},"refresh_token":"rescued-token"}}"#);
-    for (member, kind) in
-        [(r#""token_type":"mac""#, ErrorKind::BadResponse), (r#""error":"invalid_client""#, ErrorKind::ClientRejected)]
-    {
+    let body = |member: &str| {
+        format!(r#"{{"access_token":"a",{member},"refresh_token":"rescued-token"}}"#)
+    };
+    for (member, kind) in [
+        (r#""token_type":"mac""#, ErrorKind::BadResponse),
+        (r#""error":"invalid_client""#, ErrorKind::ClientRejected),
+    ] {
         let (result, log, endpoint) = answered(Reply::json(200, body(member))).await;
         assert_eq!(result.unwrap_err().kind(), kind);
         assert_eq!((log.kept(), endpoint.count()), (vec!["rescued-token".to_owned()], 1));
@@ -199,7 +231,8 @@ async fn rescues_end_with_the_attempts() {
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::BadResponse, 2));
     assert_eq!(log.kept(), ["first-rescue", "second-rescue"]);
     // The same one again is no rescue: a whole answer that is no token answer.
-    let endpoint = TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"first-rescue"}"#)]).await;
+    let endpoint =
+        TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"first-rescue"}"#)]).await;
     let (result, log) = fly(&quick(&endpoint)).await;
     let error = result.unwrap_err();
     assert_eq!((error.kind(), error.attempts(), log.kept().len()), (ErrorKind::BadResponse, 2, 1));

@@ -1,4 +1,5 @@
-//! What a server that ends an HTTP/2 stream, or its connection, says about the request: never seen, or perhaps answered.
+//! What a server that ends an HTTP/2 stream, or its connection, says about the request: never seen,
+//! or perhaps answered.
 
 use reqwest::{Client, retry};
 use tokio::{
@@ -40,14 +41,24 @@ async fn only_a_server_that_says_so_has_not_seen_the_request() {
     ];
     for (last_words, unseen) in table {
         let url = start(last_words.clone()).await;
-        let client = Client::builder().http2_prior_knowledge().retry(retry::never()).pool_max_idle_per_host(0).build().unwrap();
-        let refresher = OAuthRefresh::new(url).http_client(client).backoff(Duration::ZERO, Duration::ZERO);
+        let client = Client::builder()
+            .http2_prior_knowledge()
+            .retry(retry::never())
+            .pool_max_idle_per_host(0)
+            .build()
+            .unwrap();
+        let refresher =
+            OAuthRefresh::new(url).http_client(client).backoff(Duration::ZERO, Duration::ZERO);
 
         let (result, log) = fly(&refresher.max_attempts(2).retry_lost(false)).await;
 
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{last_words:?}");
-        assert_eq!((error.attempts(), error.possibly_consumed()), if unseen { (2, false) } else { (1, true) }, "{last_words:?}");
+        assert_eq!(
+            (error.attempts(), error.possibly_consumed()),
+            if unseen { (2, false) } else { (1, true) },
+            "{last_words:?}"
+        );
         assert_eq!(log.retries().len(), usize::from(unseen), "{last_words:?}");
     }
 }

@@ -1,4 +1,5 @@
-//! `OAuthRefresh` against a scripted token endpoint on a loopback socket: what it saw, and what came of its answers.
+//! `OAuthRefresh` against a scripted token endpoint on a loopback socket: what it saw, and what
+//! came of its answers.
 
 mod answers;
 #[cfg(feature = "http2")]
@@ -37,7 +38,11 @@ struct Log {
 
 impl Log {
     fn new(tokens: Tokens) -> Arc<Self> {
-        Arc::new(Self { tokens: Mutex::new(tokens), kept: Mutex::default(), retries: Mutex::default() })
+        Arc::new(Self {
+            tokens: Mutex::new(tokens),
+            kept: Mutex::default(),
+            retries: Mutex::default(),
+        })
     }
 
     fn kept(&self) -> Vec<String> {
@@ -60,7 +65,11 @@ impl FlightLog for Log {
     }
 
     fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
-        self.retries.lock().unwrap().push((failed_attempt, delay, status.map(|status| status.as_u16())));
+        self.retries.lock().unwrap().push((
+            failed_attempt,
+            delay,
+            status.map(|status| status.as_u16()),
+        ));
     }
 
     async fn keep(&self, refresh_token: RefreshToken) {

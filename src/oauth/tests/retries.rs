@@ -7,14 +7,15 @@ use tokio::time::Instant;
 
 use super::{server::head, *};
 
-/// A token endpoint without a socket, so that the clock can be paused: busy for ever, it notes when it was asked.
+/// A token endpoint without a socket, so that the clock can be paused: busy for ever, it notes when
+/// it was asked.
 struct Busy {
     retry_after: Option<&'static str>,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
-/// When it was asked. The clock of the test stands still but for the waits, which `reqwest-retry` works out with the real one: what
-/// passes there meanwhile is part of the wait.
+/// When it was asked. The clock of the test stands still but for the waits, which `reqwest-retry`
+/// works out with the real one: what passes there meanwhile is part of the wait.
 struct Asked {
     by_the_test: Instant,
     really: std::time::Instant,
@@ -22,8 +23,16 @@ struct Asked {
 
 #[async_trait]
 impl Middleware for Busy {
-    async fn handle(&self, _: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
-        self.asked.lock().unwrap().push(Asked { by_the_test: Instant::now(), really: std::time::Instant::now() });
+    async fn handle(
+        &self,
+        _: Request,
+        _: &mut Extensions,
+        _: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
+        self.asked
+            .lock()
+            .unwrap()
+            .push(Asked { by_the_test: Instant::now(), really: std::time::Instant::now() });
         let mut answer = http::Response::builder().status(503);
         if let Some(wait) = self.retry_after {
             answer = answer.header("retry-after", wait);
@@ -33,7 +42,10 @@ impl Middleware for Busy {
 }
 
 /// The waits that were announced, and the refresh's failure.
-async fn waits(retry_after: Option<&'static str>, set: impl FnOnce(OAuthRefresh) -> OAuthRefresh) -> (Vec<Duration>, Error) {
+async fn waits(
+    retry_after: Option<&'static str>,
+    set: impl FnOnce(OAuthRefresh) -> OAuthRefresh,
+) -> (Vec<Duration>, Error) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let busy = Busy { retry_after, asked: Arc::clone(&asked) };
     let client = ClientBuilder::new(Client::new()).with(busy).build();
@@ -70,11 +82,18 @@ async fn by_default_six_attempts_with_a_jittered_doubling_backoff() {
 async fn by_default_a_minute_is_the_end_and_half_of_one_the_longest_retry_after() {
     let begun = Instant::now();
     let (told, error) = waits(Some("30"), |refresher| refresher).await;
-    assert_eq!((told.len(), error.attempts(), error.retry_after()), (1, 2, Some(Duration::from_secs(30))));
-    assert!(begun.elapsed() < Duration::from_secs(31), "a wait was begun that ends after the deadline");
+    assert_eq!(
+        (told.len(), error.attempts(), error.retry_after()),
+        (1, 2, Some(Duration::from_secs(30)))
+    );
+    assert!(
+        begun.elapsed() < Duration::from_secs(31),
+        "a wait was begun that ends after the deadline"
+    );
     let (told, error) = waits(Some("31"), |refresher| refresher).await;
     assert_eq!((told.len(), error.attempts()), (0, 1));
-    let (told, error) = waits(Some("31"), |refresher| refresher.max_retry_after(Duration::from_secs(31))).await;
+    let (told, error) =
+        waits(Some("31"), |refresher| refresher.max_retry_after(Duration::from_secs(31))).await;
     assert_eq!((told.len(), error.attempts()), (1, 2));
 }
 
@@ -96,9 +115,13 @@ async fn what_a_server_says_it_cannot_do_now_is_asked_again() {
     }
     for code in ["temporarily_unavailable", "server_error"] {
         let body = format!(r#"{{"error":"{code}"}}"#);
-        let endpoint =
-            TokenEndpoint::start([Reply::json(400, &body), Reply::json(200, &body), Reply::json(403, body), Reply::token()])
-                .await;
+        let endpoint = TokenEndpoint::start([
+            Reply::json(400, &body),
+            Reply::json(200, &body),
+            Reply::json(403, body),
+            Reply::token(),
+        ])
+        .await;
         let (result, log) = fly(&quick(&endpoint)).await;
         result.unwrap();
         assert_eq!(log.retried_statuses(), [(1, Some(400)), (2, Some(200)), (3, Some(403))]);
@@ -108,7 +131,9 @@ async fn what_a_server_says_it_cannot_do_now_is_asked_again() {
 #[tokio::test]
 async fn attempts_run_out() {
     for attempts in [1, 2, 6] {
-        let endpoint = TokenEndpoint::start([Reply::json(503, r#"{"error":"temporarily_unavailable"}"#)]).await;
+        let endpoint =
+            TokenEndpoint::start([Reply::json(503, r#"{"error":"temporarily_unavailable"}"#)])
+                .await;
         let (result, log) = fly(&quick(&endpoint).max_attempts(attempts)).await;
         let error = result.unwrap_err();
         assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unavailable, attempts));
@@ -117,7 +142,10 @@ async fn attempts_run_out() {
             (Some(StatusCode::SERVICE_UNAVAILABLE), Some("temporarily_unavailable"))
         );
         assert!(!error.possibly_consumed());
-        assert_eq!((endpoint.count(), log.retries().len()), (attempts as usize, attempts as usize - 1));
+        assert_eq!(
+            (endpoint.count(), log.retries().len()),
+            (attempts as usize, attempts as usize - 1)
+        );
     }
 }
 
@@ -132,7 +160,10 @@ async fn other_failures_are_not_asked_about_again() {
     ] {
         let (result, log, endpoint) = answered(Reply::status(status)).await;
         let error = result.unwrap_err();
-        assert_eq!((error.kind(), error.status().unwrap().as_u16(), error.attempts()), (kind, status, 1));
+        assert_eq!(
+            (error.kind(), error.status().unwrap().as_u16(), error.attempts()),
+            (kind, status, 1)
+        );
         assert_eq!((endpoint.count(), log.retries().len()), (1, 0));
     }
 }
@@ -149,11 +180,15 @@ async fn a_lost_answer_is_asked_for_again_after_the_first_step() {
     let script = lost.into_iter().chain([Reply::token()]);
     let endpoint = TokenEndpoint::start(script).await;
     let first = Duration::from_millis(10);
-    let refresher =
-        OAuthRefresh::new(&endpoint.url).backoff(first, Duration::from_secs(9)).attempt_timeout(Duration::from_millis(250));
+    let refresher = OAuthRefresh::new(&endpoint.url)
+        .backoff(first, Duration::from_secs(9))
+        .attempt_timeout(Duration::from_millis(250));
     let (result, log) = fly(&refresher).await;
     assert_eq!(access(&result.unwrap()), "new-access");
-    assert_eq!(log.retried_statuses(), [(1, None), (2, Some(200)), (3, Some(200)), (4, None), (5, Some(200))]);
+    assert_eq!(
+        log.retried_statuses(),
+        [(1, None), (2, Some(200)), (3, Some(200)), (4, None), (5, Some(200))]
+    );
     for (_, delay, _) in log.retries() {
         assert!(first / 2 <= delay && delay <= first, "{delay:?}");
     }
@@ -161,9 +196,15 @@ async fn a_lost_answer_is_asked_for_again_after_the_first_step() {
 
 #[tokio::test]
 async fn without_retry_lost_a_lost_answer_ends_it() {
-    for reply in [Reply::reset(), Reply::cut(200, "{"), Reply::Stall(Vec::new()), Reply::Stall(head(200, &[], Some(9)))] {
+    for reply in [
+        Reply::reset(),
+        Reply::cut(200, "{"),
+        Reply::Stall(Vec::new()),
+        Reply::Stall(head(200, &[], Some(9))),
+    ] {
         let endpoint = TokenEndpoint::start([reply]).await;
-        let refresher = quick(&endpoint).retry_lost(false).attempt_timeout(Duration::from_millis(250));
+        let refresher =
+            quick(&endpoint).retry_lost(false).attempt_timeout(Duration::from_millis(250));
         let (result, log) = fly(&refresher).await;
         let error = result.unwrap_err();
         assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unavailable, 1));
@@ -183,7 +224,11 @@ async fn what_follows_a_lost_answer_says_that_the_token_may_be_spent() {
         (vec![Reply::status(503), invalid_grant()], ErrorKind::LoginRequired, false),
         // The one that may be spent is no longer the one that is asked with.
         (vec![Reply::reset(), rescue(), invalid_grant()], ErrorKind::LoginRequired, false),
-        (vec![Reply::reset(), rescue(), Reply::reset(), invalid_grant()], ErrorKind::LoginRequired, true),
+        (
+            vec![Reply::reset(), rescue(), Reply::reset(), invalid_grant()],
+            ErrorKind::LoginRequired,
+            true,
+        ),
     ];
     for (number, (script, kind, consumed)) in table.into_iter().enumerate() {
         let endpoint = TokenEndpoint::start(script).await;
@@ -194,11 +239,17 @@ async fn what_follows_a_lost_answer_says_that_the_token_may_be_spent() {
 
 #[tokio::test]
 async fn a_stalled_refusal_is_judged_by_its_headers() {
-    for (status, kind, count) in [(403, ErrorKind::ClientRejected, 1), (503, ErrorKind::Unavailable, 2)] {
+    for (status, kind, count) in
+        [(403, ErrorKind::ClientRejected, 1), (503, ErrorKind::Unavailable, 2)]
+    {
         let endpoint = TokenEndpoint::start([Reply::Stall(head(status, &[], Some(9)))]).await;
-        let refresher = quick(&endpoint).attempt_timeout(Duration::from_millis(100)).max_attempts(2);
+        let refresher =
+            quick(&endpoint).attempt_timeout(Duration::from_millis(100)).max_attempts(2);
         let error = fly(&refresher).await.0.unwrap_err();
-        assert_eq!((error.kind(), error.possibly_consumed(), endpoint.count()), (kind, false, count));
+        assert_eq!(
+            (error.kind(), error.possibly_consumed(), endpoint.count()),
+            (kind, false, count)
+        );
     }
 }
 
@@ -207,15 +258,23 @@ async fn the_deadline_is_over_everything() {
     let endpoint = TokenEndpoint::start([Reply::Stall(Vec::new())]).await;
     let begun = Instant::now();
     let error = fly(&quick(&endpoint).deadline(Duration::from_millis(200))).await.0.unwrap_err();
-    assert_eq!((error.kind(), error.attempts(), error.possibly_consumed()), (ErrorKind::Unavailable, 1, true));
+    assert_eq!(
+        (error.kind(), error.attempts(), error.possibly_consumed()),
+        (ErrorKind::Unavailable, 1, true)
+    );
     assert!(begun.elapsed() < Duration::from_secs(5), "the attempt's ten seconds were waited for");
 
     // A wait that would end later is not begun.
     let endpoint = TokenEndpoint::start([Reply::status(503)]).await;
-    let refresher = OAuthRefresh::new(&endpoint.url).deadline(Duration::from_secs(20)).backoff(Duration::MAX, Duration::MAX);
+    let refresher = OAuthRefresh::new(&endpoint.url)
+        .deadline(Duration::from_secs(20))
+        .backoff(Duration::MAX, Duration::MAX);
     let (result, log) = fly(&refresher).await;
     let error = result.unwrap_err();
-    assert_eq!((error.kind(), error.attempts(), log.retries().len()), (ErrorKind::Unavailable, 1, 0));
+    assert_eq!(
+        (error.kind(), error.attempts(), log.retries().len()),
+        (ErrorKind::Unavailable, 1, 0)
+    );
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
@@ -238,10 +297,12 @@ impl FlightLog for StuckKeep {
 
 #[tokio::test]
 async fn the_deadline_is_over_the_keeping_too_and_what_was_rescued_is_not_lost() {
-    let endpoint = TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"rescued-token"}"#)]).await;
+    let endpoint =
+        TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"rescued-token"}"#)]).await;
     let log = Log::new(Tokens::from_refresh_token(OLD).unwrap());
     let flight = Flight::new(Arc::new(StuckKeep(Arc::clone(&log))));
-    let error = quick(&endpoint).deadline(Duration::from_millis(500)).refresh(&flight).await.unwrap_err();
+    let error =
+        quick(&endpoint).deadline(Duration::from_millis(500)).refresh(&flight).await.unwrap_err();
     assert_eq!((error.kind(), error.possibly_consumed()), (ErrorKind::BadResponse, false));
     assert_eq!(log.kept(), ["rescued-token"]);
 }
@@ -276,18 +337,26 @@ async fn retry_after_is_the_least_wait() {
 #[tokio::test]
 async fn a_retry_after_that_is_too_long_ends_it_at_once() {
     for (value, seconds) in [("86400", 86_400), ("31", 31), ("99999999999999999999", u64::MAX)] {
-        let (result, log, endpoint) = answered(Reply::with(503, &[&format!("Retry-After: {value}")], "")).await;
+        let (result, log, endpoint) =
+            answered(Reply::with(503, &[&format!("Retry-After: {value}")], "")).await;
         let error = result.unwrap_err();
-        assert_eq!((error.kind(), error.retry_after()), (ErrorKind::Unavailable, Some(Duration::from_secs(seconds))));
+        assert_eq!(
+            (error.kind(), error.retry_after()),
+            (ErrorKind::Unavailable, Some(Duration::from_secs(seconds)))
+        );
         assert_eq!((error.attempts(), endpoint.count(), log.retries().len()), (1, 1, 0));
     }
 }
 
 #[tokio::test]
 async fn what_was_asked_for_last_stays_with_the_error() {
-    let endpoint = TokenEndpoint::start([Reply::with(429, &["Retry-After: 0"], ""), Reply::status(503)]).await;
+    let endpoint =
+        TokenEndpoint::start([Reply::with(429, &["Retry-After: 0"], ""), Reply::status(503)]).await;
     let error = fly(&quick(&endpoint).max_attempts(2)).await.0.unwrap_err();
-    assert_eq!((error.status(), error.retry_after()), (Some(StatusCode::SERVICE_UNAVAILABLE), Some(Duration::ZERO)));
+    assert_eq!(
+        (error.status(), error.retry_after()),
+        (Some(StatusCode::SERVICE_UNAVAILABLE), Some(Duration::ZERO))
+    );
 }
 
 #[tokio::test]

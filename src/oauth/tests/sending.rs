@@ -1,4 +1,5 @@
-//! What the token endpoint sees (RFC 6749 §6), through the default client and through one that was passed in.
+//! What the token endpoint sees (RFC 6749 §6), through the default client and through one that was
+//! passed in.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{Extensions, HeaderValue};
@@ -32,10 +33,22 @@ async fn each_way_of_naming_the_client() {
     let form = "grant_type=refresh_token&refresh_token=old-refresh-token";
     let table = [
         (quick(&endpoint).client_id("me"), None, format!("{form}&client_id=me")),
-        (quick(&endpoint).client_secret_post("me", "a&b"), None, format!("{form}&client_id=me&client_secret=a%26b")),
+        (
+            quick(&endpoint).client_secret_post("me", "a&b"),
+            None,
+            format!("{form}&client_id=me&client_secret=a%26b"),
+        ),
         (quick(&endpoint).client_secret_basic("me", "s"), Some("me:s"), form.to_owned()),
-        (quick(&endpoint).client_secret_basic("m:e", "p%w d/+"), Some("m%3Ae:p%25w+d%2F%2B"), form.to_owned()),
-        (quick(&endpoint).client_id("x").client_secret_basic("me", "s"), Some("me:s"), form.to_owned()),
+        (
+            quick(&endpoint).client_secret_basic("m:e", "p%w d/+"),
+            Some("m%3Ae:p%25w+d%2F%2B"),
+            form.to_owned(),
+        ),
+        (
+            quick(&endpoint).client_id("x").client_secret_basic("me", "s"),
+            Some("me:s"),
+            form.to_owned(),
+        ),
         (
             quick(&endpoint).scope("a b").param("resource", "https://x/").param("n", ""),
             None,
@@ -55,9 +68,13 @@ async fn each_way_of_naming_the_client() {
 async fn redirects_are_not_followed_and_the_form_reaches_nobody_else() {
     let other = TokenEndpoint::start([Reply::token()]).await;
     for status in [301, 302, 303, 307, 308] {
-        let (result, _, endpoint) = answered(Reply::with(status, &[&format!("Location: {}", other.url)], "")).await;
+        let (result, _, endpoint) =
+            answered(Reply::with(status, &[&format!("Location: {}", other.url)], "")).await;
         let error = result.unwrap_err();
-        assert_eq!((error.kind(), error.status().unwrap().as_u16()), (ErrorKind::ClientRejected, status));
+        assert_eq!(
+            (error.kind(), error.status().unwrap().as_u16()),
+            (ErrorKind::ClientRejected, status)
+        );
         assert_eq!((endpoint.count(), other.count()), (1, 0));
     }
 }
@@ -67,7 +84,12 @@ struct Marks;
 
 #[async_trait]
 impl Middleware for Marks {
-    async fn handle(&self, mut request: Request, ext: &mut Extensions, next: Next<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        mut request: Request,
+        ext: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         request.headers_mut().insert("x-mark", HeaderValue::from_static("yes"));
         next.run(request, ext).await
     }
@@ -76,7 +98,11 @@ impl Middleware for Marks {
 #[tokio::test]
 async fn a_client_passed_in_is_used_whole_at_every_attempt() {
     let second = TokenEndpoint::start([Reply::token()]).await;
-    let first = TokenEndpoint::start([Reply::status(503), Reply::with(307, &[&format!("Location: {}", second.url)], "")]).await;
+    let first = TokenEndpoint::start([
+        Reply::status(503),
+        Reply::with(307, &[&format!("Location: {}", second.url)], ""),
+    ])
+    .await;
     let client = Client::builder().redirect(redirect::Policy::limited(3)).build().unwrap();
     let client = ClientBuilder::new(client).with(Marks).build();
     let (result, log) = fly(&quick(&first).http_client(client)).await;
@@ -105,7 +131,12 @@ type Refusal = fn() -> reqwest_middleware::Error;
 
 #[async_trait]
 impl Middleware for Refuses {
-    async fn handle(&self, _: Request, _: &mut Extensions, _: Next<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        _: Request,
+        _: &mut Extensions,
+        _: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         Err(self.0())
     }
 }
@@ -114,16 +145,33 @@ impl Middleware for Refuses {
 async fn a_client_that_will_not_send_is_unavailable_at_once_and_quotes_no_secret() {
     let endpoint = TokenEndpoint::start([Reply::token()]).await;
     let table: [(Refusal, &str); 3] = [
-        (|| reqwest_middleware::Error::Middleware(anyhow::anyhow!("quota used up")), "quota used up"),
-        (|| reqwest_middleware::Error::Middleware(anyhow::anyhow!("will not send old-refresh-token")), "repeat a secret"),
+        (
+            || reqwest_middleware::Error::Middleware(anyhow::anyhow!("quota used up")),
+            "quota used up",
+        ),
+        (
+            || {
+                reqwest_middleware::Error::Middleware(anyhow::anyhow!(
+                    "will not send old-refresh-token"
+                ))
+            },
+            "repeat a secret",
+        ),
         (|| Error::of(ErrorKind::NoSession).into(), "no session in this task's scope"),
     ];
     for (refuse, expected) in table {
         let client = ClientBuilder::new(Client::new()).with(Refuses(refuse)).build();
         let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
         let error = result.unwrap_err();
-        assert_eq!((error.kind(), error.attempts(), error.possibly_consumed()), (ErrorKind::Unavailable, 1, false));
-        assert!(texts(&error).contains(expected) && !texts(&error).contains(OLD), "{}", texts(&error));
+        assert_eq!(
+            (error.kind(), error.attempts(), error.possibly_consumed()),
+            (ErrorKind::Unavailable, 1, false)
+        );
+        assert!(
+            texts(&error).contains(expected) && !texts(&error).contains(OLD),
+            "{}",
+            texts(&error)
+        );
         assert!(log.retries().is_empty());
     }
     assert_eq!(endpoint.count(), 0);
@@ -138,20 +186,36 @@ async fn closed_port() -> String {
 #[tokio::test]
 async fn connections_that_fail_are_retried_through_any_wrapping_and_consume_nothing() {
     let url = closed_port().await;
-    let refresher = || OAuthRefresh::new(&url).backoff(Duration::ZERO, Duration::ZERO).max_attempts(3).retry_lost(false);
-    let own_retry = || RetryTransientMiddleware::new_with_policy(ExponentialBackoff::builder().build_with_max_retries(0));
+    let refresher = || {
+        OAuthRefresh::new(&url)
+            .backoff(Duration::ZERO, Duration::ZERO)
+            .max_attempts(3)
+            .retry_lost(false)
+    };
+    let own_retry = || {
+        RetryTransientMiddleware::new_with_policy(
+            ExponentialBackoff::builder().build_with_max_retries(0),
+        )
+    };
     let table = [
         refresher(),
         refresher().http_client(Client::new()),
         refresher().http_client(ClientBuilder::new(Client::new()).with(own_retry()).build()),
-        refresher().http_client(ClientBuilder::new(Client::new()).with(own_retry()).with(own_retry()).build()),
-        refresher().http_client(ClientBuilder::new(Client::new()).with(AddsContext).with(own_retry()).build()),
+        refresher().http_client(
+            ClientBuilder::new(Client::new()).with(own_retry()).with(own_retry()).build(),
+        ),
+        refresher().http_client(
+            ClientBuilder::new(Client::new()).with(AddsContext).with(own_retry()).build(),
+        ),
         refresher().http_client(ClientBuilder::new(Client::new()).with(WrapsInItsOwn).build()),
     ];
     for refresher in table {
         let (result, log) = fly(&refresher).await;
         let error = result.unwrap_err();
-        assert_eq!((error.kind(), error.attempts(), error.status()), (ErrorKind::Unavailable, 3, None));
+        assert_eq!(
+            (error.kind(), error.attempts(), error.status()),
+            (ErrorKind::Unavailable, 3, None)
+        );
         assert!(!error.possibly_consumed());
         assert_eq!(log.retried_statuses(), [(1, None), (2, None)]);
         assert!(error.source().is_some());
@@ -163,9 +227,16 @@ struct AddsContext;
 
 #[async_trait]
 impl Middleware for AddsContext {
-    async fn handle(&self, request: Request, ext: &mut Extensions, next: Next<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        request: Request,
+        ext: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         match next.run(request, ext).await {
-            Err(reqwest_middleware::Error::Middleware(error)) => Err(error.context("while asking").into()),
+            Err(reqwest_middleware::Error::Middleware(error)) => {
+                Err(error.context("while asking").into())
+            }
             other => other,
         }
     }
@@ -179,9 +250,16 @@ struct ItsOwn(#[source] reqwest::Error);
 
 #[async_trait]
 impl Middleware for WrapsInItsOwn {
-    async fn handle(&self, request: Request, ext: &mut Extensions, next: Next<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        request: Request,
+        ext: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         match next.run(request, ext).await {
-            Err(reqwest_middleware::Error::Reqwest(error)) => Err(reqwest_middleware::Error::middleware(ItsOwn(error))),
+            Err(reqwest_middleware::Error::Reqwest(error)) => {
+                Err(reqwest_middleware::Error::middleware(ItsOwn(error)))
+            }
             other => other,
         }
     }
@@ -191,7 +269,12 @@ struct ErrorForStatus;
 
 #[async_trait]
 impl Middleware for ErrorForStatus {
-    async fn handle(&self, request: Request, ext: &mut Extensions, next: Next<'_>) -> reqwest_middleware::Result<Response> {
+    async fn handle(
+        &self,
+        request: Request,
+        ext: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
         Ok(next.run(request, ext).await?.error_for_status()?)
     }
 }
@@ -202,9 +285,14 @@ async fn a_client_that_makes_errors_of_statuses_is_understood() {
         let endpoint = TokenEndpoint::start([Reply::status(503), Reply::status(403)]).await;
         let client = ClientBuilder::new(Client::new());
         let client = if wrapped { client.with(WrapsInItsOwn) } else { client };
-        let (result, log) = fly(&quick(&endpoint).http_client(client.with(ErrorForStatus).build())).await;
+        let (result, log) =
+            fly(&quick(&endpoint).http_client(client.with(ErrorForStatus).build())).await;
         let error = result.unwrap_err();
-        assert_eq!((error.kind(), error.status()), (ErrorKind::ClientRejected, Some(StatusCode::FORBIDDEN)), "{wrapped}");
+        assert_eq!(
+            (error.kind(), error.status()),
+            (ErrorKind::ClientRejected, Some(StatusCode::FORBIDDEN)),
+            "{wrapped}"
+        );
         assert_eq!(log.retried_statuses(), [(1, Some(503))], "{wrapped}");
     }
 }

@@ -32,7 +32,10 @@ impl Reply {
     }
 
     pub(super) fn token() -> Self {
-        Self::json(200, r#"{"access_token":"new-access","refresh_token":"new-refresh-token","token_type":"Bearer"}"#)
+        Self::json(
+            200,
+            r#"{"access_token":"new-access","refresh_token":"new-refresh-token","token_type":"Bearer"}"#,
+        )
     }
 
     /// The connection ends before the body is whole.
@@ -49,7 +52,10 @@ impl Reply {
 pub(super) fn head(status: u16, headers: &[&str], length: Option<usize>) -> Vec<u8> {
     let length = length.map(|length| format!("Content-Length: {length}"));
     let first = format!("HTTP/1.1 {status} X");
-    let lines = [first.as_str(), "Connection: close"].into_iter().chain(headers.iter().copied()).chain(length.as_deref());
+    let lines = [first.as_str(), "Connection: close"]
+        .into_iter()
+        .chain(headers.iter().copied())
+        .chain(length.as_deref());
     lines.chain([""]).flat_map(|line| [line.as_bytes(), b"\r\n"].concat()).collect()
 }
 
@@ -70,7 +76,8 @@ impl Seen {
     }
 
     pub(super) fn member(&self, name: &str) -> Option<String> {
-        let mut values = form_urlencoded::parse(self.form.as_bytes()).filter(|(found, _)| found == name);
+        let mut values =
+            form_urlencoded::parse(self.form.as_bytes()).filter(|(found, _)| found == name);
         let value = values.next().map(|(_, value)| value.into_owned());
         assert!(values.next().is_none(), "{name} came twice");
         value
@@ -136,7 +143,10 @@ async fn read(stream: &mut TcpStream) -> Option<Seen> {
             .filter_map(|line| line.split_once(": "))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
             .collect();
-        let length = headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, value)| value.parse().unwrap());
+        let length = headers
+            .iter()
+            .find(|(name, _)| name == "content-length")
+            .map_or(0, |(_, value)| value.parse().unwrap());
         if body.len() >= length {
             return Some(Seen { line, headers, form: body.to_owned() });
         }

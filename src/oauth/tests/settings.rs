@@ -38,7 +38,12 @@ fn endpoints_are_https_or_on_loopback() {
             assert!(!texts(&error).contains("pa55"));
         }
     }
-    for url in ["http://t.example.com/token", "http://10.0.0.1/", "http://localhost.example.com/", "http://[::2]/"] {
+    for url in [
+        "http://t.example.com/token",
+        "http://10.0.0.1/",
+        "http://localhost.example.com/",
+        "http://[::2]/",
+    ] {
         assert_eq!(problem(&OAuthRefresh::new(url)), Some(ErrorKind::InvalidConfig), "{url}");
         assert_eq!(problem(&OAuthRefresh::new(url).allow_plain_http()), None, "{url}");
     }
@@ -62,8 +67,15 @@ fn limits_are_not_zero_and_members_not_said_twice() {
     }
     let good = [
         new().backoff(Duration::ZERO, Duration::ZERO).max_retry_after(Duration::ZERO),
-        new().backoff(Duration::MAX, Duration::MAX).deadline(Duration::MAX).attempt_timeout(Duration::MAX),
-        new().param("client_id", "me").param("resource", "a").param("resource", "b").client_secret_basic("me", "s"),
+        new()
+            .backoff(Duration::MAX, Duration::MAX)
+            .deadline(Duration::MAX)
+            .attempt_timeout(Duration::MAX),
+        new()
+            .param("client_id", "me")
+            .param("resource", "a")
+            .param("resource", "b")
+            .client_secret_basic("me", "s"),
     ];
     for refresher in good {
         assert_eq!(problem(&refresher), None);
@@ -84,7 +96,8 @@ async fn absurd_durations_are_no_limit() {
     let refresher = quick(&endpoint).deadline(most).attempt_timeout(most).max_retry_after(most);
     fly(&refresher).await.0.unwrap();
     // A wait without end in a refresh without end is not begun either.
-    let endpoint = TokenEndpoint::start([Reply::with(503, &["Retry-After: 99999999999999999999"], "")]).await;
+    let endpoint =
+        TokenEndpoint::start([Reply::with(503, &["Retry-After: 99999999999999999999"], "")]).await;
     let refresher = OAuthRefresh::new(&endpoint.url).deadline(most).max_retry_after(most);
     assert_eq!(fly(&refresher).await.0.unwrap_err().kind(), ErrorKind::Unavailable);
 }

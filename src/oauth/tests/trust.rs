@@ -18,20 +18,42 @@ async fn a_server_that_echoes_secrets_is_not_quoted() {
     let basic = STANDARD.encode(format!("me:{}", percent(SECRET)));
     let mut echoes = vec![basic];
     for secret in [OLD, "old-access-token", SECRET, "fresh-refresh-token", "param-secret-value"] {
-        echoes.extend([secret.to_owned(), percent(secret), STANDARD.encode(secret), URL_SAFE_NO_PAD.encode(secret)]);
+        echoes.extend([
+            secret.to_owned(),
+            percent(secret),
+            STANDARD.encode(secret),
+            URL_SAFE_NO_PAD.encode(secret),
+        ]);
     }
     for echo in &echoes {
         let table = [
-            (400, format!(r#"{{"error":"invalid_grant","error_description":"no such token: {echo}"}}"#)),
+            (
+                400,
+                format!(
+                    r#"{{"error":"invalid_grant","error_description":"no such token: {echo}"}}"#
+                ),
+            ),
             (400, format!(r#"{{"error":"bad {echo}"}}"#)),
-            (200, format!(r#"{{"error":"bad","error_description":"{echo}","refresh_token":"fresh-refresh-token"}}"#)),
-            (505, format!(r#"{{"error":"{echo}","error_description":"{echo}","refresh_token":"fresh-refresh-token"}}"#)),
+            (
+                200,
+                format!(
+                    r#"{{"error":"bad","error_description":"{echo}","refresh_token":"fresh-refresh-token"}}"#
+                ),
+            ),
+            (
+                505,
+                format!(
+                    r#"{{"error":"{echo}","error_description":"{echo}","refresh_token":"fresh-refresh-token"}}"#
+                ),
+            ),
             (200, format!(r#"{{"access_token":"{echo} {echo}","token_type":"{echo}"}}"#)),
             (200, format!("<html>{echo}</html>")),
         ];
         for (status, body) in table {
             let endpoint = TokenEndpoint::start([Reply::json(status, &body)]).await;
-            let refresher = quick(&endpoint).client_secret_basic("me", SECRET).param("assertion", "param-secret-value");
+            let refresher = quick(&endpoint)
+                .client_secret_basic("me", SECRET)
+                .param("assertion", "param-secret-value");
             let error = fly(&refresher).await.0.unwrap_err();
             let texts = texts(&error);
             for secret in &echoes {
@@ -44,7 +66,10 @@ async fn a_server_that_echoes_secrets_is_not_quoted() {
 
 #[tokio::test]
 async fn text_from_the_server_is_bounded_and_escaped() {
-    let body = format!(r#"{{"error":"odd\u001b[31m","error_description":"\u0000{}"}}"#, "€".repeat(10_000));
+    let body = format!(
+        r#"{{"error":"odd\u001b[31m","error_description":"\u0000{}"}}"#,
+        "€".repeat(10_000)
+    );
     let error = answered(Reply::json(400, body)).await.0.unwrap_err();
     assert_eq!(error.oauth_error(), Some("odd\\u{1b}[31m"));
     let cause = error.source().unwrap().to_string();

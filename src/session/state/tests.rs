@@ -63,7 +63,8 @@ fn what_each_state_says_to_everybody_who_asks() {
         State { lifetime: Some(Lifetime { from: end, until: end }), due: Some(end), issued_pause: Some(pause), ..good(now) }
     };
     let logged_out = { let mut state = good(now); state.clear(); state };
-    // Before sending; after a refusal of the present token and of an earlier one; on demand; when signing; told to the public.
+    // Before sending; after a refusal of the present token and of an earlier one; on demand; when
+    // signing; told to the public.
     let table = [
         ("good", good(now), "go wait go wait signs Active"),
         ("no refresher", State { renewable: false, ..good(now) }, "go go go LoginRequired signs Active"),
@@ -184,7 +185,9 @@ fn a_failed_flight_leaves_behind_what_its_kind_asks_for() {
 
 #[test]
 fn the_error_of_a_cool_down_says_what_its_cause_said() {
-    let cause = error(ErrorKind::Unavailable).with_status(http::StatusCode::BAD_GATEWAY).with_retry_after(7 * SECOND);
+    let cause = error(ErrorKind::Unavailable)
+        .with_status(http::StatusCode::BAD_GATEWAY)
+        .with_retry_after(7 * SECOND);
     let told = cooling_down(&cause);
     assert_eq!(told.kind(), ErrorKind::CoolingDown);
     assert_eq!((told.status(), told.retry_after()), (cause.status(), Some(7 * SECOND)));
@@ -200,11 +203,19 @@ fn only_an_answer_to_the_present_generation_brings_a_token() {
     let lifetime = Some(Lifetime { from: now, until: now + SECOND });
     let mut state = State { refused: true, probation: Some(now), ..good(now) };
     assert_eq!(state.capture(6, &token, lifetime, None), Captured::Superseded);
-    assert_eq!(state.capture(7, &AccessToken::new("t").unwrap(), lifetime, None), Captured::Unchanged);
+    assert_eq!(
+        state.capture(7, &AccessToken::new("t").unwrap(), lifetime, None),
+        Captured::Unchanged
+    );
     assert!(state.refused && state.generation == 7);
     assert_eq!(state.capture(7, &token, lifetime, Some(now)), Captured::Adopted { generation: 8 });
     assert_eq!(state.tokens().access_token(), Some(&token));
-    assert!(!state.refused && state.probation.is_none() && state.due == Some(now) && !state.is_on_probation());
+    assert!(
+        !state.refused
+            && state.probation.is_none()
+            && state.due == Some(now)
+            && !state.is_on_probation()
+    );
     // The refresh token is another matter.
     assert!(state.refresh.is_some());
 
@@ -216,12 +227,18 @@ fn only_an_answer_to_the_present_generation_brings_a_token() {
 fn what_a_flight_brings_replaces_what_it_has_and_leaves_the_rest() {
     let now = now();
     let pause = Some(now + SECOND);
-    let before = || State { refused: true, broken_pause: pause, phase: cooling(now + SECOND), ..good(now) };
+    let before =
+        || State { refused: true, broken_pause: pause, phase: cooling(now + SECOND), ..good(now) };
 
     let mut state = before();
     state.land(&Tokens::new("new").unwrap(), None, None, pause);
     assert_eq!((state.generation, state.epoch), (8, 0));
-    assert!(!state.refused && state.is_on_probation() && state.broken_pause.is_none() && state.lifetime.is_none());
+    assert!(
+        !state.refused
+            && state.is_on_probation()
+            && state.broken_pause.is_none()
+            && state.lifetime.is_none()
+    );
     assert_eq!(state.public(now), SessionState::Active);
     assert_eq!(state.refresh.as_ref().unwrap().expose_secret(), "r");
 
@@ -242,10 +259,21 @@ fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
     let now = now();
     let pause = Some(now + SECOND);
     let dead = Phase::LoginRequired(error(ErrorKind::LoginRequired));
-    let mut state = State { flight: flight(), issued_pause: pause, broken_pause: pause, phase: dead, ..good(now) };
+    let mut state = State {
+        flight: flight(),
+        issued_pause: pause,
+        broken_pause: pause,
+        phase: dead,
+        ..good(now)
+    };
     assert!(state.replace(&Tokens::new("new").unwrap(), None, None).is_some());
     assert_eq!((state.generation, state.epoch), (8, 1));
-    assert!(state.flight.is_none() && state.refresh.is_none() && state.issued_pause.is_none() && state.broken_pause.is_none());
+    assert!(
+        state.flight.is_none()
+            && state.refresh.is_none()
+            && state.issued_pause.is_none()
+            && state.broken_pause.is_none()
+    );
     assert_eq!(state.public(now), SessionState::Active);
     assert!(state.has_tokens() && state.replace(&Tokens::empty(), None, None).is_none());
     assert_eq!((state.generation, state.epoch, state.has_tokens()), (9, 2, false));
@@ -262,7 +290,9 @@ fn a_token_is_newer_only_if_it_is_another() {
     let now = now();
     let sent = good(now);
     let other = AccessToken::new("new").ok();
-    assert!(State { generation: 8, access: other.clone(), ..good(now) }.has_newer_token_than(&sent));
+    assert!(
+        State { generation: 8, access: other.clone(), ..good(now) }.has_newer_token_than(&sent)
+    );
     assert!(!State { access: other, ..good(now) }.has_newer_token_than(&sent));
     assert!(!State { generation: 8, ..good(now) }.has_newer_token_than(&sent));
     assert!(!State { generation: 8, access: None, ..good(now) }.has_newer_token_than(&sent));

@@ -41,8 +41,10 @@ impl Place {
             return Ok(place);
         }
         let dir = path.parent().unwrap_or(path);
-        create_private(dir).map_err(|error| io_failure(format!("{} cannot be made", dir.display()), error))?;
-        Self::find(path)?.ok_or_else(|| failure(format!("{} was removed while it was in use", dir.display())))
+        create_private(dir)
+            .map_err(|error| io_failure(format!("{} cannot be made", dir.display()), error))?;
+        Self::find(path)?
+            .ok_or_else(|| failure(format!("{} was removed while it was in use", dir.display())))
     }
 
     /// `None` if there is no file.
@@ -58,7 +60,8 @@ impl Place {
     pub(super) fn replace(&self, document: &[u8]) -> Result<(), Error> {
         self.remove_leftovers();
         let temporary = self.dir.join(self.temporary_name(fastrand::u64(..)));
-        let written = write_private(&temporary, document).and_then(|()| fs::rename(&temporary, self.file()));
+        let written =
+            write_private(&temporary, document).and_then(|()| fs::rename(&temporary, self.file()));
         if let Err(error) = written {
             let _ = fs::remove_file(&temporary);
             return Err(io_failure(format!("{self} cannot be written"), error));
@@ -75,15 +78,19 @@ impl Place {
         }
     }
 
-    /// Gives the file another name beside it, a new one each time, so that the next [`replace`](Self::replace) destroys nothing.
+    /// Gives the file another name beside it, a new one each time, so that the next
+    /// [`replace`](Self::replace) destroys nothing.
     pub(super) fn move_aside(&self) -> Result<(), Error> {
-        let mut names = std::iter::once(self.beside(".broken")).chain((1_u32..).map(|n| self.beside(&format!(".broken.{n}"))));
+        let mut names = std::iter::once(self.beside(".broken"))
+            .chain((1_u32..).map(|n| self.beside(&format!(".broken.{n}"))));
         let moved = names.find_map(|aside| match rename_to_new(&self.file(), &aside) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
             done => Some(done),
         });
         match moved {
-            Some(Err(error)) => Err(io_failure(format!("{self} is broken, and cannot be moved aside"), error)),
+            Some(Err(error)) => {
+                Err(io_failure(format!("{self} is broken, and cannot be moved aside"), error))
+            }
             _ => Ok(()),
         }
     }
@@ -133,7 +140,8 @@ impl Place {
         number.is_some_and(|number| number.len() == 16 && number.iter().all(u8::is_ascii_hexdigit))
     }
 
-    /// Whoever left them is dead, since the lock is ours. They hold tokens, but no save fails for them.
+    /// Whoever left them is dead, since the lock is ours. They hold tokens, but no save fails for
+    /// them.
     fn remove_leftovers(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten().filter(|entry| self.is_temporary(&entry.file_name())) {
@@ -145,7 +153,12 @@ impl Place {
     fn flush_directory(&self) -> Result<(), Error> {
         match flush(&self.dir) {
             // Some file systems cannot, and say so.
-            Err(error) if !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+                ) =>
+            {
                 Err(io_failure(format!("{} cannot be flushed", self.dir.display()), error))
             }
             _ => Ok(()),
@@ -159,7 +172,8 @@ impl fmt::Display for Place {
     }
 }
 
-/// Through symbolic links, so that a rename does not replace one, and all names of a file have one lock.
+/// Through symbolic links, so that a rename does not replace one, and all names of a file have one
+/// lock.
 fn resolve(path: &Path) -> io::Result<Place> {
     let real = match fs::canonicalize(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -194,8 +208,8 @@ fn write_private(path: &Path, document: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Fails with `AlreadyExists` rather than overwrite. A link first, then the rename over the old name that follows: no moment without
-/// the file.
+/// Fails with `AlreadyExists` rather than overwrite. A link first, then the rename over the old
+/// name that follows: no moment without the file.
 fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -219,13 +233,16 @@ fn create_private(dir: &Path) -> io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(fs::DirBuilder::new().recursive(true), 0o700).create(dir)
 }
 
-/// Whoever can write a directory can replace any file in it, whatever its mode. The sticky bit of a shared one keeps others from
-/// that, but not from being first to make our lock file.
+/// Whoever can write a directory can replace any file in it, whatever its mode. The sticky bit of a
+/// shared one keeps others from that, but not from being first to make our lock file.
 #[cfg(unix)]
 fn check_directory(dir: &Path) -> Result<(), Error> {
     use std::os::unix::fs::MetadataExt;
 
-    let mode = fs::metadata(dir).map_err(|error| io_failure(format!("{} cannot be used", dir.display()), error))?.mode() & 0o7777;
+    let mode = fs::metadata(dir)
+        .map_err(|error| io_failure(format!("{} cannot be used", dir.display()), error))?
+        .mode()
+        & 0o7777;
     let others = match (mode & 0o020 != 0, mode & 0o002 != 0) {
         (false, false) => return Ok(()),
         (true, false) => "its group",

@@ -10,8 +10,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, RedisResult,
+    ScriptInvocation, aio::MultiplexedConnection,
 };
 
 use crate::{
@@ -41,15 +41,26 @@ struct Numbered {
 
 impl Link {
     pub(super) fn new(client: Client) -> Self {
-        Self { client, current: Mutex::new(None), connecting: tokio::sync::Mutex::new(()), made: AtomicU64::new(0) }
+        Self {
+            client,
+            current: Mutex::new(None),
+            connecting: tokio::sync::Mutex::new(()),
+            made: AtomicU64::new(0),
+        }
     }
 
     /// Puts a question that may be put twice.
-    pub(super) async fn call<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> RedisResult<T> {
+    pub(super) async fn call<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> RedisResult<T> {
         let put = async {
             match self.call_once(script).await {
-                // The connection was broken before: Redis was restarted, or the runtime that drove it is gone.
-                Err(Lost { error, had_served: true }) if error.is_connection_dropped() => self.call_once(script).await,
+                // The connection was broken before: Redis was restarted, or the runtime that drove
+                // it is gone.
+                Err(Lost { error, had_served: true }) if error.is_connection_dropped() => {
+                    self.call_once(script).await
+                }
                 done => done,
             }
         };
@@ -60,7 +71,10 @@ impl Link {
     }
 
     /// The same for a thread that has no runtime any more, on a connection of its own.
-    pub(super) fn call_blocking<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> RedisResult<T> {
+    pub(super) fn call_blocking<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> RedisResult<T> {
         let mut connection = self.client.get_connection_with_timeout(BLOCKING_LIMIT)?;
         connection.set_read_timeout(Some(BLOCKING_LIMIT))?;
         connection.set_write_timeout(Some(BLOCKING_LIMIT))?;
@@ -82,8 +96,9 @@ impl Link {
         if let Some(current) = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone() {
             return Ok((current, true));
         }
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_LIMIT)).set_response_timeout(Some(ANSWER_LIMIT));
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_LIMIT))
+            .set_response_timeout(Some(ANSWER_LIMIT));
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let new = Numbered { number: self.made.fetch_add(1, Ordering::Relaxed), connection };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(new.clone());
@@ -96,7 +111,8 @@ struct Lost {
     had_served: bool,
 }
 
-/// Gives a connection up that did not answer, also where the caller did not wait for the answer: it may never answer again.
+/// Gives a connection up that did not answer, also where the caller did not wait for the answer: it
+/// may never answer again.
 struct Discard<'a> {
     link: &'a Link,
     number: u64,
@@ -121,18 +137,26 @@ fn is_worn_out(error: &RedisError) -> bool {
 
 /// Whether it takes a person to change it.
 pub(super) fn is_final(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::AuthenticationFailed || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+    error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
 }
 
 /// Says what happened without the words of the server or of the parser, for they may quote a token.
 pub(super) fn store_error(error: &RedisError) -> Error {
     if error.is_io_error() {
-        return io_failure("redis cannot be reached", io::Error::other(printable(&error.to_string())));
+        return io_failure(
+            "redis cannot be reached",
+            io::Error::other(printable(&error.to_string())),
+        );
     }
     match error.code() {
         Some(code) => failure(format!("redis refused with {}", printable(code))),
-        None if error.kind() == ErrorKind::AuthenticationFailed => failure("redis refused the user or password"),
-        None => failure(format!("redis did not answer as expected ({})", printable(error.category()))),
+        None if error.kind() == ErrorKind::AuthenticationFailed => {
+            failure("redis refused the user or password")
+        }
+        None => {
+            failure(format!("redis did not answer as expected ({})", printable(error.category())))
+        }
     }
 }
 
@@ -155,10 +179,30 @@ mod tests {
             (of(ErrorKind::Parse), true, false, "redis did not answer as expected (parse error)"),
             (of(ErrorKind::AuthenticationFailed), true, true, "redis refused the user or password"),
             // After a failover.
-            (of(ErrorKind::Server(ServerErrorKind::ReadOnly)), true, false, "redis refused with READONLY"),
-            (of(ErrorKind::Server(ServerErrorKind::NoPerm)), false, true, "redis refused with NOPERM"),
-            (of(ErrorKind::Server(ServerErrorKind::BusyLoading)), false, false, "redis refused with LOADING"),
-            (of(ErrorKind::UnexpectedReturnType), false, false, "redis did not answer as expected (type error)"),
+            (
+                of(ErrorKind::Server(ServerErrorKind::ReadOnly)),
+                true,
+                false,
+                "redis refused with READONLY",
+            ),
+            (
+                of(ErrorKind::Server(ServerErrorKind::NoPerm)),
+                false,
+                true,
+                "redis refused with NOPERM",
+            ),
+            (
+                of(ErrorKind::Server(ServerErrorKind::BusyLoading)),
+                false,
+                false,
+                "redis refused with LOADING",
+            ),
+            (
+                of(ErrorKind::UnexpectedReturnType),
+                false,
+                false,
+                "redis did not answer as expected (type error)",
+            ),
         ];
         for (error, worn_out, last, said) in table {
             assert_eq!((is_worn_out(&error), is_final(&error)), (worn_out, last), "{said}");

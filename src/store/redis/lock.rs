@@ -23,15 +23,17 @@ pub(super) struct Held {
 impl Held {
     /// `None` while another has it.
     pub(super) async fn take(shared: Arc<Shared>, lease: Duration) -> Result<Option<Self>, Error> {
-        let mut claim = Claim { shared, owner: format!("{:032x}", fastrand::u128(..)), lease, taken: true };
-        let fence: u64 = match claim.shared.ask(&claim.shared.scripts.take(&claim.owner, lease)).await {
-            Ok(fence) => fence,
-            Err(error) => {
-                // It may have been given all the same.
-                tokio::spawn(claim.release());
-                return Err(error);
-            }
-        };
+        let mut claim =
+            Claim { shared, owner: format!("{:032x}", fastrand::u128(..)), lease, taken: true };
+        let fence: u64 =
+            match claim.shared.ask(&claim.shared.scripts.take(&claim.owner, lease)).await {
+                Ok(fence) => fence,
+                Err(error) => {
+                    // It may have been given all the same.
+                    tokio::spawn(claim.release());
+                    return Err(error);
+                }
+            };
         if fence == 0 {
             claim.taken = false;
             return Ok(None);
@@ -54,12 +56,17 @@ struct Claim {
 }
 
 impl Claim {
-    /// Renews until the lock is dropped or lost. A renewal is never broken off: it could overtake the release.
+    /// Renews until the lock is dropped or lost. A renewal is never broken off: it could overtake
+    /// the release.
     async fn keep(mut self, fence: u64, mut dropped: oneshot::Receiver<()>) {
         let lease = self.lease;
         let mut wait = lease / 3;
         while timeout(wait, &mut dropped).await.is_err() {
-            wait = match self.shared.ask::<bool>(&self.shared.scripts.renew(&self.owner, fence, lease)).await {
+            wait = match self
+                .shared
+                .ask::<bool>(&self.shared.scripts.renew(&self.owner, fence, lease))
+                .await
+            {
                 Ok(true) => lease / 3,
                 Ok(false) => {
                     self.taken = false;
@@ -72,11 +79,13 @@ impl Claim {
         self.release().await;
     }
 
-    /// Gives the lock back. Where Redis is away, asks again as long as the lease can last: Redis may come back with the lock in it,
-    /// and others would wait for its end.
+    /// Gives the lock back. Where Redis is away, asks again as long as the lease can last: Redis
+    /// may come back with the lock in it, and others would wait for its end.
     async fn release(mut self) {
         let begun = Instant::now();
-        while self.shared.ask::<bool>(&self.shared.scripts.release(&self.owner)).await.is_err() && begun.elapsed() < self.lease {
+        while self.shared.ask::<bool>(&self.shared.scripts.release(&self.owner)).await.is_err()
+            && begun.elapsed() < self.lease
+        {
             sleep((self.lease / 10).min(LONGEST_PAUSE)).await;
         }
         self.taken = false;
@@ -84,10 +93,12 @@ impl Claim {
 }
 
 impl Drop for Claim {
-    /// The runtime is shut down, often because the program ends: others need not wait for the lease.
+    /// The runtime is shut down, often because the program ends: others need not wait for the
+    /// lease.
     fn drop(&mut self) {
         if self.taken {
-            let _ = self.shared.link.call_blocking::<bool>(&self.shared.scripts.release(&self.owner));
+            let _ =
+                self.shared.link.call_blocking::<bool>(&self.shared.scripts.release(&self.owner));
         }
     }
 }

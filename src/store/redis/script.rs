@@ -1,5 +1,5 @@
-//! The questions put to Redis. Each is one script, so that nobody comes between its parts, and each may be put twice: whoever lost
-//! the answer asks again.
+//! The questions put to Redis. Each is one script, so that nobody comes between its parts, and each
+//! may be put twice: whoever lost the answer asks again.
 
 use std::time::Duration;
 
@@ -37,9 +37,15 @@ impl Scripts {
         })
     }
 
-    /// Whether it was written: not if another has had the lock since this fence. An empty document deletes. The old document is
-    /// kept under the name in `aside`, which is new each time, if there is one.
-    pub(super) fn write(&self, fence: u64, document: &str, aside: Option<&str>) -> ScriptInvocation<'_> {
+    /// Whether it was written: not if another has had the lock since this fence. An empty document
+    /// deletes. The old document is kept under the name in `aside`, which is new each time, if
+    /// there is one.
+    pub(super) fn write(
+        &self,
+        fence: u64,
+        document: &str,
+        aside: Option<&str>,
+    ) -> ScriptInvocation<'_> {
         self.with_keys(&self.write, |call| {
             call.arg(fence).arg(document).arg(aside.unwrap_or_default());
         })
@@ -65,7 +71,11 @@ impl Scripts {
         })
     }
 
-    fn with_keys<'a>(&self, script: &'a Script, arguments: impl FnOnce(&mut ScriptInvocation<'a>)) -> ScriptInvocation<'a> {
+    fn with_keys<'a>(
+        &self,
+        script: &'a Script,
+        arguments: impl FnOnce(&mut ScriptInvocation<'a>),
+    ) -> ScriptInvocation<'a> {
         let mut call = script.prepare_invoke();
         for key in &self.keys {
             call.key(key);
@@ -84,8 +94,8 @@ local document = redis.call('HGET', KEYS[1], 'document')
 return document and string.sub(document, 1, tonumber(ARGV[1]))
 ";
 
-// A lock that ran out with nobody after it is as good as held. A fence above the last one given out is from before Redis lost its
-// data: then whoever has the lock now came later.
+// A lock that ran out with nobody after it is as good as held. A fence above the last one given out
+// is from before Redis lost its data: then whoever has the lock now came later.
 const WRITE: &str = "
 local ours = tonumber(ARGV[1])
 local given = tonumber(redis.call('GET', KEYS[3])) or 0
@@ -105,7 +115,8 @@ redis.call('HSET', KEYS[1], 'fence', ARGV[1])
 return 1
 ";
 
-// The first fence is the time in milliseconds, which no count of holders catches up with: so it rises even if Redis loses its data.
+// The first fence is the time in milliseconds, which no count of holders catches up with: so it
+// rises even if Redis loses its data.
 const TAKE: &str = "
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[1] then

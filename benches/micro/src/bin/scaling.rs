@@ -1,4 +1,5 @@
-//! Storms and growth: from 1 to 10,000 requests that wait for one refresh, and from 1 to 100,000 sessions.
+//! Storms and growth: from 1 to 10,000 requests that wait for one refresh, and from 1 to 100,000
+//! sessions.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/micro/Cargo.toml --bin scaling
@@ -43,20 +44,42 @@ fn main() {
     let numbers = [1, 10, 100, 1_000, 10_000];
     let waiters: Vec<_> = numbers.map(|waiters| (waiters, growth_of_waiters(waiters))).into();
     let ideal: Vec<_> = numbers.map(|waiters| (waiters, growth_of_the_ideal(waiters))).into();
-    let sessions: Vec<_> = [1, 10, 100, 1_000, 10_000, 100_000].map(|sessions| (sessions, growth_of_sessions(sessions))).into();
+    let sessions: Vec<_> = [1, 10, 100, 1_000, 10_000, 100_000]
+        .map(|sessions| (sessions, growth_of_sessions(sessions)))
+        .into();
     report("requests refused at once", &waiters);
     report("the ideal: two bare sends each, one wait for all", &ideal);
     report("sessions made, used and dropped", &sessions);
     let points = |figures: &[(usize, Duration)]| {
-        figures.iter().map(|&(number, time)| (number as f64, time.as_nanos() as f64)).collect::<Vec<_>>()
+        figures
+            .iter()
+            .map(|&(number, time)| (number as f64, time.as_nanos() as f64))
+            .collect::<Vec<_>>()
     };
     let series = [
-        Series { name: "requests refused at once, one refresh, all replayed", colour: "#c2410c", points: points(&waiters) },
-        Series { name: "two bare sends each, one wait for all", colour: "#737373", points: points(&ideal) },
-        Series { name: "sessions made, used and dropped", colour: "#1d4ed8", points: points(&sessions) },
+        Series {
+            name: "requests refused at once, one refresh, all replayed",
+            colour: "#c2410c",
+            points: points(&waiters),
+        },
+        Series {
+            name: "two bare sends each, one wait for all",
+            colour: "#737373",
+            points: points(&ideal),
+        },
+        Series {
+            name: "sessions made, used and dropped",
+            colour: "#1d4ed8",
+            points: points(&sessions),
+        },
     ];
-    let picture = svg("Time on the processor, by number (dotted: exactly linear)", "requests or sessions", &series);
-    fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/scaling.svg"), picture).unwrap();
+    let picture = svg(
+        "Time on the processor, by number (dotted: exactly linear)",
+        "requests or sessions",
+        &series,
+    );
+    fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/scaling.svg"), picture)
+        .unwrap();
 }
 
 /// All over loopback, the token endpoint too.
@@ -86,8 +109,14 @@ fn storm_over_sockets(waiters: usize) {
         runs.push(elapsed);
     }
     runs.sort();
-    println!("{waiters} requests over sockets refused at once, a token endpoint that takes {DELAY:?}: one call, all served in");
-    println!("{:.0?} (median), {:.0?} (fastest), of which the connections are a part\n", runs[runs.len() / 2], runs[0]);
+    println!(
+        "{waiters} requests over sockets refused at once, a token endpoint that takes {DELAY:?}: one call, all served in"
+    );
+    println!(
+        "{:.0?} (median), {:.0?} (fastest), of which the connections are a part\n",
+        runs[runs.len() / 2],
+        runs[0]
+    );
 }
 
 /// A storm against the ideal: two sends each and one wait for all.
@@ -107,7 +136,9 @@ fn storm(waiters: usize) {
         ideal.push(elapsed);
         ideal_processor += processor;
     }
-    println!("{waiters} requests refused at once, a token endpoint that takes {DELAY:?}, one thread: one call, all served");
+    println!(
+        "{waiters} requests refused at once, a token endpoint that takes {DELAY:?}, one thread: one call, all served"
+    );
     println!("| | time | on the processor | memory a waiter |");
     println!("| --- | ---: | ---: | ---: |");
     for (name, mut elapsed, processor, memory) in [
@@ -116,7 +147,11 @@ fn storm(waiters: usize) {
     ] {
         elapsed.sort();
         let memory = memory.load(Ordering::Relaxed) / waiters;
-        println!("| {name} | {:.0?} | {:.0?} | {memory} B |", elapsed[elapsed.len() / 2], processor / RUNS);
+        println!(
+            "| {name} | {:.0?} | {:.0?} | {memory} B |",
+            elapsed[elapsed.len() / 2],
+            processor / RUNS
+        );
     }
     println!();
 }
@@ -136,13 +171,15 @@ fn in_use() -> usize {
 /// The token endpoint answers as soon as everybody waits, so that nothing but work is measured.
 fn growth_of_waiters(waiters: usize) -> Duration {
     let runtime = runtime();
-    let storms: Vec<_> = (0..runs(waiters)).map(|_| Storm::new(waiters, Duration::ZERO, Arc::new(|| ()))).collect();
+    let storms: Vec<_> =
+        (0..runs(waiters)).map(|_| Storm::new(waiters, Duration::ZERO, Arc::new(|| ()))).collect();
     timed(|| storms.iter().for_each(|storm| runtime.block_on(storm.run()))).1 / runs(waiters)
 }
 
 fn growth_of_the_ideal(waiters: usize) -> Duration {
     let runtime = runtime();
-    let ideals: Vec<_> = (0..runs(waiters)).map(|_| Ideal::new(waiters, Duration::ZERO, Arc::new(|| ()))).collect();
+    let ideals: Vec<_> =
+        (0..runs(waiters)).map(|_| Ideal::new(waiters, Duration::ZERO, Arc::new(|| ()))).collect();
     timed(|| ideals.iter().for_each(|ideal| runtime.block_on(ideal.run()))).1 / runs(waiters)
 }
 
@@ -168,7 +205,8 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_time().build().unwrap()
 }
 
-/// Time by the clock, and time on the processor. The latter comes in ticks of some milliseconds on many a system.
+/// Time by the clock, and time on the processor. The latter comes in ticks of some milliseconds on
+/// many a system.
 fn timed(work: impl FnOnce()) -> (Duration, Duration) {
     let (start, before) = (Instant::now(), on_processor());
     work();
@@ -179,7 +217,8 @@ fn timed(work: impl FnOnce()) -> (Duration, Duration) {
     }
 }
 
-/// This thread's time on the processor, where the system tells: what others do meanwhile does not count.
+/// This thread's time on the processor, where the system tells: what others do meanwhile does not
+/// count.
 fn on_processor() -> Option<Duration> {
     let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?))

@@ -1,4 +1,5 @@
-//! Prints the table of what a request costs, and holds the instructions against the figures that are committed.
+//! Prints the table of what a request costs, and holds the instructions against the figures that
+//! are committed.
 //!
 //! ```text
 //! table             the table: instructions, allocations, bytes, time
@@ -53,14 +54,26 @@ fn main() -> ExitCode {
 // ---- instructions
 
 fn why_not_count() -> Option<String> {
-    let is_there = |tool: &str| Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    ["valgrind", "gungraun-runner"].into_iter().find(|tool| !is_there(tool)).map(|tool| format!("{tool} is not installed"))
+    let is_there = |tool: &str| {
+        Command::new(tool)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok()
+    };
+    ["valgrind", "gungraun-runner"]
+        .into_iter()
+        .find(|tool| !is_there(tool))
+        .map(|tool| format!("{tool} is not installed"))
 }
 
 /// Runs `benches/instructions.rs` under callgrind. Instructions a request, by workload.
 fn count() -> Counts {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let target = PathBuf::from(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| here.join("target").into()));
+    let target = PathBuf::from(
+        env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| here.join("target").into()),
+    );
     let status = Command::new(env!("CARGO"))
         .args(["bench", "--quiet", "--bench", "instructions", "--", "--save-summary=json"])
         .current_dir(here)
@@ -74,7 +87,9 @@ fn count() -> Counts {
         let total = &summary["profiles"][0]["data"]["total"]["metrics"]["Ir"]["values"]["new"];
         total.as_u64().unwrap_or_else(|| panic!("no count for {name}"))
     };
-    let requests = NAMES.iter().map(|name| ((*name).to_owned(), read(&format!("chain/requests.{name}")) / REQUESTS));
+    let requests = NAMES
+        .iter()
+        .map(|name| ((*name).to_owned(), read(&format!("chain/requests.{name}")) / REQUESTS));
     let storms = [
         ("storm_100", "storms.of_100"),
         ("storm_1000", "storms.of_1000"),
@@ -82,7 +97,13 @@ fn count() -> Counts {
         ("bare_storm_1000", "ideals.of_1000"),
     ];
     let waiters = |name: &str| name.rsplit_once('_').unwrap().1.parse::<u64>().unwrap();
-    requests.chain(storms.map(|(name, of)| (name.to_owned(), read(&format!("storming/{of}")) / waiters(name)))).collect()
+    requests
+        .chain(
+            storms.map(|(name, of)| {
+                (name.to_owned(), read(&format!("storming/{of}")) / waiters(name))
+            }),
+        )
+        .collect()
 }
 
 fn committed() -> PathBuf {
@@ -92,7 +113,10 @@ fn committed() -> PathBuf {
 fn accept(counts: &Counts) -> ExitCode {
     let header = "# Instructions a request, whole and above the bare client: `scripts/bench-instructions.sh --accept` writes them.\n\
                   # Differences are compared, so that what reqwest changes in itself does not count.\n";
-    let table: Counts = counts.keys().map(|name| (name.clone(), above_bare(name, counts).unwrap_or(counts[name]))).collect();
+    let table: Counts = counts
+        .keys()
+        .map(|name| (name.clone(), above_bare(name, counts).unwrap_or(counts[name])))
+        .collect();
     fs::write(committed(), format!("{header}{}", toml::to_string(&table).unwrap())).unwrap();
     ExitCode::SUCCESS
 }
@@ -134,8 +158,12 @@ fn bare(name: &str) -> Option<String> {
 // ---- the table
 
 fn print(counts: Option<&Counts>) {
-    println!("| a request through                       | headers | instructions | allocations |  bytes | time, ns |");
-    println!("| --------------------------------------- | ------: | -----------: | ----------: | -----: | -------: |");
+    println!(
+        "| a request through                       | headers | instructions | allocations |  bytes | time, ns |"
+    );
+    println!(
+        "| --------------------------------------- | ------: | -----------: | ----------: | -----: | -------: |"
+    );
     for name in NAMES {
         let (what, headers) = name.rsplit_once('_').unwrap();
         let (allocations, bytes) = allocated(name);
@@ -149,7 +177,9 @@ fn print(counts: Option<&Counts>) {
             Some(bare) => {
                 let (bare_allocations, bare_bytes) = allocated(&bare);
                 (
-                    counts.and_then(|counts| above_bare(name, counts)).map(|more| format!("+{more}")),
+                    counts
+                        .and_then(|counts| above_bare(name, counts))
+                        .map(|more| format!("+{more}")),
                     format!("+{}", allocations - bare_allocations),
                     format!("+{}", bytes - bare_bytes),
                     format!("{:+.0}", nanoseconds_above(name, &bare)),
@@ -157,10 +187,15 @@ fn print(counts: Option<&Counts>) {
             }
         };
         let instructions = instructions.unwrap_or_else(|| "-".to_owned());
-        println!("| {:39} | {headers:>7} | {instructions:>12} | {allocations:>11} | {bytes:>6} | {time:>8} |", describe(what));
+        println!(
+            "| {:39} | {headers:>7} | {instructions:>12} | {allocations:>11} | {bytes:>6} | {time:>8} |",
+            describe(what)
+        );
     }
     if let Some(counts) = counts {
-        println!("\n| refused at once | instructions a waiter | the ideal: two bare sends each, one wait for all |");
+        println!(
+            "\n| refused at once | instructions a waiter | the ideal: two bare sends each, one wait for all |"
+        );
         println!("| ---: | ---: | ---: |");
         for waiters in ["100", "1000"] {
             let ideal = counts[&format!("bare_storm_{waiters}")];
@@ -198,7 +233,10 @@ fn allocated(name: &str) -> (usize, usize) {
     let change = region.change();
     let requests = usize::try_from(REQUESTS).unwrap();
     let grown = usize::try_from(change.bytes_reallocated.max(0)).unwrap();
-    ((change.allocations + change.reallocations) / requests, (change.bytes_allocated + grown) / requests)
+    (
+        (change.allocations + change.reallocations) / requests,
+        (change.bytes_allocated + grown) / requests,
+    )
 }
 
 const ROUNDS: usize = 201;
