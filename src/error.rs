@@ -39,7 +39,7 @@ pub enum ErrorKind {
     InvalidToken,
     /// A setting cannot work, e.g. a session without an origin. Correct the program.
     InvalidConfig,
-    /// The login is over: the refresh token was refused, or there is no token. A person or a
+    /// The login is over: the refresh token was rejected, or there is no token. A person or a
     /// supervisor has to provide new ones through
     /// [`Session::replace_tokens`](crate::Session::replace_tokens).
     LoginRequired,
@@ -61,7 +61,7 @@ pub enum ErrorKind {
     /// The token store failed.
     Store,
     /// The session was closed: no token is sent any more. With an [`api_status`](Error::api_status)
-    /// the request had been sent before, and was refused.
+    /// the request had been sent before, and was rejected.
     Closed,
     /// A refresher panicked, or the runtime that ran the refresh was shut down. The next request
     /// starts afresh.
@@ -128,7 +128,7 @@ impl Error {
         self
     }
 
-    /// There was no refresh token to ask with, and the store had none either: a refused answer is
+    /// There was no refresh token to ask with, and the store had none either: a rejected answer is
     /// handed through.
     pub(crate) fn with_nothing_to_ask_with(mut self) -> Self {
         self.0.nothing_to_ask_with = true;
@@ -219,7 +219,7 @@ impl Error {
         self.0.retry_after
     }
 
-    /// The status with which the API refused the request, `None` when nothing was sent.
+    /// The status with which the API rejected the request, `None` when nothing was sent.
     pub fn api_status(&self) -> Option<StatusCode> {
         self.0.api_status
     }

@@ -53,14 +53,14 @@ pub enum Event {
         /// Why.
         error: Error,
     },
-    /// A refused request was sent again.
+    /// A rejected request was sent again.
     Replayed {
         /// The generation it was sent again with.
         generation: u64,
         /// What the API answered this time.
         status: StatusCode,
     },
-    /// A refused request was not sent again.
+    /// A rejected request was not sent again.
     NotReplayed {
         /// Why not.
         reason: NotReplayed,
@@ -88,7 +88,7 @@ pub enum CaptureIgnored {
     Unchanged,
 }
 
-/// Why a refused request was not sent again.
+/// Why a rejected request was not sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NotReplayed {
@@ -149,7 +149,7 @@ impl Event {
                 tracing::debug!(target: "reqwest_reauth", generation, status = status.as_u16(), "request replayed");
             }
             Event::NotReplayed { reason } => {
-                tracing::debug!(target: "reqwest_reauth", ?reason, "refused request not replayed");
+                tracing::debug!(target: "reqwest_reauth", ?reason, "rejected request not replayed");
             }
             Event::StoreFailed { error } => {
                 let cause = std::error::Error::source(error).map(tracing::field::display);
@@ -224,7 +224,7 @@ mod tests {
             ),
             (
                 Event::NotReplayed { reason: NotReplayed::RuledOut },
-                "DEBUG reqwest_reauth: refused request not replayed reason=RuledOut",
+                "DEBUG reqwest_reauth: rejected request not replayed reason=RuledOut",
             ),
             (
                 Event::StoreFailed { error: error() },

@@ -19,13 +19,15 @@ pub fn captured_header(headers: &HeaderMap, name: &HeaderName) -> Option<AccessT
 
 /// Whether an answer refuses the token.
 pub fn is_refusal(status: StatusCode, headers: &HeaderMap) -> bool {
-    policy::refuses(status, headers, false, false).refused
+    policy::is_rejection(status, headers, false, false).rejected
 }
 
 /// The expiry of a token on the local clock, and its lifetime if it was issued just now and if it
 /// was handed over.
 pub fn claims(token: &AccessToken) -> (Option<SystemTime>, [Option<Duration>; 2]) {
-    let Ok(tokens) = Tokens::new(token.expose_secret()) else { return (None, [None; 2]) };
+    let Ok(tokens) = Tokens::new(token.expose_secret()) else {
+        return (None, [None; 2]);
+    };
     let span = |arrival| {
         tokens
             .lifetime(arrival)

@@ -6,7 +6,7 @@
 //! </div>
 //!
 //! The picture: 401 for an old token, a token endpoint that fails once, and the replay. Everybody
-//! else who is refused meanwhile waits for the same flight.
+//! else who is rejected meanwhile waits for the same flight.
 
 #[doc = include_str!("../docs/guide/coming_from.md")]
 pub mod coming_from {}

@@ -1,12 +1,12 @@
 //! Keeps a [`reqwest`] client signed in.
 //!
 //! Jobs run for hours; access tokens live for minutes. Wrap your client in this chain of
-//! [`reqwest-middleware`](reqwest_middleware), and a token that the API refuses, or replaces
+//! [`reqwest-middleware`](reqwest_middleware), and a token that the API is_rejection, or replaces
 //! through the response header `Refreshed-API-Token`, never reaches your code as a failure.
 //!
 //! ```text
 //! client.send()
-//!   └ Replay      keeps a copy; sends once more when the token that was refused is no longer the current one
+//!   └ Replay      keeps a copy; sends once more when the token that was rejected is no longer the current one
 //!      └ Refresh     makes sure a usable token is there; renews it when the API refuses it
 //!         └ Capture     takes `Refreshed-API-Token` off every answer, whatever its status
 //!            └ Authorize   puts `Authorization: Bearer …` on
@@ -48,7 +48,7 @@
 //!   endpoint is let be for a while.
 //! - **A late answer never undoes a newer token**, and a token is taken from nobody but the API
 //!   itself.
-//! - **A refused request is sent again at most once**, whole, with another token, or not at all: a
+//! - **A rejected request is sent again at most once**, whole, with another token, or not at all: a
 //!   streamed body is never sent empty or half.
 //! - **Tokens go to the session's origins only**, and are in no `Debug`, `Display`, error or log.
 //!
@@ -89,6 +89,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod anonymous;
+mod catch_panic;
 mod chain;
 mod error;
 mod event;
@@ -107,7 +108,6 @@ mod telemetry;
 #[cfg(feature = "test-util")]
 pub mod testing;
 mod token;
-mod unwind;
 
 pub use anonymous::Anonymous;
 pub use chain::{Authorize, Capture, ClientBuilderExt, Refresh, Replay, ReplayBody, SessionSource};
@@ -116,7 +116,7 @@ pub use event::{CaptureIgnored, Event, NotReplayed};
 pub use oauth::OAuthRefresh;
 pub use outcome::Outcome;
 pub use policy::Verdict;
-pub use refresher::{Flight, Refresher, refresh_with};
+pub use refresher::{RefreshContext, Refresher, refresh_with};
 pub use session::{OnRefreshFailure, Session, SessionBuilder, SessionState};
 #[cfg(feature = "redis")]
 pub use store::RedisStore;

@@ -10,7 +10,7 @@ use crate::{error::Error, event::NotReplayed};
 ///
 /// let answer = client.get("https://api.example.com/jobs").send().await?;
 /// if answer.extensions().get::<Outcome>().is_some_and(|outcome| outcome.replayed) {
-///     println!("the first token was refused");
+///     println!("the first token was rejected");
 /// }
 /// # Ok(())
 /// # }
@@ -22,9 +22,9 @@ pub struct Outcome {
     pub captured: bool,
     /// The request waited for a refresh that brought a token.
     pub refreshed: bool,
-    /// The request was refused and sent again: this is the second answer.
+    /// The request was rejected and sent again: this is the second answer.
     pub replayed: bool,
-    /// The request was refused and not sent again, and why.
+    /// The request was rejected and not sent again, and why.
     pub not_replayed: Option<NotReplayed>,
     /// The refresh failed: this is the API's own answer
     /// ([`OnRefreshFailure::ReturnResponse`](crate::OnRefreshFailure::ReturnResponse)).

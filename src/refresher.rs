@@ -23,8 +23,8 @@ use crate::{
 ///
 /// A session runs one refresh at a time. The refresh belongs to the session: it goes on when the
 /// requests that wait for it are dropped, and is bounded by
-/// [`SessionBuilder::flight_timeout`](crate::SessionBuilder::flight_timeout). A panic in it becomes
-/// an [`Internal`](crate::ErrorKind::Internal) error for those who wait.
+/// [`SessionBuilder::refresh_timeout`](crate::SessionBuilder::refresh_timeout). A panic in it
+/// becomes an [`Internal`](crate::ErrorKind::Internal) error for those who wait.
 #[async_trait]
 pub trait Refresher: Send + Sync + 'static {
     /// Brings new tokens. An answer without a refresh token keeps the old one.
@@ -33,7 +33,7 @@ pub trait Refresher: Send + Sync + 'static {
     /// The [kind](crate::ErrorKind) decides what follows: `LoginRequired` is kept until
     /// [`Session::replace_tokens`](crate::Session::replace_tokens), after `Internal` the next
     /// request tries afresh, after all others the session cools down.
-    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error>;
+    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error>;
 
     /// Asked by [`SessionBuilder::build`](crate::SessionBuilder::build): whether the settings can
     /// work.
@@ -44,7 +44,7 @@ pub trait Refresher: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Whether these tokens are enough to ask with. Where they are not, a refused answer is handed
+    /// Whether these tokens are enough to ask with. Where they are not, a rejected answer is handed
     /// to the caller. Default: yes.
     ///
     /// It is asked whenever the session changes, with the session locked: look at the tokens, and
@@ -58,7 +58,7 @@ pub trait Refresher: Send + Sync + 'static {
 
 #[async_trait]
 impl<R: Refresher + ?Sized> Refresher for Arc<R> {
-    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
         (**self).refresh(flight).await
     }
 
@@ -106,27 +106,27 @@ where
     F: Fn(Tokens) -> R + Send + Sync + 'static,
     R: Future<Output = Result<Tokens, Error>> + Send + 'static,
 {
-    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
         (self.0)(flight.tokens()).await
     }
 }
 
 /// One refresh, as its [`Refresher`] sees it.
-pub struct Flight {
-    log: Arc<dyn FlightLog>,
+pub struct RefreshContext {
+    log: Arc<dyn RefreshLog>,
     failed_attempts: Arc<AtomicU32>,
 }
 
 /// What a session hears from a running refresh.
 #[async_trait]
-pub(crate) trait FlightLog: Send + Sync {
+pub(crate) trait RefreshLog: Send + Sync {
     fn tokens(&self) -> Tokens;
     fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>);
     async fn keep(&self, refresh_token: RefreshToken);
 }
 
-impl Flight {
-    pub(crate) fn new(log: Arc<dyn FlightLog>) -> Self {
+impl RefreshContext {
+    pub(crate) fn new(log: Arc<dyn RefreshLog>) -> Self {
         Self { log, failed_attempts: Arc::default() }
     }
 
@@ -160,9 +160,9 @@ impl Flight {
     }
 }
 
-impl fmt::Debug for Flight {
+impl fmt::Debug for RefreshContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flight").field("attempts", &self.attempts()).finish_non_exhaustive()
+        f.debug_struct("RefreshContext").field("attempts", &self.attempts()).finish_non_exhaustive()
     }
 }
 
@@ -174,7 +174,7 @@ mod tests {
     struct Quiet;
 
     #[async_trait]
-    impl FlightLog for Quiet {
+    impl RefreshLog for Quiet {
         fn tokens(&self) -> Tokens {
             Tokens::new("old").unwrap()
         }
@@ -187,7 +187,7 @@ mod tests {
 
     #[async_trait]
     impl Refresher for Picky {
-        async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+        async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
             Ok(flight.tokens())
         }
 
@@ -203,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn a_shared_refresher_is_the_one_inside() {
         let shared = Arc::new(Picky);
-        let flight = Flight::new(Arc::new(Quiet));
+        let flight = RefreshContext::new(Arc::new(Quiet));
         assert_eq!(
             shared.refresh(&flight).await.unwrap().access_token().unwrap().expose_secret(),
             "old"
@@ -221,11 +221,11 @@ mod tests {
 
     #[test]
     fn attempts_are_counted_in_every_share() {
-        let flight = Flight::new(Arc::new(Quiet));
+        let flight = RefreshContext::new(Arc::new(Quiet));
         let share = flight.share();
         assert_eq!(flight.attempts(), 1);
         share.retrying(1, Duration::ZERO, None);
         assert_eq!((flight.attempts(), share.attempts()), (2, 2));
-        assert_eq!(format!("{flight:?}"), "Flight { attempts: 2, .. }");
+        assert_eq!(format!("{flight:?}"), "RefreshContext { attempts: 2, .. }");
     }
 }

@@ -170,10 +170,13 @@ fn beats_are_counted_by_why_they_failed() {
         let session = session.refresher(unavailable).build().unwrap();
         let without_token =
             ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
-        let once = |heartbeat: reqwest_reauth::heartbeat::HeartbeatBuilder| async {
+        let once = |heartbeat: reqwest_reauth::heartbeat::Heartbeat| async {
             let stopped = heartbeat.max_failures(1).spawn().unwrap().finished().await;
             assert!(
-                matches!(stopped, Stopped::TooManyFailures { failures: 1 } | Stopped::Told { .. }),
+                matches!(
+                    stopped,
+                    Stopped::TooManyFailures { failures: 1 } | Stopped::ByStatus { .. }
+                ),
                 "{stopped:?}"
             );
         };

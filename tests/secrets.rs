@@ -23,9 +23,9 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
 use reqwest_reauth::{
     AccessToken, Anonymous, Authorize, Capture, ClientBuilderExt, Error, ErrorKind, Event,
-    FileStore, Flight, MemoryStore, OAuthRefresh, OnRefreshFailure, Outcome, Refresh, RefreshToken,
-    Refresher, Replay, ReplayBody, Session, SessionBuilder, SessionSource, StoreLock, TokenStore,
-    Tokens,
+    FileStore, MemoryStore, OAuthRefresh, OnRefreshFailure, Outcome, Refresh, RefreshContext,
+    RefreshToken, Refresher, Replay, ReplayBody, Session, SessionBuilder, SessionSource, StoreLock,
+    TokenStore, Tokens,
     heartbeat::Heartbeat,
     refresh_with,
     testing::{Answer, AuthServer},
@@ -559,7 +559,7 @@ struct Looking;
 
 #[async_trait]
 impl Refresher for Looking {
-    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
         show(flight);
         show(&flight.tokens());
         flight.keep(RefreshToken::new(ROTATED)?).await;

@@ -182,7 +182,9 @@ impl Front {
                     (acceptor.clone(), upstream.clone(), Arc::clone(&shared));
                 connections.spawn(async move {
                     // Clients may turn away.
-                    let Ok(tls) = acceptor.accept(tcp).await else { return };
+                    let Ok(tls) = acceptor.accept(tcp).await else {
+                        return;
+                    };
                     let fault = {
                         let mut script = script.lock().unwrap();
                         script.connections += 1;
@@ -259,7 +261,9 @@ async fn serve_h1(mut tls: TlsStream<TcpStream>, upstream: String) {
 }
 
 async fn serve_h2(tls: TlsStream<TcpStream>, upstream: String) {
-    let Ok(mut connection) = h2::server::handshake(tls).await else { return };
+    let Ok(mut connection) = h2::server::handshake(tls).await else {
+        return;
+    };
     let http = reqwest::Client::new();
     let mut streams = JoinSet::new();
     while let Some(Ok((request, answer))) = connection.accept().await {

@@ -72,7 +72,9 @@ impl Relay {
 }
 
 async fn relay(mut client: TcpStream, upstream: String) {
-    let Ok(mut server) = TcpStream::connect(upstream).await else { return };
+    let Ok(mut server) = TcpStream::connect(upstream).await else {
+        return;
+    };
     // Best effort: without it the answers are right, and later.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     if copy_bidirectional(&mut client, &mut server).await.is_err() {

@@ -6,13 +6,15 @@ use http::{
 };
 use reqwest::{Request, Response};
 
-use super::{Below, Found, Future, Sent, SessionSource, is_left_alone, may_be_refusal, middleware};
+use super::{
+    Below, Found, Future, Sent, SessionSource, is_left_alone, may_be_rejection, middleware,
+};
 use crate::{anonymous::Anonymous, error::Error, session::State};
 
 /// Puts `Authorization: Bearer …` on requests to the session's origins, and notes which generation
 /// of the token it was.
 ///
-/// The innermost of the four. It knows neither expiry nor refusals: those are
+/// The innermost of the four. It knows neither expiry nor rejections: those are
 /// [`Refresh`](super::Refresh)'s. A request with an `Authorization` of its own, with [`Anonymous`],
 /// or to another origin passes as it is. A session without a token, or a closed one, fails the
 /// request unsent.
@@ -56,7 +58,9 @@ pub(super) fn down<'a>(
             Err(error) => return Err(error.into()),
         };
         let mut response = below.run(request, extensions).await?;
-        let Some(signed) = signed else { return Ok(response) };
+        let Some(signed) = signed else {
+            return Ok(response);
+        };
         if signed.needs_note(&response) {
             signed.leave_note(&mut response);
         }
@@ -73,7 +77,9 @@ fn sign<'a>(
     if extensions.get::<Anonymous>().is_some() {
         return Ok(None);
     }
-    let Some((session, origin)) = source.for_origin(request, extensions)? else { return Ok(None) };
+    let Some((session, origin)) = source.for_origin(request, extensions)? else {
+        return Ok(None);
+    };
     let state = session.load_full();
     let header = state.token_to_send()?.header();
     // One look for the caller's own header and for the place of ours.
@@ -95,7 +101,7 @@ pub(super) struct Signed<'a> {
 impl Signed<'_> {
     /// Whether one of the others has to look at this answer. Almost none is.
     pub(super) fn needs_note(&self, response: &Response) -> bool {
-        may_be_refusal(response.status())
+        may_be_rejection(response.status())
             || self.state.is_on_probation()
             || self.session.rejected_if().is_some()
             || response.headers().contains_key(self.session.capture_header())
@@ -108,7 +114,7 @@ impl Signed<'_> {
             state: self.state,
             origin: self.origin,
             brought_token: false,
-            refused: None,
+            rejected: None,
             captured: false,
         });
     }

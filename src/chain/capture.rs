@@ -51,7 +51,9 @@ pub(super) fn down<'a>(
 
 pub(super) fn up(source: &SessionSource, response: &mut Response) {
     conceal_own(source, response);
-    let Some(sent) = response.extensions_mut().get_mut::<Sent>() else { return };
+    let Some(sent) = response.extensions_mut().get_mut::<Sent>() else {
+        return;
+    };
     if std::mem::replace(&mut sent.captured, true) {
         return;
     }
@@ -95,7 +97,7 @@ fn take(session: &Session, sent: u64, response: &mut Response) {
         Ok(token) => session.capture(sent, &token),
         Err(reason) => return session.emit(&Event::CaptureIgnored { reason }),
     };
-    // A refusal that brings a token is overtaken by that token, or by a newer one that another
+    // A rejection that brings a token is superseded by that token, or by a newer one that another
     // answer brought.
     let brought_token = session.generation() != sent;
     if let Some(sent) = response.extensions_mut().get_mut::<Sent>() {

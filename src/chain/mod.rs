@@ -6,15 +6,15 @@
 //!
 //! A client that has them all, and nothing between them, has them in one middleware, [`Chain`].
 //!
-//! On the way down they do as little as they can: nothing that a request which is not refused has
+//! On the way down they do as little as they can: nothing that a request which is not rejected has
 //! to pay for. On the way up they learn what was sent from the [`Sent`] note, which [`Authorize`]
 //! leaves in the answer's extensions only when somebody needs it.
 
+mod all;
 mod authorize;
 mod capture;
 mod refresh;
 mod replay;
-mod whole;
 
 use std::{ops::Deref, sync::Arc};
 
@@ -22,9 +22,9 @@ use http::{Extensions, StatusCode, header::AUTHORIZATION};
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, Next};
 
+use self::all::Chain;
 #[cfg(fuzzing)]
 pub(crate) use self::capture::token_in;
-use self::whole::Chain;
 pub use self::{
     authorize::Authorize,
     capture::Capture,
@@ -103,8 +103,8 @@ struct Sent {
     origin: usize,
     /// The answer brought a token that the session now has, or one newer still.
     brought_token: bool,
-    /// Whether the answer is a refusal, once it is known.
-    refused: Option<bool>,
+    /// Whether the answer is a rejection, once it is known.
+    rejected: Option<bool>,
     /// A [`Capture`] has looked at the answer. An outer one, of another chain, has nothing to add.
     captured: bool,
 }
@@ -112,35 +112,39 @@ struct Sent {
 impl Sent {
     /// Whether the API refuses the token with this answer. Asked once for each answer, and
     /// remembered.
-    fn is_refused(&mut self, response: &mut Response) -> bool {
-        if let Some(refused) = self.refused {
-            return refused;
+    fn is_rejected(&mut self, response: &mut Response) -> bool {
+        if let Some(rejected) = self.rejected {
+            return rejected;
         }
-        let refused = self.judge(response);
-        self.refused = Some(refused);
+        let rejected = self.judge(response);
+        self.rejected = Some(rejected);
         if let Some(note) = response.extensions_mut().get_mut::<Sent>() {
-            note.refused = Some(refused);
+            note.rejected = Some(rejected);
         }
-        refused
+        rejected
     }
 
     fn judge(&self, response: &Response) -> bool {
-        // A redirect across origins has lost the token: what answers there has not refused it.
+        // A redirect across origins has lost the token: what answers there has not rejected it.
         if !self.session.is_of_origin(self.origin, response.url()) {
             return false;
         }
         let expired = self.state.is_expired(tokio::time::Instant::now());
-        let verdict =
-            policy::refuses(response.status(), response.headers(), self.brought_token, expired);
+        let verdict = policy::is_rejection(
+            response.status(),
+            response.headers(),
+            self.brought_token,
+            expired,
+        );
         match self.session.rejected_if() {
             Some(rule) => rule(response, verdict),
-            None => verdict.refused,
+            None => verdict.rejected,
         }
     }
 }
 
-/// Whether an answer with this status can be a refusal by the built-in rule.
-fn may_be_refusal(status: StatusCode) -> bool {
+/// Whether an answer with this status can be a rejection by the built-in rule.
+fn may_be_rejection(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 

@@ -8,14 +8,14 @@ use tokio::time::{Instant, timeout};
 use super::{Below, Budget, Future, Sent, SessionSource, middleware, note_outcome, run_for};
 use crate::{
     error::{Error, ErrorKind},
-    session::{Boarding, Ending, OnRefreshFailure, Session, Ticket},
+    session::{Ending, Join, OnRefreshFailure, Session, Waiter},
 };
 
 /// Makes sure that a usable token is there before a request is sent, and renews it when the API
 /// refuses it.
 ///
 /// A token near its end is renewed in the background; one that has ended is waited for. All
-/// requests of a session wait for the same refresh, which goes on when they are dropped. A refused
+/// requests of a session wait for the same refresh, which goes on when they are dropped. A rejected
 /// answer is returned as it is, with a new token in the session: sending again is
 /// [`Replay`](super::Replay)'s part, above it. It needs [`Authorize`](super::Authorize) below it,
 /// which notes what was sent.
@@ -81,26 +81,26 @@ async fn send_after_asking(
     let limit = request.timeout().copied();
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
     let mut refreshed = false;
-    // Once more if the user's word has overtaken the flight: what it gave may have to be renewed
+    // Once more if the user's word has superseded the flight: what it gave may have to be renewed
     // too, which is another refresh.
     for _ in 0..2 {
-        match session.before_sending(!budget.renewing && !budget.refreshed && !budget.replayed) {
-            Boarding::Go { started } => {
+        match session.should_refresh(!budget.renewing && !budget.refreshed && !budget.replayed) {
+            Join::Go { started } => {
                 if started {
                     budget.renewing = true;
                     extensions.insert(budget);
                 }
                 break;
             }
-            Boarding::Fail(error) => return Err(error.into()),
-            Boarding::Wait(ticket) => {
+            Join::Fail(error) => return Err(error.into()),
+            Join::Wait(ticket) => {
                 if ticket.started {
                     budget.refreshed = true;
                     extensions.insert(budget);
                 }
                 match wait(&session, &ticket, limit).await {
-                    Ok(Ending::Landed) => refreshed = true,
-                    Ok(Ending::Overtaken) => {
+                    Ok(Ending::Refreshed) => refreshed = true,
+                    Ok(Ending::Superseded) => {
                         if ticket.started {
                             budget.refreshed = false;
                             extensions.insert(budget);
@@ -129,9 +129,11 @@ pub(super) async fn up(
     extensions: &mut Extensions,
     limit: Option<Duration>,
 ) -> Result<Response> {
-    let Some(mut sent) = response.extensions().get::<Sent>().cloned() else { return Ok(response) };
+    let Some(mut sent) = response.extensions().get::<Sent>().cloned() else {
+        return Ok(response);
+    };
     let generation = sent.state.generation();
-    if !sent.is_refused(&mut response) {
+    if !sent.is_rejected(&mut response) {
         if sent.state.is_on_probation() {
             sent.session.accepted(generation);
         }
@@ -142,15 +144,15 @@ pub(super) async fn up(
         return Ok(response);
     }
     let session = &sent.session;
-    match session.after_refusal(generation, !budget.renewing) {
-        Boarding::Go { .. } => Ok(response),
-        Boarding::Fail(error) => failed(session, error, response),
-        Boarding::Wait(ticket) => {
+    match session.after_rejection(generation, !budget.renewing) {
+        Join::Go { .. } => Ok(response),
+        Join::Fail(error) => failed(session, error, response),
+        Join::Wait(ticket) => {
             budget.refreshed = true;
             extensions.insert(budget);
             match wait(session, &ticket, limit).await {
                 Ok(ending) => {
-                    if ending == Ending::Landed {
+                    if ending == Ending::Refreshed {
                         note_outcome(&mut response, |outcome| outcome.refreshed = true);
                     }
                     Ok(response)
@@ -166,7 +168,7 @@ pub(super) async fn up(
 /// A request's own timeout bounds its wait too. The flight goes on.
 async fn wait(
     session: &Session,
-    ticket: &Ticket,
+    ticket: &Waiter,
     limit: Option<Duration>,
 ) -> std::result::Result<Ending, Error> {
     match limit {
@@ -177,7 +179,7 @@ async fn wait(
     }
 }
 
-/// The API refused the token, and there is no other.
+/// The API rejected the token, and there is no other.
 fn failed(session: &Session, error: Error, mut response: Response) -> Result<Response> {
     let error = error.with_api_status(response.status());
     match session.on_refresh_failure() {

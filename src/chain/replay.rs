@@ -15,19 +15,19 @@ use crate::{
     session::Session,
 };
 
-/// How much of a refused answer's body is read on, so that its connection can be used again, and
+/// How much of a rejected answer's body is read on, so that its connection can be used again, and
 /// for how long.
 const DRAIN_BYTES: usize = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(100);
 
-/// Sends a request once more when the token that was refused is no longer the session's.
+/// Sends a request once more when the token that was rejected is no longer the session's.
 ///
-/// The outermost of the four. Its question is only: was this answer a refusal, and has the session
-/// another token now? Who brought it, [`Refresh`](super::Refresh), [`Capture`](super::Capture) or
-/// another request, is all the same to it. It never asks for a token itself, and unlike a retry it
-/// does nothing about transport errors or a server's failures.
+/// The outermost of the four. Its question is only: was this answer a rejection, and has the
+/// session another token now? Who brought it, [`Refresh`](super::Refresh),
+/// [`Capture`](super::Capture) or another request, is all the same to it. It never asks for a token
+/// itself, and unlike a retry it does nothing about transport errors or a server's failures.
 ///
-/// Every method is sent again: a refusal means that the request was not executed.
+/// Every method is sent again: a rejection means that the request was not executed.
 /// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) can say no. A buffered body is
 /// shared with the copy. A streamed one is sent once, and never again without a [`ReplayBody`].
 #[derive(Debug)]
@@ -72,8 +72,10 @@ pub(super) async fn up(
     extensions: &mut Extensions,
     below: Below<'_>,
 ) -> Result<Response> {
-    let Some(mut sent) = response.extensions_mut().remove::<Sent>() else { return Ok(response) };
-    if !sent.is_refused(&mut response) {
+    let Some(mut sent) = response.extensions_mut().remove::<Sent>() else {
+        return Ok(response);
+    };
+    if !sent.is_rejected(&mut response) {
         return Ok(response);
     }
     let session = &sent.session;
@@ -92,35 +94,35 @@ pub(super) async fn up(
     };
     budget.replayed = true;
     extensions.insert(budget);
-    let refusal = response.status();
+    let rejection = response.status();
     drain(response).await;
 
     let sent_again = run_for(session.clone(), source, request, extensions, below).await;
-    let mut response = sent_again.map_err(|error| with_refusal(error, refusal))?;
+    let mut response = sent_again.map_err(|error| with_rejection(error, rejection))?;
     session.emit(&Event::Replayed { generation: state.generation(), status: response.status() });
     note_outcome(&mut response, |outcome| {
         outcome.replayed = true;
         outcome.captured |= before.captured;
         outcome.refreshed |= before.refreshed;
     });
-    let refused = match response.extensions_mut().remove::<Sent>() {
-        Some(mut sent) => sent.is_refused(&mut response),
+    let rejected = match response.extensions_mut().remove::<Sent>() {
+        Some(mut sent) => sent.is_rejected(&mut response),
         None => false,
     };
-    Ok(if refused {
+    Ok(if rejected {
         not_replayed(session, NotReplayed::AlreadyReplayed, response)
     } else {
         response
     })
 }
 
-/// The session was closed, say, while the refusal was read to its end: the request was not sent
+/// The session was closed, say, while the rejection was read to its end: the request was not sent
 /// again, but it was once.
 #[cold]
-fn with_refusal(error: Error, refusal: StatusCode) -> Error {
+fn with_rejection(error: Error, rejection: StatusCode) -> Error {
     match error {
         Error::Middleware(error) => match error.downcast::<crate::Error>() {
-            Ok(error) => error.with_api_status(refusal).into(),
+            Ok(error) => error.with_api_status(rejection).into(),
             Err(other) => Error::Middleware(other),
         },
         error @ Error::Reqwest(_) => error,
@@ -268,7 +270,7 @@ impl ReplayBody {
     }
 
     /// Bodies from a closure that can fail. If it fails when the request is to be sent again, the
-    /// caller gets the refusal, with [`NotReplayed::BodyNotReplayable`] in its [`Outcome`].
+    /// caller gets the rejection, with [`NotReplayed::BodyNotReplayable`] in its [`Outcome`].
     pub fn try_new(make: impl Fn() -> io::Result<Body> + Send + Sync + 'static) -> Self {
         Self(Arc::new(make))
     }

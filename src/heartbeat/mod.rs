@@ -36,8 +36,8 @@
 //! # What is a failure
 //!
 //! A beat fails with a status of 400 or more, a transport error, an error of this crate, a panic of
-//! the closure, or when its [time](HeartbeatBuilder::timeout) is over: see [`Failure`]. The next
-//! beat tries again, whatever it was, a token endpoint that is down included. Only
+//! the closure, or when its [time](Heartbeat::timeout) is over: see [`Failure`]. The next beat
+//! tries again, whatever it was, a token endpoint that is down included. Only
 //! [`LoginRequired`](crate::ErrorKind::LoginRequired) ends the loop at once, since no later beat
 //! could do better.
 
@@ -60,10 +60,6 @@ use crate::{
     session::Session,
 };
 
-/// Starts a [`HeartbeatBuilder`]: see the [module](self).
-#[derive(Debug)]
-pub struct Heartbeat;
-
 /// Settings of a heartbeat.
 ///
 /// | setting | default |
@@ -75,7 +71,7 @@ pub struct Heartbeat;
 /// | [`stop_on`](Self::stop_on) | no status |
 /// | [`reissue_window`](Self::reissue_window) | none |
 #[must_use]
-pub struct HeartbeatBuilder {
+pub struct Heartbeat {
     client: ClientWithMiddleware,
     beat: Beat,
     session: Option<Session>,
@@ -88,12 +84,11 @@ pub struct HeartbeatBuilder {
 
 impl Heartbeat {
     /// A heartbeat that sends what `beat` makes with the client, each time anew.
-    #[allow(clippy::new_ret_no_self)]
-    pub fn new<F>(client: ClientWithMiddleware, beat: F) -> HeartbeatBuilder
+    pub fn new<F>(client: ClientWithMiddleware, beat: F) -> Self
     where
         F: Fn(&ClientWithMiddleware) -> RequestBuilder + Send + Sync + 'static,
     {
-        HeartbeatBuilder {
+        Self {
             client,
             beat: Box::new(beat),
             session: None,
@@ -104,9 +99,7 @@ impl Heartbeat {
             reissue_window: None,
         }
     }
-}
 
-impl HeartbeatBuilder {
     /// The session that the beats belong to. Each request carries it, unless the closure has given
     /// it another, so that a [scoped](crate::ClientBuilderExt::with_scoped_sessions) client knows
     /// it in the loop's own task; and its token's expiry is what
@@ -264,13 +257,13 @@ impl HeartbeatHandle {
         let mut finished = self.finished.clone();
         let stopped = finished.wait_for(Option::is_some).await;
         // The task is gone without a word: its runtime was shut down.
-        stopped.ok().and_then(|stopped| stopped.clone()).unwrap_or(Stopped::Aborted)
+        stopped.ok().and_then(|stopped| stopped.clone()).unwrap_or(Stopped::RuntimeGone)
     }
 }
 
-impl fmt::Debug for HeartbeatBuilder {
+impl fmt::Debug for Heartbeat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HeartbeatBuilder")
+        f.debug_struct("Heartbeat")
             .field("session", &self.session)
             .field("every", &self.every)
             .field("timeout", &self.timeout)
@@ -317,7 +310,7 @@ pub enum Failure {
     Auth(Error),
     /// The request could not be made or sent, or its answer did not arrive.
     Transport(Arc<reqwest_middleware::Error>),
-    /// It took longer than [`HeartbeatBuilder::timeout`].
+    /// It took longer than [`Heartbeat::timeout`].
     TimedOut,
     /// The closure, a rule, or a middleware of the client panicked.
     Panicked,
@@ -365,18 +358,18 @@ fn chain(f: &mut fmt::Formatter<'_>, error: &dyn std::error::Error) -> fmt::Resu
 pub enum Stopped {
     /// [`HeartbeatHandle::stop`] was called, or the handle was dropped.
     Requested,
-    /// As many beats failed in a row as [`HeartbeatBuilder::max_failures`] allows.
+    /// As many beats failed in a row as [`Heartbeat::max_failures`] allows.
     TooManyFailures {
         /// How many.
         failures: u32,
     },
-    /// The API answered what [`HeartbeatBuilder::stop_on`] names.
-    Told {
+    /// The API answered what [`Heartbeat::stop_on`] names.
+    ByStatus {
         /// What it answered.
         status: StatusCode,
     },
     /// The session has no login any more.
     LoginRequired,
     /// The loop's task was lost: its runtime was shut down.
-    Aborted,
+    RuntimeGone,
 }

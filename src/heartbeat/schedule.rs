@@ -64,7 +64,9 @@ impl Schedule {
     /// When to beat next, given the lifetime of the present token.
     pub(super) fn due(&self, now: Instant, lifetime: Option<Lifetime>) -> Due {
         let tick = Due { at: self.planned, cause: Cause::Tick };
-        let (Some(fraction), Some(lifetime)) = (self.reissue_window, lifetime) else { return tick };
+        let (Some(fraction), Some(lifetime)) = (self.reissue_window, lifetime) else {
+            return tick;
+        };
         // For an expired token the window is missed, and not made up.
         let slots = window(lifetime, fraction).into_iter().filter(|_| now < lifetime.until);
         let closest = later(self.last, CLOSEST);

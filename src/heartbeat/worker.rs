@@ -20,11 +20,11 @@ use super::{
     schedule::{Cause, Schedule},
 };
 use crate::{
+    catch_panic::catch_panic,
     error::{Error, ErrorKind},
     outcome::Outcome,
     session::Session,
     telemetry,
-    unwind::unwound,
 };
 
 pub(super) type Beat = Box<dyn Fn(&ClientWithMiddleware) -> RequestBuilder + Send + Sync>;
@@ -115,7 +115,7 @@ impl Worker {
         let Ok(request) = catch_unwind(AssertUnwindSafe(|| self.request())) else {
             return failed(Failure::Panicked);
         };
-        let response = match timeout(self.timeout, unwound(request.send())).await {
+        let response = match timeout(self.timeout, catch_panic(request.send())).await {
             Err(_) => return failed(Failure::TimedOut),
             Ok(None) => return failed(Failure::Panicked),
             Ok(Some(Err(error))) => return not_sent(error),
@@ -192,7 +192,7 @@ fn verdict(
     max_failures: Option<u32>,
 ) -> Option<Stopped> {
     if let Some(status) = told {
-        return Some(Stopped::Told { status });
+        return Some(Stopped::ByStatus { status });
     }
     match failure {
         Some(Failure::Auth(error)) if error.kind() == ErrorKind::LoginRequired => {
@@ -225,7 +225,7 @@ async fn drain(mut response: Response) {
             }
         }
     };
-    let _ = timeout(MOST_BODY_TIME, unwound(read)).await;
+    let _ = timeout(MOST_BODY_TIME, catch_panic(read)).await;
 }
 
 #[cfg(test)]
@@ -238,13 +238,19 @@ mod tests {
         let gone = StatusCode::GONE;
         let table = [
             (None, None, 0, Some(1), None),
-            (None, Some(StatusCode::OK), 0, None, Some(Stopped::Told { status: StatusCode::OK })),
+            (
+                None,
+                Some(StatusCode::OK),
+                0,
+                None,
+                Some(Stopped::ByStatus { status: StatusCode::OK }),
+            ),
             (
                 Some(Failure::Status(gone)),
                 Some(gone),
                 1,
                 Some(1),
-                Some(Stopped::Told { status: gone }),
+                Some(Stopped::ByStatus { status: gone }),
             ),
             (Some(Failure::Status(gone)), None, 1, None, None),
             (Some(Failure::Status(gone)), None, 2, Some(3), None),

@@ -56,7 +56,7 @@ pub(super) fn judge(answer: Answer, asked_with: &RefreshToken, now: SystemTime) 
         End::TooLarge => Members::default(),
         End::Whole | End::Cut => Members::read(&mut body.bytes),
     };
-    let verdict = Verdict::Failed(refused(status, said.error.as_deref().map(String::as_str)));
+    let verdict = Verdict::Failed(rejected(status, said.error.as_deref().map(String::as_str)));
     Judgement { verdict, rotated: None, asked_wait, said }
 }
 
@@ -79,7 +79,7 @@ fn granted(
         End::Whole => {}
     }
     if let Some(code) = &said.error {
-        return Err(refused(status, Some(code)));
+        return Err(rejected(status, Some(code)));
     }
     if said.token_type.as_ref().is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
         return Err(Failure::Unusable("the token's type is not Bearer"));
@@ -99,7 +99,7 @@ fn tokens(access: AccessToken, refresh: Option<RefreshToken>, said: &Members) ->
 }
 
 /// An answer without tokens, by its status first and then by its code (RFC 6749 §5.2).
-pub(super) fn refused(status: StatusCode, code: Option<&str>) -> Failure {
+pub(super) fn rejected(status: StatusCode, code: Option<&str>) -> Failure {
     match (status.as_u16(), code) {
         (408 | 425 | 429 | 500 | 502 | 503 | 504, _)
         | (_, Some("temporarily_unavailable" | "server_error")) => Failure::Busy,
@@ -337,7 +337,7 @@ mod tests {
             seen(&judged(401, &["JWT=c"], body, End::Whole)),
             (Err(Failure::Rejected), None)
         );
-        // A code that arrived before the break is one; the body of a refusal that is too long is
+        // A code that arrived before the break is one; the body of a rejection that is too long is
         // not looked at.
         assert_eq!(
             seen(&judged(400, &[], r#"{"error":"invalid_grant","x"#, End::Cut)).0,

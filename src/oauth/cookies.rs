@@ -41,7 +41,9 @@ fn held<T>(
 ) -> Option<T> {
     let mut held: Option<(Place, T)> = None;
     for line in headers.get_all(SET_COOKIE).iter().filter_map(|value| value.to_str().ok()) {
-        let Ok(cookie) = Cookie::parse(line) else { continue };
+        let Ok(cookie) = Cookie::parse(line) else {
+            continue;
+        };
         if cookie.name() != name {
             continue;
         }

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::{
     classify::{Judgement, Verdict, judge},
     cookies::TokenCookies,
-    hygiene::Secrets,
+    redact::Secrets,
     request::{Answer, Body, End},
     response::Members,
     retry,

@@ -1,17 +1,17 @@
 //! [`OAuthRefresh`]: new tokens by the `refresh_token` grant of RFC 6749 §6.
 //!
 //! `request` asks once, `response` and `cookies` read what came back, `classify` and `transport`
-//! judge it, `retry` decides what follows, and `course` runs one refresh with all its attempts.
-//! `report` tells how one failed; `hygiene` keeps secrets out of that.
+//! judge it, `retry` decides what follows, and `attempts` runs one refresh with all its attempts.
+//! `error` tells how one failed; `redact` keeps secrets out of that.
 
+mod attempts;
 mod classify;
 mod cookies;
-mod course;
+mod error;
 mod failure;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
-mod hygiene;
-mod report;
+mod redact;
 mod request;
 mod response;
 mod retry;
@@ -26,11 +26,11 @@ use reqwest_middleware::ClientWithMiddleware;
 use url::Url;
 use zeroize::Zeroizing;
 
-use self::{course::Course, retry::Pace};
+use self::{attempts::Attempts, retry::Pace};
 use crate::{
     error::{Error, ErrorKind},
     policy::is_loopback,
-    refresher::{Flight, Refresher},
+    refresher::{RefreshContext, Refresher},
     token::Tokens,
 };
 
@@ -200,9 +200,9 @@ impl OAuthRefresh {
 
 #[async_trait]
 impl Refresher for OAuthRefresh {
-    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
         let endpoint = self.0.checked()?;
-        Course::new(&self.0, endpoint.clone(), flight)?.run().await
+        Attempts::new(&self.0, endpoint.clone(), flight)?.run().await
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -4,14 +4,14 @@ use http::StatusCode;
 use reqwest_middleware::Error as MiddlewareError;
 use reqwest_retry::RetryError;
 
-use super::{classify::refused, failure::Failure};
+use super::{classify::rejected, failure::Failure};
 
 /// A client that was passed in may have middleware, and that may wrap what went wrong.
 pub(super) enum Transport {
     Own(reqwest::Error),
     /// Seen inside another error; its text may have a URL in it.
     Inside(Failure, Option<StatusCode>),
-    /// Middleware refused to send, or made something up.
+    /// Middleware rejected to send, or made something up.
     Foreign(MiddlewareError),
 }
 
@@ -59,7 +59,7 @@ pub(super) fn failure(error: &reqwest::Error) -> Failure {
         return Failure::Unreached;
     }
     if let Some(status) = error.status() {
-        refused(status, None)
+        rejected(status, None)
     } else if error.is_builder() {
         Failure::Misconfigured
     } else if error.is_redirect() {
@@ -78,8 +78,8 @@ pub(super) fn failure(error: &reqwest::Error) -> Failure {
 fn is_unprocessed(error: &reqwest::Error) -> bool {
     let chain = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     chain.filter_map(|cause| cause.downcast_ref::<h2::Error>()).any(|error| {
-        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        let rejected = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         let gone = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
-        error.is_remote() && (refused || gone)
+        error.is_remote() && (rejected || gone)
     })
 }

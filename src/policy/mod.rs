@@ -5,4 +5,4 @@ mod rejection;
 
 pub(crate) use origin::{Origin, is_loopback};
 pub use rejection::Verdict;
-pub(crate) use rejection::refuses;
+pub(crate) use rejection::is_rejection;

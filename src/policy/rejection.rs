@@ -10,8 +10,8 @@ use http_auth::ChallengeParser;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verdict {
-    /// The built-in rule takes this answer for a refusal of the token.
-    pub refused: bool,
+    /// The built-in rule takes this answer for a rejection of the token.
+    pub rejected: bool,
     /// The token that was sent has run out by its own expiry.
     pub token_expired: bool,
 }
@@ -20,13 +20,13 @@ pub struct Verdict {
 ///
 /// `brought_token`: the answer carried a new token in the capture header that the session now has,
 /// or one newer still.
-pub(crate) fn refuses(
+pub(crate) fn is_rejection(
     status: StatusCode,
     headers: &HeaderMap,
     brought_token: bool,
     token_expired: bool,
 ) -> Verdict {
-    let refused = match status {
+    let rejected = match status {
         StatusCode::UNAUTHORIZED => {
             brought_token || {
                 let said = Challenges::read(headers);
@@ -39,7 +39,7 @@ pub(crate) fn refuses(
         }
         _ => false,
     };
-    Verdict { refused, token_expired }
+    Verdict { rejected, token_expired }
 }
 
 /// What all challenges of an answer say together.
@@ -157,31 +157,32 @@ mod tests {
             (&[""], true),
         ];
         for (challenges, expected) in table {
-            let verdict = refuses(StatusCode::UNAUTHORIZED, &headers(challenges), false, false);
-            assert_eq!(verdict.refused, *expected, "{challenges:?}");
+            let verdict =
+                is_rejection(StatusCode::UNAUTHORIZED, &headers(challenges), false, false);
+            assert_eq!(verdict.rejected, *expected, "{challenges:?}");
         }
     }
 
     #[test]
     fn a_403_is_a_refusal_only_for_a_reason() {
-        let refused = |challenges: &[&str], brought, expired| {
-            refuses(StatusCode::FORBIDDEN, &headers(challenges), brought, expired).refused
+        let rejected = |challenges: &[&str], brought, expired| {
+            is_rejection(StatusCode::FORBIDDEN, &headers(challenges), brought, expired).rejected
         };
-        assert!(!refused(&[], false, false));
-        assert!(!refused(&["Bearer"], false, false));
-        assert!(!refused(&["Bearer error=\"insufficient_scope\""], false, false));
-        assert!(!refused(&["Basic error=\"invalid_token\""], false, false));
-        assert!(refused(&["Bearer error=\"invalid_token\""], false, false));
-        assert!(refused(&[], true, false));
-        assert!(refused(&[], false, true));
-        assert!(refused(&["Bearer error=\"insufficient_scope\""], true, false));
+        assert!(!rejected(&[], false, false));
+        assert!(!rejected(&["Bearer"], false, false));
+        assert!(!rejected(&["Bearer error=\"insufficient_scope\""], false, false));
+        assert!(!rejected(&["Basic error=\"invalid_token\""], false, false));
+        assert!(rejected(&["Bearer error=\"invalid_token\""], false, false));
+        assert!(rejected(&[], true, false));
+        assert!(rejected(&[], false, true));
+        assert!(rejected(&["Bearer error=\"insufficient_scope\""], true, false));
     }
 
     #[test]
     fn a_token_beside_a_401_outweighs_its_challenge() {
         assert!(
-            refuses(StatusCode::UNAUTHORIZED, &headers(&["Basic realm=\"x\""]), true, false)
-                .refused
+            is_rejection(StatusCode::UNAUTHORIZED, &headers(&["Basic realm=\"x\""]), true, false)
+                .rejected
         );
     }
 
@@ -190,7 +191,8 @@ mod tests {
         for status in (100..600).filter(|status| !matches!(status, 401 | 403)) {
             let status = StatusCode::from_u16(status).unwrap();
             assert!(
-                !refuses(status, &headers(&["Bearer error=\"invalid_token\""]), true, true).refused,
+                !is_rejection(status, &headers(&["Bearer error=\"invalid_token\""]), true, true)
+                    .rejected,
                 "{status}"
             );
         }

@@ -4,7 +4,7 @@ use arc_swap::ArcSwap;
 use http::HeaderName;
 use reqwest::{Request, Response};
 
-use super::{Inner, RejectedIf, ReplayIf, Session, expiry, state::State, vault::Vault};
+use super::{Inner, RejectedIf, ReplayIf, Session, expiry, persist::StoreSync, state::State};
 use crate::{
     error::{Error, ErrorKind},
     event::{Event, Listeners},
@@ -14,7 +14,7 @@ use crate::{
     token::{Arrival, Tokens},
 };
 
-/// What a request's caller gets when its token was refused and could not be renewed.
+/// What a request's caller gets when its token was rejected and could not be renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnRefreshFailure {
@@ -34,7 +34,7 @@ pub enum OnRefreshFailure {
 /// | [`capture_header`](Self::capture_header) | `Refreshed-API-Token` |
 /// | [`refresh_ahead`](Self::refresh_ahead) | the last fifth of a token's lifetime, at most 60 s |
 /// | [`cooldown`](Self::cooldown) | 10 s |
-/// | [`flight_timeout`](Self::flight_timeout) | 90 s |
+/// | [`refresh_timeout`](Self::refresh_timeout) | 90 s |
 /// | [`store_timeout`](Self::store_timeout) | 5 s |
 /// | [`on_refresh_failure`](Self::on_refresh_failure) | [`OnRefreshFailure::ReturnError`] |
 /// | [`rejected_if`](Self::rejected_if) | the built-in rule |
@@ -51,7 +51,7 @@ pub struct SessionBuilder {
     refresh_ahead: Option<Duration>,
     cooldown: Duration,
     store_timeout: Duration,
-    flight_timeout: Duration,
+    refresh_timeout: Duration,
     on_refresh_failure: OnRefreshFailure,
     rejected_if: Option<RejectedIf>,
     replay_if: Option<ReplayIf>,
@@ -70,7 +70,7 @@ impl SessionBuilder {
             refresh_ahead: None,
             cooldown: Duration::from_secs(10),
             store_timeout: Duration::from_secs(5),
-            flight_timeout: Duration::from_secs(90),
+            refresh_timeout: Duration::from_secs(90),
             on_refresh_failure: OnRefreshFailure::ReturnError,
             rejected_if: None,
             replay_if: None,
@@ -145,12 +145,12 @@ impl SessionBuilder {
     /// Give it more than the refresher's own deadline (60 s of
     /// [`OAuthRefresh`](crate::OAuthRefresh)): a call that is cut off may have spent the refresh
     /// token.
-    pub fn flight_timeout(mut self, limit: Duration) -> Self {
-        self.flight_timeout = limit;
+    pub fn refresh_timeout(mut self, limit: Duration) -> Self {
+        self.refresh_timeout = limit;
         self
     }
 
-    /// What a caller gets when the token was refused and could not be renewed. Default: the error.
+    /// What a caller gets when the token was rejected and could not be renewed. Default: the error.
     pub fn on_refresh_failure(mut self, choice: OnRefreshFailure) -> Self {
         self.on_refresh_failure = choice;
         self
@@ -166,7 +166,7 @@ impl SessionBuilder {
     /// let session = Session::builder(Tokens::new("t")?)
     ///     .origin("https://api.example.com")
     ///     // This API says 419 when the token has ended.
-    ///     .rejected_if(|answer, verdict| verdict.refused || answer.status().as_u16() == 419)
+    ///     .rejected_if(|answer, verdict| verdict.rejected || answer.status().as_u16() == 419)
     ///     .build()?;
     /// # Ok(())
     /// # }
@@ -179,8 +179,8 @@ impl SessionBuilder {
         self
     }
 
-    /// Which requests may be sent again after a refusal. Default: all, since a refused request was
-    /// not executed.
+    /// Which requests may be sent again after a rejection. Default: all, since a rejected request
+    /// was not executed.
     pub fn replay_if(mut self, rule: impl Fn(&Request) -> bool + Send + Sync + 'static) -> Self {
         self.replay_if = Some(Box::new(rule));
         self
@@ -220,12 +220,14 @@ impl SessionBuilder {
             turn: tokio::sync::Mutex::new(()),
             origins: origins?,
             refresher: self.refresher,
-            vault: self.store.map(|store| Box::new(Vault::new(store, self.store_timeout, given))),
+            store: self
+                .store
+                .map(|store| Box::new(StoreSync::new(store, self.store_timeout, given))),
             listeners: self.listeners,
             capture_header: self.capture_header,
             refresh_ahead: self.refresh_ahead,
             cooldown: self.cooldown,
-            flight_timeout: self.flight_timeout,
+            refresh_timeout: self.refresh_timeout,
             on_refresh_failure: self.on_refresh_failure,
             rejected_if: self.rejected_if,
             replay_if: self.replay_if,
@@ -243,8 +245,8 @@ impl SessionBuilder {
     /// was given no token to go on with. Otherwise a failing store is an [`Event::StoreFailed`].
     pub async fn restore(self) -> Result<Session, Error> {
         let session = self.build()?;
-        if let Some(vault) = &session.0.vault {
-            match vault.open().await {
+        if let Some(store) = &session.0.store {
+            match store.open().await {
                 Ok(Some(stored)) => session.adopt(&stored),
                 Ok(None) => {}
                 Err(error) if session.load().has_tokens() => {
@@ -262,7 +264,7 @@ impl Session {
     fn adopt(&self, stored: &Tokens) {
         let lifetime = stored.lifetime(Arrival::Handed);
         let state = self.load();
-        self.land(state.epoch, stored, lifetime, Arrival::Handed);
+        self.adopt_tokens(state.epoch, stored, lifetime, Arrival::Handed);
     }
 }
 

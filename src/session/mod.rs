@@ -1,16 +1,12 @@
 //! The shared state of everybody who uses one login, and its life.
 
-mod boarding;
 mod builder;
-mod cell;
 mod expiry;
-mod flight;
-mod memory;
-mod publish;
-mod saver;
+mod persist;
+mod refresh;
 mod scope;
 mod state;
-mod vault;
+mod update;
 
 use std::{
     fmt,
@@ -28,18 +24,17 @@ use tokio::{
 };
 use url::Url;
 
-pub(crate) use self::{
-    boarding::{Boarding, Ticket},
-    cell::Ending,
-    state::{Captured, State},
-};
 pub use self::{
     builder::{OnRefreshFailure, SessionBuilder},
     state::SessionState,
 };
 use self::{
-    cell::{Cell, Landing},
-    vault::Vault,
+    persist::StoreSync,
+    refresh::{InFlight, RefreshResult},
+};
+pub(crate) use self::{
+    refresh::{Ending, Join, Waiter},
+    state::{Captured, State},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -67,12 +62,12 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
     origins: Box<[Origin]>,
     refresher: Option<Box<dyn Refresher>>,
-    vault: Option<Box<Vault>>,
+    store: Option<Box<StoreSync>>,
     listeners: Listeners,
     capture_header: HeaderName,
     refresh_ahead: Option<Duration>,
     cooldown: Duration,
-    flight_timeout: Duration,
+    refresh_timeout: Duration,
     on_refresh_failure: OnRefreshFailure,
     rejected_if: Option<RejectedIf>,
     replay_if: Option<ReplayIf>,
@@ -119,14 +114,14 @@ impl Session {
     ///
     /// # Errors
     /// What the refresh failed with; [`LoginRequired`](ErrorKind::LoginRequired) without a call
-    /// when the refresh token was refused before, or there is none; [`Closed`](ErrorKind::Closed).
+    /// when the refresh token was rejected before, or there is none; [`Closed`](ErrorKind::Closed).
     pub async fn refresh(&self) -> Result<Tokens, Error> {
-        match self.board(|state, _| state.on_demand(), false) {
-            Boarding::Wait(ticket) => {
+        match self.join(|state, _| state.on_demand(), false) {
+            Join::Wait(ticket) => {
                 self.wait(&ticket).await?;
             }
-            Boarding::Fail(error) => return Err(error),
-            Boarding::Go { .. } => {}
+            Join::Fail(error) => return Err(error),
+            Join::Go { .. } => {}
         }
         Ok(self.load().tokens())
     }
@@ -142,15 +137,15 @@ impl Session {
     pub async fn replace_tokens(&self, tokens: Tokens) -> Result<(), Error> {
         let lifetime = tokens.lifetime(Arrival::Handed);
         let due = self.due(lifetime);
-        let epoch = self.overtake(Ok(Ending::Overtaken), |state| {
-            if let Some(vault) = &self.0.vault {
-                vault.announce(&tokens);
+        let epoch = self.supersede(Ok(Ending::Superseded), |state| {
+            if let Some(store) = &self.0.store {
+                store.announce(&tokens);
             }
             state.replace(&tokens, lifetime, due)
         })?;
-        if let Some(vault) = &self.0.vault {
-            // Once more: a flight that was not yet overtaken may have put its own in place of it.
-            vault.announce(&tokens);
+        if let Some(store) = &self.0.store {
+            // Once more: a flight that was not yet superseded may have put its own in place of it.
+            store.announce(&tokens);
         }
         self.save_now(epoch).await
     }
@@ -164,7 +159,7 @@ impl Session {
     /// [`Closed`](ErrorKind::Closed); [`Store`](ErrorKind::Store) when the store could not be
     /// cleared.
     pub async fn clear(&self) -> Result<(), Error> {
-        let epoch = self.overtake(Err(state::logged_out()), State::clear)?;
+        let epoch = self.supersede(Err(state::logged_out()), State::clear)?;
         self.clear_store(epoch).await
     }
 
@@ -173,7 +168,7 @@ impl Session {
     /// tokens are saved, before this returns: a rotated refresh token is not lost by a shutdown.
     ///
     /// It takes at most two seconds and twice the
-    /// [`flight_timeout`](SessionBuilder::flight_timeout) and, with a store, sixteen times the
+    /// [`refresh_timeout`](SessionBuilder::refresh_timeout) and, with a store, sixteen times the
     /// [`store_timeout`](SessionBuilder::store_timeout), also when the runtime of that refresh, or
     /// of a save, has come to a stop.
     ///
@@ -182,29 +177,29 @@ impl Session {
     pub async fn close(&self) -> Result<(), Error> {
         let flight = self.update(|state| {
             state.phase = state::Phase::Closed;
-            state.flight.clone()
+            state.in_flight.clone()
         });
         let flights_end = async {
             if let Some(flight) = flight {
                 flight.resolve(Err(Error::of(ErrorKind::Closed)));
                 flight.ended().await;
             }
-            // One that was overtaken may still be winding up.
+            // One that was superseded may still be winding up.
             drop(self.0.turn.lock().await);
         };
         // Not for ever: their runtime may have come to a stop.
-        let _ = timeout(self.longest_flight(), flights_end).await;
-        if let Some(vault) = &self.0.vault {
+        let _ = timeout(self.longest_refresh(), flights_end).await;
+        if let Some(store) = &self.0.store {
             self.save_what_is_left(true);
-            let _ = timeout(self.longest_flight(), vault.settled()).await;
+            let _ = timeout(self.longest_refresh(), store.settled()).await;
         }
         Ok(())
     }
 
-    fn overtake(
+    fn supersede(
         &self,
-        outcome: Landing,
-        change: impl FnOnce(&mut State) -> Option<Arc<Cell>>,
+        outcome: RefreshResult,
+        change: impl FnOnce(&mut State) -> Option<Arc<InFlight>>,
     ) -> Result<u64, Error> {
         let (flight, epoch) = self.update(|state| {
             if matches!(state.phase, state::Phase::Closed) {
@@ -213,7 +208,7 @@ impl Session {
             Ok((change(state), state.epoch))
         })?;
         if let Some(flight) = flight {
-            flight.overtake(outcome);
+            flight.supersede(outcome);
         }
         Ok(epoch)
     }
@@ -275,7 +270,7 @@ impl Session {
         captured
     }
 
-    /// An answer accepted the token of generation `sent`: should it be refused now, it is renewed
+    /// An answer accepted the token of generation `sent`: should it be rejected now, it is renewed
     /// again.
     pub(crate) fn accepted(&self, sent: u64) {
         self.update(|state| {

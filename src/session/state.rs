@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::cell::Cell;
+use super::refresh::InFlight;
 use crate::{
     error::{Error, ErrorKind},
     token::{AccessToken, Lifetime, RefreshToken, Tokens},
@@ -48,8 +48,8 @@ pub(crate) struct State {
     pub(super) due: Option<Instant>,
     /// Whether there is something to renew with.
     pub(super) renewable: bool,
-    /// The API refused the present generation.
-    pub(super) refused: bool,
+    /// The API rejected the present generation.
+    pub(super) rejected: bool,
     /// Until when a token that the token endpoint issued, and that no answer has accepted yet, is
     /// not renewed again.
     pub(super) probation: Option<Instant>,
@@ -59,7 +59,7 @@ pub(crate) struct State {
     /// The cool-down's end after a flight broke off. Until then none begins that nobody waits for.
     pub(super) broken_pause: Option<Instant>,
     pub(super) phase: Phase,
-    pub(super) flight: Option<Arc<Cell>>,
+    pub(super) in_flight: Option<Arc<InFlight>>,
 }
 
 #[derive(Clone)]
@@ -100,12 +100,12 @@ impl State {
             lifetime,
             due,
             renewable: false,
-            refused: false,
+            rejected: false,
             probation: None,
             issued_pause: None,
             broken_pause: None,
             phase: Phase::Open,
-            flight: None,
+            in_flight: None,
         }
     }
 
@@ -114,7 +114,7 @@ impl State {
     /// Whether a request may be sent without a further question, as almost all may. `now` is asked
     /// only where time matters.
     pub(crate) fn is_quiet(&self, now: impl FnOnce() -> Instant) -> bool {
-        if !matches!(self.phase, Phase::Open) || self.access.is_none() || self.flight.is_some() {
+        if !matches!(self.phase, Phase::Open) || self.access.is_none() || self.in_flight.is_some() {
             return false;
         }
         match self.due {
@@ -124,8 +124,8 @@ impl State {
     }
 
     /// Before a request is sent. A request whose token is still good does not wait, whoever asked
-    /// for a flight, unless the API has refused that token.
-    pub(super) fn before_sending(&self, now: Instant) -> Step {
+    /// for a flight, unless the API has rejected that token.
+    pub(super) fn should_refresh(&self, now: Instant) -> Step {
         if let Phase::Closed = self.phase {
             return Step::Fail(Error::of(ErrorKind::Closed));
         }
@@ -133,14 +133,14 @@ impl State {
             return self.step_without_token(now);
         }
         if !self.is_expired(now) {
-            return match self.flight {
-                Some(_) if self.refused => Step::Wait,
+            return match self.in_flight {
+                Some(_) if self.rejected => Step::Wait,
                 None if self.is_due(now) && self.may_renew(now) => Step::GoAndRenew,
                 _ => Step::Go,
             };
         }
         match &self.phase {
-            _ if self.flight.is_some() => Step::Wait,
+            _ if self.in_flight.is_some() => Step::Wait,
             _ if !self.renewable => Step::Go,
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
             Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
@@ -152,7 +152,7 @@ impl State {
     fn step_without_token(&self, now: Instant) -> Step {
         match &self.phase {
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
-            _ if self.flight.is_some() => Step::Wait,
+            _ if self.in_flight.is_some() => Step::Wait,
             Phase::CoolingDown { until, cause } if now < *until => {
                 Step::Fail(if cause.nothing_to_ask_with() {
                     cause.clone()
@@ -165,19 +165,19 @@ impl State {
         }
     }
 
-    /// After the API refused a token of generation `sent`.
-    pub(super) fn after_refusal(&self, sent: u64, now: Instant) -> Step {
+    /// After the API rejected a token of generation `sent`.
+    pub(super) fn should_refresh_after_rejection(&self, sent: u64, now: Instant) -> Step {
         match &self.phase {
             Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
             Phase::LoginRequired(cause) if self.access.is_none() => Step::Fail(cause.clone()),
-            // The present token was not refused: it is asked of it what is asked before any
+            // The present token was not rejected: it is asked of it what is asked before any
             // request.
-            _ if self.generation != sent && self.access.is_some() => match self.before_sending(now)
+            _ if self.generation != sent && self.access.is_some() => match self.should_refresh(now)
             {
                 Step::GoAndRenew => Step::Go,
                 step => step,
             },
-            _ if self.flight.is_some() => Step::Wait,
+            _ if self.in_flight.is_some() => Step::Wait,
             _ if !self.renewable => Step::Go,
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
             Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
@@ -191,7 +191,7 @@ impl State {
         match &self.phase {
             Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
-            _ if self.flight.is_some() || self.renewable => Step::Wait,
+            _ if self.in_flight.is_some() || self.renewable => Step::Wait,
             _ => Step::Fail(no_token()),
         }
     }
@@ -215,7 +215,7 @@ impl State {
         self.probation.is_some()
     }
 
-    /// Whether a request that was refused with `other` has a token to be sent again with.
+    /// Whether a request that was rejected with `other` has a token to be sent again with.
     pub(crate) fn has_newer_token_than(&self, other: &Self) -> bool {
         self.generation != other.generation && self.access.is_some() && self.access != other.access
     }
@@ -251,7 +251,7 @@ impl State {
     pub(super) fn public(&self, now: Instant) -> SessionState {
         match &self.phase {
             Phase::Closed => SessionState::Closed,
-            _ if self.flight.is_some() => SessionState::Refreshing,
+            _ if self.in_flight.is_some() => SessionState::Refreshing,
             Phase::LoginRequired(_) => SessionState::LoginRequired,
             Phase::CoolingDown { until, .. } if now < *until => SessionState::CoolingDown,
             _ if self.access.is_none() && !self.renewable => SessionState::LoginRequired,
@@ -291,7 +291,7 @@ impl State {
 
     /// What a flight brought. `issued_pause`: the end of the cool-down, if the token endpoint
     /// issued it. Until then it is on trial.
-    pub(super) fn land(
+    pub(super) fn adopt_tokens(
         &mut self,
         tokens: &Tokens,
         lifetime: Option<Lifetime>,
@@ -304,7 +304,7 @@ impl State {
         if let Some(refresh) = tokens.refresh_token() {
             self.refresh = Some(refresh.clone());
         }
-        self.refused = false;
+        self.rejected = false;
         self.probation = issued_pause;
         self.issued_pause = issued_pause;
         self.broken_pause = None;
@@ -335,26 +335,26 @@ impl State {
         };
     }
 
-    /// A new login. Gives back the flight that it overtakes.
+    /// A new login. Gives back the flight that it supersedes.
     pub(super) fn replace(
         &mut self,
         tokens: &Tokens,
         lifetime: Option<Lifetime>,
         due: Option<Instant>,
-    ) -> Option<Arc<Cell>> {
+    ) -> Option<Arc<InFlight>> {
         self.set_access(tokens.access_token().cloned(), lifetime, due);
         self.refresh = tokens.refresh_token().cloned();
         self.epoch += 1;
         (self.issued_pause, self.broken_pause) = (None, None);
         self.phase = Phase::Open;
-        self.flight.take()
+        self.in_flight.take()
     }
 
-    /// A logout. Gives back the flight that it overtakes.
-    pub(super) fn clear(&mut self) -> Option<Arc<Cell>> {
-        let overtaken = self.replace(&Tokens::empty(), None, None);
+    /// A logout. Gives back the flight that it supersedes.
+    pub(super) fn clear(&mut self) -> Option<Arc<InFlight>> {
+        let superseded = self.replace(&Tokens::empty(), None, None);
         self.phase = Phase::LoginRequired(logged_out());
-        overtaken
+        superseded
     }
 
     fn set_access(
@@ -365,7 +365,7 @@ impl State {
     ) {
         if self.access != access {
             self.generation += 1;
-            self.refused = false;
+            self.rejected = false;
             self.access = access;
         }
         self.lifetime = lifetime;
@@ -379,7 +379,7 @@ pub(super) fn no_token() -> Error {
         .with_nothing_to_ask_with()
 }
 
-/// Unlike [`no_token`] it is not passed over for the sake of a refused answer.
+/// Unlike [`no_token`] it is not passed over for the sake of a rejected answer.
 pub(super) fn logged_out() -> Error {
     Error::new(ErrorKind::LoginRequired, "the session was cleared")
 }

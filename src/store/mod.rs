@@ -22,7 +22,7 @@ use crate::{error::Error, token::Tokens};
 ///
 /// A session makes every save under the store's lock and after a load. Each call is bounded by
 /// [`SessionBuilder::store_timeout`](crate::SessionBuilder::store_timeout), a wait for the lock by
-/// [`flight_timeout`](crate::SessionBuilder::flight_timeout). A store that fails never fails a
+/// [`refresh_timeout`](crate::SessionBuilder::refresh_timeout). A store that fails never fails a
 /// request: it becomes an [`Event::StoreFailed`](crate::Event::StoreFailed), and the save is tried
 /// again before the next rotation.
 #[async_trait]

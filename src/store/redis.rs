@@ -38,11 +38,11 @@ const LONGEST_POLL: Duration = Duration::from_millis(200);
 /// - The lock is a [lease](Self::lease), renewed at a third of its length while it is held, and
 ///   given back when it is dropped, so that only a holder that dies or stalls makes others wait for
 ///   its end.
-/// - Each holder gets a higher [fence](StoreLock::fence). A save or clear is refused, with a
+/// - Each holder gets a higher [fence](StoreLock::fence). A save or clear is rejected, with a
 ///   [`Store`](ErrorKind::Store) error, once another has had the lock since: a holder that was
 ///   stopped cannot overwrite what is newer. The fence goes on rising if Redis loses its data.
 /// - While Redis is away each call fails within five seconds, at once where the connection is
-///   refused; when it is back, the next call connects again.
+///   rejected; when it is back, the next call connects again.
 ///
 /// A document that cannot be read is an error; the next save keeps it in the hash, in a field
 /// `broken:…` of its own. Replicas follow Redis asynchronously: a failover in the middle of a

@@ -143,7 +143,9 @@ async fn api_request(
     ConnectInfo(wire): ConnectInfo<Wire>,
     request: Request,
 ) -> Response<Body> {
-    let Ok((parts, body)) = read(request).await else { return too_large() };
+    let Ok((parts, body)) = read(request).await else {
+        return too_large();
+    };
     let (number, scripted) = {
         let mut state = shared.state();
         let presented = api::bearer(&parts).and_then(|token| state.grants.judge(token, now()).0);
@@ -165,7 +167,9 @@ async fn token_call(
     style: Style,
     request: Request,
 ) -> Response<Body> {
-    let Ok((parts, body)) = read(request).await else { return too_large() };
+    let Ok((parts, body)) = read(request).await else {
+        return too_large();
+    };
     let _in_flight = InFlight::one_more(&shared);
     let (number, scripted) = {
         let mut state = shared.state();

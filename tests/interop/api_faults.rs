@@ -37,7 +37,9 @@ const TABLE: [(&str, Gets, u64); 13] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fault_of_the_api_is_the_callers_and_is_neither_refreshed_nor_sent_again() {
-    let Some(peers) = Peers::start(&[("TTL", "60")]) else { return };
+    let Some(peers) = Peers::start(&[("TTL", "60")]) else {
+        return;
+    };
     let (session, _) = peers.session(peers.plain_refresher()).await;
     let client = client(&session);
     for (fault, expected, executed) in TABLE {
@@ -71,7 +73,9 @@ async fn a_fault_of_the_api_is_the_callers_and_is_neither_refreshed_nor_sent_aga
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_refusal_the_replays_fault_is_the_callers() {
-    let Some(peers) = Peers::start(&[("TTL", "60")]) else { return };
+    let Some(peers) = Peers::start(&[("TTL", "60")]) else {
+        return;
+    };
     for (fault, expected, executed) in TABLE {
         peers.forget().await;
         let (session, _) = peers.session(peers.plain_refresher()).await;

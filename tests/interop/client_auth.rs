@@ -6,7 +6,9 @@ use crate::peers::{Peers, client, refresh_token};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_way_of_client_authentication_works_whatever_the_secrets_characters() {
-    let Some(peers) = Peers::start(&[("TTL", "60")]) else { return };
+    let Some(peers) = Peers::start(&[("TTL", "60")]) else {
+        return;
+    };
     let ways = [
         ("plain", peers.plain_refresher()),
         ("basic", peers.refresher().client_secret_basic("basic:client", "basic secret:%+/")),
@@ -33,7 +35,9 @@ async fn every_way_of_client_authentication_works_whatever_the_secrets_character
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_secret_is_the_clients_fault_and_costs_no_refresh_token() {
-    let Some(peers) = Peers::start(&[("TTL", "60")]) else { return };
+    let Some(peers) = Peers::start(&[("TTL", "60")]) else {
+        return;
+    };
     let refresher = peers.refresher().client_secret_basic("plain-client", "wrong");
     let (session, _) = peers.session(refresher).await;
     let before = refresh_token(&session);

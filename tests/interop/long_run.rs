@@ -110,7 +110,9 @@ async fn tokens_of_seconds_last_eight_tasks_while_one_token_call_in_ten_fails() 
 /// again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_endpoint_that_is_stopped_and_started_costs_no_request() {
-    let Some(peers) = Peers::start(&[("TTL", "2")]) else { return };
+    let Some(peers) = Peers::start(&[("TTL", "2")]) else {
+        return;
+    };
     let (session, events) = peers.session(peers.plain_refresher().max_attempts(40)).await;
     let end = Instant::now() + length(12);
     // The API is asked past nginx: only refreshes feel that it is gone.
@@ -145,7 +147,9 @@ async fn a_token_endpoint_that_is_stopped_and_started_costs_no_request() {
 async fn a_proxy_before_both_that_is_stopped_and_started_costs_no_request_with_a_retry_outside() {
     // Opaque tokens live as long as they say; the second to which a JWT's `exp` is rounded could
     // refuse one request twice.
-    let Some(peers) = Peers::start(&[("TTL", "2"), ("FORMAT", "opaque")]) else { return };
+    let Some(peers) = Peers::start(&[("TTL", "2"), ("FORMAT", "opaque")]) else {
+        return;
+    };
     let (session, _) = peers.session(peers.plain_refresher().max_attempts(40)).await;
     let policy = ExponentialBackoff::builder()
         .retry_bounds(Duration::from_millis(50), Duration::from_millis(500))

@@ -10,7 +10,9 @@ use crate::peers::{Peers, client};
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_of_two_seconds_are_renewed_in_time_whether_jwt_or_opaque() {
     for format in ["jwt", "opaque"] {
-        let Some(peers) = Peers::start(&[("TTL", "2"), ("FORMAT", format)]) else { return };
+        let Some(peers) = Peers::start(&[("TTL", "2"), ("FORMAT", format)]) else {
+            return;
+        };
         let (session, _) = peers.session(peers.plain_refresher()).await;
         let client = client(&session);
         let begun = Instant::now();
@@ -38,7 +40,9 @@ async fn tokens_of_two_seconds_are_renewed_in_time_whether_jwt_or_opaque() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reissued_token_is_used_from_the_next_request_on_without_a_call() {
     for format in ["jwt", "opaque"] {
-        let Some(peers) = Peers::start(&[("TTL", "60"), ("FORMAT", format)]) else { return };
+        let Some(peers) = Peers::start(&[("TTL", "60"), ("FORMAT", format)]) else {
+            return;
+        };
         let (session, _) = peers.session(peers.plain_refresher()).await;
         let client = client(&session);
         let mut ids = Vec::new();

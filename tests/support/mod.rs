@@ -27,7 +27,8 @@ use http::{Extensions, StatusCode, header};
 use reqwest::{Request, Response, ResponseBuilderExt};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
 use reqwest_reauth::{
-    ClientBuilderExt, Error, ErrorKind, Event, Flight, Refresher, Session, SessionState, Tokens,
+    ClientBuilderExt, Error, ErrorKind, Event, RefreshContext, Refresher, Session, SessionState,
+    Tokens,
 };
 
 pub const ORIGIN: &str = "https://api.example.com";
@@ -242,7 +243,7 @@ impl Drop for Busy {
 
 #[async_trait]
 impl Refresher for Issuer {
-    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
         let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         let at_once = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         let _busy = Busy(Arc::clone(&self.now));

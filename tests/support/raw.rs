@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use reqwest_reauth::{Error, Flight, Refresher, Tokens};
+use reqwest_reauth::{Error, RefreshContext, Refresher, Tokens};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -134,7 +134,9 @@ impl Reply {
     }
 
     fn to_bytes(&self, to_head: bool) -> Vec<u8> {
-        let Some(body) = &self.body else { return self.head.clone() };
+        let Some(body) = &self.body else {
+            return self.head.clone();
+        };
         let status = std::str::from_utf8(&self.head[9..12]).unwrap_or_default();
         let mut bytes = self.head.clone();
         if !matches!(status, "204" | "304") {
@@ -349,7 +351,7 @@ impl Counter {
 
 #[async_trait::async_trait]
 impl Refresher for Counter {
-    async fn refresh(&self, _: &Flight) -> Result<Tokens, Error> {
+    async fn refresh(&self, _: &RefreshContext) -> Result<Tokens, Error> {
         Tokens::new(format!("t{}", self.0.fetch_add(1, Ordering::SeqCst) + 1))
     }
 }

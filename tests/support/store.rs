@@ -110,8 +110,9 @@ impl FakeStore {
     }
 
     pub fn saves(&self) -> Vec<(String, String)> {
-        let saves =
-            |op| if let Op::Save(access, refresh) = op { Some((access, refresh)) } else { None };
+        let saves = |op| {
+            if let Op::Save(access, refresh) = op { Some((access, refresh)) } else { None }
+        };
         self.ops().into_iter().filter_map(saves).collect()
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use reqwest_reauth::{Error, ErrorKind, Flight, RefreshToken, Refresher, Session, Tokens};
+use reqwest_reauth::{Error, ErrorKind, RefreshContext, RefreshToken, Refresher, Session, Tokens};
 
 use super::{Api, Seen, answer, pair};
 
@@ -200,7 +200,7 @@ impl Drop for Busy {
 
 #[async_trait]
 impl Refresher for World {
-    async fn refresh(&self, flight: &Flight) -> Result<Tokens, Error> {
+    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
         let asked = flight
             .tokens()
             .refresh_token()
@@ -259,7 +259,12 @@ impl World {
         }
     }
 
-    async fn keep(&self, flight: &Flight, asked: &str, words: usize) -> Result<String, Error> {
+    async fn keep(
+        &self,
+        flight: &RefreshContext,
+        asked: &str,
+        words: usize,
+    ) -> Result<String, Error> {
         let kept = format!("k{}", self.make());
         self.replaces(asked, &kept, words);
         flight.keep(RefreshToken::new(kept.clone())?).await;

@@ -114,7 +114,7 @@ async fn an_endless_body_is_read_to_its_limit_only() {
         Reply::Endless([head(200, &[], None), b"{\"access_token\":\"a\"".to_vec()].concat());
     let (result, _, endpoint) = answered(endless).await;
     assert_eq!((result.unwrap_err().kind(), endpoint.count()), (ErrorKind::BadResponse, 1));
-    // A refusal is one however long it talks.
+    // A rejection is one however long it talks.
     let (result, _, endpoint) = answered(Reply::Endless(head(400, &[], None))).await;
     assert_eq!((result.unwrap_err().kind(), endpoint.count()), (ErrorKind::ClientRejected, 1));
 }

@@ -23,7 +23,7 @@ use self::server::{Reply, TokenEndpoint};
 use super::OAuthRefresh;
 use crate::{
     error::{Error, ErrorKind},
-    refresher::{Flight, FlightLog, Refresher},
+    refresher::{RefreshContext, RefreshLog, Refresher},
     token::{RefreshToken, Tokens},
 };
 
@@ -59,7 +59,7 @@ impl Log {
 }
 
 #[async_trait]
-impl FlightLog for Log {
+impl RefreshLog for Log {
     fn tokens(&self) -> Tokens {
         self.tokens.lock().unwrap().clone()
     }
@@ -81,7 +81,7 @@ impl FlightLog for Log {
 /// One refresh with [`OLD`] and an access token `old-access-token`.
 async fn fly(refresher: &OAuthRefresh) -> (Result<Tokens, Error>, Arc<Log>) {
     let log = Log::new(Tokens::new("old-access-token").unwrap().with_refresh_token(OLD).unwrap());
-    let flight = Flight::new(Arc::clone(&log) as Arc<dyn FlightLog>);
+    let flight = RefreshContext::new(Arc::clone(&log) as Arc<dyn RefreshLog>);
     (refresher.refresh(&flight).await, log)
 }
 

@@ -282,7 +282,7 @@ async fn the_deadline_is_over_everything() {
 struct StuckKeep(Arc<Log>);
 
 #[async_trait]
-impl FlightLog for StuckKeep {
+impl RefreshLog for StuckKeep {
     fn tokens(&self) -> Tokens {
         self.0.tokens()
     }
@@ -300,7 +300,7 @@ async fn the_deadline_is_over_the_keeping_too_and_what_was_rescued_is_not_lost()
     let endpoint =
         TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"rescued-token"}"#)]).await;
     let log = Log::new(Tokens::from_refresh_token(OLD).unwrap());
-    let flight = Flight::new(Arc::new(StuckKeep(Arc::clone(&log))));
+    let flight = RefreshContext::new(Arc::new(StuckKeep(Arc::clone(&log))));
     let error =
         quick(&endpoint).deadline(Duration::from_millis(500)).refresh(&flight).await.unwrap_err();
     assert_eq!((error.kind(), error.possibly_consumed()), (ErrorKind::BadResponse, false));

@@ -102,7 +102,9 @@ impl TokenEndpoint {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let (script, notes) = (script.clone(), Arc::clone(&notes));
                 tokio::spawn(async move {
-                    let Some(request) = read(&mut stream).await else { return };
+                    let Some(request) = read(&mut stream).await else {
+                        return;
+                    };
                     let number = {
                         let mut notes = notes.lock().unwrap();
                         notes.push(request);
@@ -136,7 +138,9 @@ async fn read(stream: &mut TcpStream) -> Option<Seen> {
             return None;
         }
         let text = String::from_utf8_lossy(&bytes);
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
         let mut lines = head.lines();
         let line = lines.next()?.to_owned();
         let headers: Vec<_> = lines

@@ -108,7 +108,7 @@ async fn without_a_refresh_token_there_is_nothing_to_ask_with() {
     let refresher = quick(&endpoint);
     for tokens in [Tokens::empty(), Tokens::new("a").unwrap()] {
         assert!(!refresher.can_refresh(&tokens));
-        let error = refresher.refresh(&Flight::new(Log::new(tokens))).await.unwrap_err();
+        let error = refresher.refresh(&RefreshContext::new(Log::new(tokens))).await.unwrap_err();
         assert_eq!((error.kind(), error.nothing_to_ask_with()), (ErrorKind::LoginRequired, true));
         assert_eq!(error.attempts(), 0);
     }

@@ -31,8 +31,8 @@ fn without_token(now: Instant) -> State {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "as the field has it")]
-fn flight() -> Option<Arc<Cell>> {
-    Some(Arc::new(Cell::new(0, 7)))
+fn flight() -> Option<Arc<InFlight>> {
+    Some(Arc::new(InFlight::new(0, 7)))
 }
 
 fn error(kind: ErrorKind) -> Error {
@@ -63,7 +63,7 @@ fn what_each_state_says_to_everybody_who_asks() {
         State { lifetime: Some(Lifetime { from: end, until: end }), due: Some(end), issued_pause: Some(pause), ..good(now) }
     };
     let logged_out = { let mut state = good(now); state.clear(); state };
-    // Before sending; after a refusal of the present token and of an earlier one; on demand; when
+    // Before sending; after a rejection of the present token and of an earlier one; on demand; when
     // signing; told to the public.
     let table = [
         ("good", good(now), "go wait go wait signs Active"),
@@ -72,21 +72,21 @@ fn what_each_state_says_to_everybody_who_asks() {
         ("due", State { due: Some(now), ..good(now) }, "renew wait go wait signs Active"),
         ("due a moment later", State { due: Some(now + Duration::from_nanos(1)), ..good(now) }, "go wait go wait signs Active"),
         ("due, no refresher", State { due: Some(now), renewable: false, ..good(now) }, "go go go LoginRequired signs Active"),
-        ("due, under way", State { due: Some(now), flight: flight(), ..good(now) }, "go wait go wait signs Refreshing"),
+        ("due, under way", State { due: Some(now), in_flight: flight(), ..good(now) }, "go wait go wait signs Refreshing"),
         ("due, cooling", State { due: Some(now), phase: cooling(now + SECOND), ..good(now) }, "go CoolingDown go wait signs CoolingDown"),
         ("due, cooled", State { due: Some(now), phase: cooling(now), ..good(now) }, "renew wait go wait signs Active"),
         ("due, dead", State { due: Some(now), phase: dead(), ..good(now) }, "go LoginRequired go LoginRequired signs LoginRequired"),
         ("due, broken", State { due: Some(now), broken_pause: Some(now + SECOND), ..good(now) }, "go wait go wait signs Active"),
         ("due, mended", State { due: Some(now), broken_pause: Some(now), ..good(now) }, "renew wait go wait signs Active"),
-        ("refused, under way", State { refused: true, flight: flight(), ..good(now) }, "wait wait wait wait signs Refreshing"),
+        ("rejected, under way", State { rejected: true, in_flight: flight(), ..good(now) }, "wait wait wait wait signs Refreshing"),
         ("dead", State { phase: dead(), ..good(now) }, "go LoginRequired go LoginRequired signs LoginRequired"),
         ("nothing to ask with", State { phase: nothing.clone(), ..good(now) }, "go go go wait signs CoolingDown"),
         ("on trial", State { probation: Some(now + SECOND), ..good(now) }, "go go go wait signs Active"),
         ("trial over", State { probation: Some(now), ..good(now) }, "go wait go wait signs Active"),
         ("expired", expired(now), "wait wait wait wait signs Active"),
         ("expired, no refresher", State { renewable: false, ..expired(now) }, "go go go LoginRequired signs Active"),
-        ("expired, under way", State { flight: flight(), ..expired(now) }, "wait wait wait wait signs Refreshing"),
-        ("expired, no refresher, under way", State { renewable: false, flight: flight(), ..expired(now) }, "wait wait wait wait signs Refreshing"),
+        ("expired, under way", State { in_flight: flight(), ..expired(now) }, "wait wait wait wait signs Refreshing"),
+        ("expired, no refresher, under way", State { renewable: false, in_flight: flight(), ..expired(now) }, "wait wait wait wait signs Refreshing"),
         ("expired, dead", State { phase: dead(), ..expired(now) }, "LoginRequired LoginRequired LoginRequired LoginRequired signs LoginRequired"),
         ("expired, cooling", State { phase: cooling(now + SECOND), ..expired(now) }, "CoolingDown CoolingDown CoolingDown wait signs CoolingDown"),
         ("expired, cooled", State { phase: cooling(now), ..expired(now) }, "wait wait wait wait signs Active"),
@@ -96,9 +96,9 @@ fn what_each_state_says_to_everybody_who_asks() {
         ("expired later than on arrival", State { issued_pause: Some(now + SECOND), ..expired(now) }, "wait wait wait wait signs Active"),
         ("no token", without_token(now), "wait wait wait wait LoginRequired Active"),
         ("no token, no refresher", State { renewable: false, ..without_token(now) }, "LoginRequired go go LoginRequired LoginRequired LoginRequired"),
-        ("no token, under way", State { flight: flight(), ..without_token(now) }, "wait wait wait wait LoginRequired Refreshing"),
-        ("no token, no refresher, under way", State { renewable: false, flight: flight(), ..without_token(now) }, "wait wait wait wait LoginRequired Refreshing"),
-        ("no token, cooling, under way", State { phase: cooling(now + SECOND), flight: flight(), ..without_token(now) }, "wait wait wait wait LoginRequired Refreshing"),
+        ("no token, under way", State { in_flight: flight(), ..without_token(now) }, "wait wait wait wait LoginRequired Refreshing"),
+        ("no token, no refresher, under way", State { renewable: false, in_flight: flight(), ..without_token(now) }, "wait wait wait wait LoginRequired Refreshing"),
+        ("no token, cooling, under way", State { phase: cooling(now + SECOND), in_flight: flight(), ..without_token(now) }, "wait wait wait wait LoginRequired Refreshing"),
         ("no token, cooling", State { phase: cooling(now + SECOND), ..without_token(now) }, "CoolingDown CoolingDown CoolingDown wait LoginRequired CoolingDown"),
         ("no token, cooled", State { phase: cooling(now), ..without_token(now) }, "wait wait wait wait LoginRequired Active"),
         ("no token, nothing to ask with", State { phase: nothing, ..without_token(now) }, "LoginRequired go go wait LoginRequired CoolingDown"),
@@ -106,14 +106,14 @@ fn what_each_state_says_to_everybody_who_asks() {
         ("logged out, no refresher", State { renewable: false, ..logged_out.clone() }, "LoginRequired LoginRequired LoginRequired LoginRequired LoginRequired LoginRequired"),
         ("logged out", logged_out, "LoginRequired LoginRequired LoginRequired LoginRequired LoginRequired LoginRequired"),
         ("closed", State { phase: Phase::Closed, ..good(now) }, "Closed Closed Closed Closed Closed Closed"),
-        ("closed, under way", State { phase: Phase::Closed, flight: flight(), ..without_token(now) }, "Closed Closed Closed Closed Closed Closed"),
+        ("closed, under way", State { phase: Phase::Closed, in_flight: flight(), ..without_token(now) }, "Closed Closed Closed Closed Closed Closed"),
     ];
     for (name, state, expected) in table {
         let signs = state.token_to_send().map_or_else(|error| format!("{:?}", error.kind()), |_| "signs".to_owned());
         let is = [
-            told(state.before_sending(now)),
-            told(state.after_refusal(state.generation(), now)),
-            told(state.after_refusal(6, now)),
+            told(state.should_refresh(now)),
+            told(state.should_refresh_after_rejection(state.generation(), now)),
+            told(state.should_refresh_after_rejection(6, now)),
             told(state.on_demand()),
             signs,
             format!("{:?}", state.public(now)),
@@ -136,7 +136,7 @@ fn the_short_cut_is_for_good_tokens_and_reads_the_clock_only_for_those_that_end(
     assert!(!State { due: Some(now), ..good(now) }.is_quiet(|| now));
     for state in [
         without_token(now),
-        State { flight: flight(), ..good(now) },
+        State { in_flight: flight(), ..good(now) },
         State { phase: cooling(now), ..good(now) },
         State { phase: Phase::Closed, ..good(now) },
     ] {
@@ -201,17 +201,17 @@ fn only_an_answer_to_the_present_generation_brings_a_token() {
     let now = now();
     let token = AccessToken::new("new").unwrap();
     let lifetime = Some(Lifetime { from: now, until: now + SECOND });
-    let mut state = State { refused: true, probation: Some(now), ..good(now) };
+    let mut state = State { rejected: true, probation: Some(now), ..good(now) };
     assert_eq!(state.capture(6, &token, lifetime, None), Captured::Superseded);
     assert_eq!(
         state.capture(7, &AccessToken::new("t").unwrap(), lifetime, None),
         Captured::Unchanged
     );
-    assert!(state.refused && state.generation == 7);
+    assert!(state.rejected && state.generation == 7);
     assert_eq!(state.capture(7, &token, lifetime, Some(now)), Captured::Adopted { generation: 8 });
     assert_eq!(state.tokens().access_token(), Some(&token));
     assert!(
-        !state.refused
+        !state.rejected
             && state.probation.is_none()
             && state.due == Some(now)
             && !state.is_on_probation()
@@ -228,13 +228,13 @@ fn what_a_flight_brings_replaces_what_it_has_and_leaves_the_rest() {
     let now = now();
     let pause = Some(now + SECOND);
     let before =
-        || State { refused: true, broken_pause: pause, phase: cooling(now + SECOND), ..good(now) };
+        || State { rejected: true, broken_pause: pause, phase: cooling(now + SECOND), ..good(now) };
 
     let mut state = before();
-    state.land(&Tokens::new("new").unwrap(), None, None, pause);
+    state.adopt_tokens(&Tokens::new("new").unwrap(), None, None, pause);
     assert_eq!((state.generation, state.epoch), (8, 0));
     assert!(
-        !state.refused
+        !state.rejected
             && state.is_on_probation()
             && state.broken_pause.is_none()
             && state.lifetime.is_none()
@@ -244,13 +244,18 @@ fn what_a_flight_brings_replaces_what_it_has_and_leaves_the_rest() {
 
     // The same access token again is no new generation.
     let mut state = before();
-    state.land(&Tokens::new("t").unwrap().with_refresh_token("r2").unwrap(), None, None, None);
+    state.adopt_tokens(
+        &Tokens::new("t").unwrap().with_refresh_token("r2").unwrap(),
+        None,
+        None,
+        None,
+    );
     assert_eq!(state.generation, 7);
-    assert!(!state.refused && !state.is_on_probation());
+    assert!(!state.rejected && !state.is_on_probation());
     assert_eq!(state.refresh.as_ref().unwrap().expose_secret(), "r2");
 
     let mut closed = State { phase: Phase::Closed, ..good(now) };
-    closed.land(&Tokens::new("new").unwrap(), None, None, pause);
+    closed.adopt_tokens(&Tokens::new("new").unwrap(), None, None, pause);
     assert_eq!(closed.public(now), SessionState::Closed);
 }
 
@@ -260,7 +265,7 @@ fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
     let pause = Some(now + SECOND);
     let dead = Phase::LoginRequired(error(ErrorKind::LoginRequired));
     let mut state = State {
-        flight: flight(),
+        in_flight: flight(),
         issued_pause: pause,
         broken_pause: pause,
         phase: dead,
@@ -269,7 +274,7 @@ fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
     assert!(state.replace(&Tokens::new("new").unwrap(), None, None).is_some());
     assert_eq!((state.generation, state.epoch), (8, 1));
     assert!(
-        state.flight.is_none()
+        state.in_flight.is_none()
             && state.refresh.is_none()
             && state.issued_pause.is_none()
             && state.broken_pause.is_none()
@@ -278,7 +283,7 @@ fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
     assert!(state.has_tokens() && state.replace(&Tokens::empty(), None, None).is_none());
     assert_eq!((state.generation, state.epoch, state.has_tokens()), (9, 2, false));
 
-    let mut state = State { flight: flight(), ..good(now) };
+    let mut state = State { in_flight: flight(), ..good(now) };
     assert!(state.clear().is_some() && !state.has_tokens());
     assert_eq!(state.public(now), SessionState::LoginRequired);
     assert!(State { access: None, ..good(now) }.has_tokens());

@@ -143,7 +143,9 @@ impl Place {
     /// Whoever left them is dead, since the lock is ours. They hold tokens, but no save fails for
     /// them.
     fn remove_leftovers(&self) {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return;
+        };
         for entry in entries.flatten().filter(|entry| self.is_temporary(&entry.file_name())) {
             let _ = fs::remove_file(entry.path());
         }

@@ -150,9 +150,9 @@ pub(super) fn store_error(error: &RedisError) -> Error {
         );
     }
     match error.code() {
-        Some(code) => failure(format!("redis refused with {}", printable(code))),
+        Some(code) => failure(format!("redis rejected with {}", printable(code))),
         None if error.kind() == ErrorKind::AuthenticationFailed => {
-            failure("redis refused the user or password")
+            failure("redis rejected the user or password")
         }
         None => {
             failure(format!("redis did not answer as expected ({})", printable(error.category())))
@@ -177,25 +177,30 @@ mod tests {
             (io(io::ErrorKind::TimedOut), true, false, "redis cannot be reached"),
             (io(io::ErrorKind::ConnectionReset), true, false, "redis cannot be reached"),
             (of(ErrorKind::Parse), true, false, "redis did not answer as expected (parse error)"),
-            (of(ErrorKind::AuthenticationFailed), true, true, "redis refused the user or password"),
+            (
+                of(ErrorKind::AuthenticationFailed),
+                true,
+                true,
+                "redis rejected the user or password",
+            ),
             // After a failover.
             (
                 of(ErrorKind::Server(ServerErrorKind::ReadOnly)),
                 true,
                 false,
-                "redis refused with READONLY",
+                "redis rejected with READONLY",
             ),
             (
                 of(ErrorKind::Server(ServerErrorKind::NoPerm)),
                 false,
                 true,
-                "redis refused with NOPERM",
+                "redis rejected with NOPERM",
             ),
             (
                 of(ErrorKind::Server(ServerErrorKind::BusyLoading)),
                 false,
                 false,
-                "redis refused with LOADING",
+                "redis rejected with LOADING",
             ),
             (
                 of(ErrorKind::UnexpectedReturnType),

@@ -1,0 +1,278 @@
+//! One refresh with all its attempts. The retry is `reqwest-retry`'s: it stands over one middleware
+//! of ours that makes an attempt and leaves the verdict in a cell, where the retry's strategy and
+//! policy find it.
+//!
+//! The attempt is made below the retry, not by it, since each builds its form anew (a refresh token
+//! may have been rescued by the one before), since the retry would not see a body that breaks off,
+//! and since a client that was passed in must stay whole.
+
+use std::{
+    error::Error as StdError,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use http::{Extensions, StatusCode};
+use reqwest::{Request, Response};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next as Rest};
+use reqwest_retry::{
+    RetryDecision, RetryPolicy, RetryTransientMiddleware, Retryable, RetryableStrategy,
+};
+use tokio::time::{Instant, timeout};
+use url::Url;
+
+use super::{
+    Settings,
+    classify::{Judgement, Verdict, judge},
+    error::foreign,
+    failure::Failure,
+    request::{self, NoAnswer},
+    response::Members,
+    retry::{AskedWait, Next},
+    transport::{self, Transport, unwrapped},
+};
+use crate::{
+    error::{Error, ErrorKind},
+    refresher::RefreshContext,
+    token::{RefreshToken, Tokens},
+};
+
+pub(super) type Cause = Box<dyn StdError + Send + Sync>;
+
+#[derive(Clone)]
+pub(super) struct Attempts(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) settings: Arc<Settings>,
+    pub(super) endpoint: Url,
+    http: ClientWithMiddleware,
+    pub(super) flight: RefreshContext,
+    begun: Instant,
+    /// The tokens that were there at the start: no text may repeat them.
+    pub(super) first_tokens: Tokens,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) attempts: u32,
+    in_the_air: bool,
+    /// An answer to the present refresh token was lost, so that it may be spent.
+    pub(super) lost: bool,
+    pub(super) last_status: Option<StatusCode>,
+    pub(super) last_asked_wait: AskedWait,
+    last: Option<Ended>,
+}
+
+/// How the last attempt ended.
+struct Ended {
+    verdict: Verdict,
+    next: Next,
+    status: Option<StatusCode>,
+    asked_wait: AskedWait,
+    said: Members,
+    cause: Option<Cause>,
+}
+
+impl Attempts {
+    pub(super) fn new(
+        settings: &Arc<Settings>,
+        endpoint: Url,
+        flight: &RefreshContext,
+    ) -> Result<Self, Error> {
+        let http = match &settings.http {
+            Some(http) => http.clone(),
+            None => request::default_client()
+                .map_err(|error| Error::new(ErrorKind::InvalidConfig, error.without_url()))?
+                .into(),
+        };
+        Ok(Self(Arc::new(Inner {
+            settings: Arc::clone(settings),
+            endpoint,
+            http,
+            flight: flight.share(),
+            begun: Instant::now(),
+            first_tokens: flight.tokens(),
+            state: Mutex::default(),
+        })))
+    }
+
+    pub(super) async fn run(self) -> Result<Tokens, Error> {
+        let retry =
+            RetryTransientMiddleware::new_with_policy_and_strategy(self.clone(), self.clone());
+        let head = self.0.http.as_ref().clone();
+        let chain = ClientBuilder::new(head).with(retry).with(self.clone()).build();
+        let ran =
+            timeout(self.0.settings.pace.deadline, chain.post(self.0.endpoint.clone()).send())
+                .await;
+        let mut state = self.state();
+        if ran.is_err() && std::mem::take(&mut state.in_the_air) {
+            state.lost = true;
+            state.last = Some(Ended::without_answer(Failure::Lost, "the deadline ran out".into()));
+        }
+        match state.last.take() {
+            Some(Ended { verdict: Verdict::Granted(tokens), .. }) => Ok(tokens),
+            Some(Ended { verdict: Verdict::Failed(failure), asked_wait, said, cause, .. }) => {
+                Err(self.0.error(&state, failure, asked_wait, &said, cause))
+            }
+            None => Err(Error::new(ErrorKind::Internal, "no attempt was made")),
+        }
+    }
+
+    async fn attempt(&self) {
+        let Inner { settings, endpoint, http, flight, .. } = &*self.0;
+        let Some(asked_with) = flight.tokens().refresh_token().cloned() else {
+            self.state().last = Some(Ended::without_answer(
+                Failure::NothingToAskWith,
+                "there is no refresh token".into(),
+            ));
+            return;
+        };
+        {
+            let mut state = self.state();
+            state.attempts = state.attempts.saturating_add(1);
+            state.in_the_air = true;
+        }
+        let answer = request::ask(http, endpoint, settings, &asked_with).await;
+        let (ended, rotated) = self.0.judged(answer, &asked_with);
+        let failed = match ended.verdict {
+            Verdict::Granted(_) => None,
+            Verdict::Failed(failure) => Some(failure),
+        };
+        let asked_wait = ended.asked_wait;
+        let attempts = {
+            let mut state = self.state();
+            state.in_the_air = false;
+            state.lost |= failed == Some(Failure::Lost);
+            state.last_status = ended.status.or(state.last_status);
+            state.last_asked_wait = asked_wait.or(state.last_asked_wait);
+            state.last = Some(ended);
+            state.attempts
+        };
+        let Some(failure) = failed else { return };
+        // The old one is spent, whatever else the answer says. A grant needs no help: the session
+        // keeps what is returned.
+        if let Some(rotated) = rotated {
+            self.state().lost = false;
+            flight.keep(rotated).await;
+        }
+        let next = settings.pace.next(
+            failure,
+            attempts,
+            asked_wait,
+            self.0.begun.elapsed(),
+            fastrand::f64(),
+        );
+        if let Some(ended) = &mut self.state().last {
+            ended.next = next;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Middleware for Attempts {
+    async fn handle(
+        &self,
+        _: Request,
+        _: &mut Extensions,
+        _: Rest<'_>,
+    ) -> reqwest_middleware::Result<Response> {
+        self.attempt().await;
+        Ok(Response::from(http::Response::new("")))
+    }
+}
+
+impl RetryableStrategy for Attempts {
+    fn handle(&self, _: &reqwest_middleware::Result<Response>) -> Option<Retryable> {
+        match self.state().last.as_ref().map(|ended| ended.next) {
+            Some(Next::TryAfter(_)) => Some(Retryable::Transient),
+            Some(Next::End) | None => None,
+        }
+    }
+}
+
+impl RetryPolicy for Attempts {
+    fn should_retry(&self, _: SystemTime, _: u32) -> RetryDecision {
+        let (attempt, next) = {
+            let state = self.state();
+            (state.attempts, state.last.as_ref().map(|ended| (ended.next, ended.status)))
+        };
+        let Some((Next::TryAfter(wait), status)) = next else {
+            return RetryDecision::DoNotRetry;
+        };
+        // The retry reads the clock once more, and what a server asks for must not be cut short by
+        // that.
+        let told = wait.saturating_add(Duration::from_millis(1));
+        // A wait that no calendar can hold is beyond any deadline that a caller could mean.
+        let Some(execute_after) = SystemTime::now().checked_add(told) else {
+            return RetryDecision::DoNotRetry;
+        };
+        self.0.flight.retrying(attempt, wait, status);
+        RetryDecision::Retry { execute_after }
+    }
+}
+
+impl Ended {
+    fn without_answer(failure: Failure, cause: Cause) -> Self {
+        Self {
+            verdict: Verdict::Failed(failure),
+            next: Next::End,
+            status: None,
+            asked_wait: None,
+            said: Members::default(),
+            cause: Some(cause),
+        }
+    }
+}
+
+impl Inner {
+    fn judged(
+        &self,
+        answer: Result<request::Answer, NoAnswer>,
+        asked_with: &RefreshToken,
+    ) -> (Ended, Option<RefreshToken>) {
+        let ended = match answer {
+            Ok(answer) => {
+                let status = Some(answer.status);
+                let Judgement { verdict, rotated, asked_wait, said } =
+                    judge(answer, asked_with, SystemTime::now());
+                return (
+                    Ended { verdict, next: Next::End, status, asked_wait, said, cause: None },
+                    rotated,
+                );
+            }
+            Err(NoAnswer::TimedOut) => {
+                Ended::without_answer(Failure::Lost, "the attempt timed out".into())
+            }
+            Err(NoAnswer::Failed(error)) => match unwrapped(error) {
+                Transport::Own(error) => {
+                    let status = error.status();
+                    Ended {
+                        status,
+                        ..Ended::without_answer(
+                            transport::failure(&error),
+                            error.without_url().into(),
+                        )
+                    }
+                }
+                Transport::Inside(failure, status) => Ended {
+                    status,
+                    ..Ended::without_answer(
+                        failure,
+                        "the request failed in the client's middleware".into(),
+                    )
+                },
+                Transport::Foreign(error) => Ended::without_answer(
+                    Failure::Down,
+                    foreign(&error, &self.secrets(&Members::default())),
+                ),
+            },
+        };
+        (ended, None)
+    }
+}

@@ -1,0 +1,109 @@
+//! How a refresh failed, told without secrets.
+
+use super::{
+    ClientAuth,
+    attempts::{Cause, Inner, State},
+    classify::known_code,
+    failure::Failure,
+    redact::Secrets,
+    request,
+    response::Members,
+    retry::AskedWait,
+};
+use crate::error::{Error, ErrorKind};
+
+/// Shorter values of extra parameters, and shorter queries, are names of things rather than
+/// secrets, and would blot out most texts.
+const SHORTEST_SECRET_PARAM: usize = 8;
+
+impl Inner {
+    pub(super) fn error(
+        &self,
+        state: &State,
+        failure: Failure,
+        asked_wait: AskedWait,
+        said: &Members,
+        cause: Option<Cause>,
+    ) -> Error {
+        let secrets = self.secrets(said);
+        let cause = match (&said.error_description, failure) {
+            (Some(text), _) => Some(match secrets.clean(text) {
+                Some(text) => format!("the token endpoint says: {text}").into(),
+                None => "what the token endpoint says repeats a secret".into(),
+            }),
+            (None, Failure::Unusable(why)) => Some(why.into()),
+            (None, Failure::Salvaged) => {
+                Some("a refresh token came without a usable access token".into())
+            }
+            (None, _) => cause,
+        };
+        let kind = failure.kind();
+        let mut error = cause
+            .map_or_else(|| Error::of(kind), |cause| Error::new(kind, cause))
+            .with_attempts(state.attempts);
+        if let Some(status) = state.last_status {
+            error = error.with_status(status);
+        }
+        let code = said.error.as_deref().and_then(|code| match known_code(code) {
+            Some(known) => Some(known.to_owned()),
+            None => secrets.clean(code),
+        });
+        if let Some(code) = code {
+            error = error.with_oauth_error(&code);
+        }
+        let asked_wait =
+            if kind == ErrorKind::Unavailable { state.last_asked_wait } else { asked_wait };
+        if let Some(wait) = asked_wait {
+            error = error.with_retry_after(wait);
+        }
+        if state.lost && matches!(kind, ErrorKind::Unavailable | ErrorKind::LoginRequired) {
+            error = error.with_possibly_consumed();
+        }
+        if failure == Failure::NothingToAskWith { error.with_nothing_to_ask_with() } else { error }
+    }
+
+    /// Everything that a text from outside must not repeat.
+    pub(super) fn secrets(&self, said: &Members) -> Secrets {
+        let mut secrets = Secrets::default();
+        for tokens in [&self.first_tokens, &self.flight.tokens()] {
+            tokens.access_token().into_iter().for_each(|token| secrets.add(token.expose_secret()));
+            tokens.refresh_token().into_iter().for_each(|token| secrets.add(token.expose_secret()));
+        }
+        for token in [&said.access_token, &said.refresh_token].into_iter().flatten() {
+            secrets.add(token);
+        }
+        match &self.settings.client {
+            ClientAuth::Basic { id, secret } => {
+                secrets.add(secret);
+                secrets.add(&request::basic(id, secret)["Basic ".len()..]);
+            }
+            ClientAuth::Post { secret, .. } => secrets.add(secret),
+            ClientAuth::Unnamed | ClientAuth::Public { .. } => {}
+        }
+        let values = self
+            .settings
+            .params
+            .iter()
+            .map(|(_, value)| value.as_str())
+            .chain(self.endpoint.query());
+        values
+            .filter(|value| value.len() >= SHORTEST_SECRET_PARAM)
+            .for_each(|value| secrets.add(value));
+        secrets
+    }
+}
+
+/// An error of the passed-in client's own middleware, as a cause that repeats no secret.
+pub(super) fn foreign(error: &reqwest_middleware::Error, secrets: &Secrets) -> Cause {
+    if let Some(ours) = Error::find_in(error) {
+        return Box::new(ours.clone());
+    }
+    let text = match error {
+        reqwest_middleware::Error::Middleware(error) => format!("{error:#}"),
+        reqwest_middleware::Error::Reqwest(_) => String::new(),
+    };
+    match secrets.clean(&text) {
+        Some(text) => format!("the client's middleware failed: {text}").into(),
+        None => "the client's middleware failed, and its words repeat a secret".into(),
+    }
+}

@@ -1,0 +1,14 @@
+//! One refresh at a time, for every request that needs one.
+//!
+//! `join` decides whether a caller goes on, waits or fails; `in_flight` is what the waiters and the refresh share; `task` is the
+//! refresh itself.
+
+mod in_flight;
+mod join;
+mod task;
+
+pub(super) use self::in_flight::{InFlight, RefreshResult};
+pub(crate) use self::{
+    in_flight::Ending,
+    join::{Join, Waiter},
+};

@@ -1,0 +1,134 @@
+//! How a session's state changes: one writer at a time makes a changed copy and publishes it.
+
+use std::sync::{Arc, PoisonError, Weak};
+
+use tokio::{runtime::Handle, time::Instant};
+
+use super::{
+    Inner, Session, can_refresh, expiry,
+    refresh::InFlight,
+    state::{Phase, SessionState, State},
+};
+use crate::{
+    error::Error,
+    token::{Arrival, Lifetime, RefreshToken, Tokens},
+};
+
+impl Session {
+    pub(super) fn is_current(&self, epoch: u64) -> bool {
+        self.load().epoch == epoch
+    }
+
+    /// Whether these tokens, from the store, spare a call to the token endpoint.
+    pub(super) fn can_use(&self, theirs: &Tokens) -> bool {
+        let expired = theirs
+            .lifetime(Arrival::Handed)
+            .is_some_and(|lifetime| lifetime.until <= Instant::now());
+        theirs.access_token().is_some_and(|access| self.load().access.as_ref() != Some(access))
+            && !expired
+    }
+
+    /// Makes what a flight brought visible. `None` if the user's word has superseded it.
+    pub(super) fn adopt_tokens(
+        &self,
+        epoch: u64,
+        tokens: &Tokens,
+        lifetime: Option<Lifetime>,
+        arrival: Arrival,
+    ) -> Option<u64> {
+        let due = self.due(lifetime);
+        let pause =
+            Instant::now().checked_add(self.0.cooldown).filter(|_| arrival == Arrival::Issued);
+        self.update(|state| {
+            if state.epoch != epoch {
+                return None;
+            }
+            state.adopt_tokens(tokens, lifetime, due, pause);
+            Some(state.generation)
+        })
+    }
+
+    /// Keeps a refresh token while the flight goes on. Gives back the tokens to be saved.
+    pub(super) fn keep_refresh(&self, epoch: u64, refresh: RefreshToken) -> Option<Tokens> {
+        self.update(|state| {
+            (state.epoch == epoch).then(|| {
+                state.refresh = Some(refresh);
+                state.tokens()
+            })
+        })
+    }
+
+    pub(super) fn end_refresh(&self, in_flight: &Arc<InFlight>, error: Option<&Error>) {
+        let is_it = |state: &State| {
+            state.in_flight.as_ref().is_some_and(|refresh| Arc::ptr_eq(refresh, in_flight))
+        };
+        if !is_it(&self.load()) {
+            return;
+        }
+        self.update(|state| {
+            if is_it(state) {
+                state.in_flight = None;
+                state.rejected = false;
+                if let Some(error) = error {
+                    state.fail(error, Instant::now(), self.0.cooldown);
+                }
+            }
+        });
+    }
+
+    pub(super) fn due(&self, lifetime: Option<Lifetime>) -> Option<Instant> {
+        lifetime.map(|lifetime| expiry::due(lifetime, self.0.refresh_ahead, fastrand::f64()))
+    }
+
+    /// Publishes a changed copy of the state.
+    pub(super) fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = State::clone(&self.0.current.load());
+        let result = change(&mut state);
+        state.renewable = self.0.is_renewable(&state);
+        let state = Arc::new(state);
+        self.0.current.store(Arc::clone(&state));
+        self.tell_subscribers(&state, false);
+        result
+    }
+
+    /// Called with the writer's lock held, so that subscribers hear the changes in their order.
+    /// `is_new`: somebody has subscribed.
+    pub(super) fn tell_subscribers(&self, state: &State, is_new: bool) {
+        let Some(sender) = self.0.subscribers.get() else {
+            return;
+        };
+        let now = Instant::now();
+        let public = state.public(now);
+        let changed = sender.send_if_modified(|told| std::mem::replace(told, public) != public);
+        if let (Phase::CoolingDown { until, .. }, SessionState::CoolingDown) =
+            (&state.phase, public)
+            && (changed || is_new)
+            && sender.receiver_count() > 0
+            && let Ok(runtime) = Handle::try_current()
+        {
+            // Only for subscribers: nobody else needs to know the moment at which a cool-down is
+            // over.
+            runtime.spawn(tell_later(Arc::downgrade(&self.0), *until));
+        }
+    }
+}
+
+async fn tell_later(session: Weak<Inner>, until: Instant) {
+    tokio::time::sleep_until(until).await;
+    if let Some(session) = session.upgrade().map(Session) {
+        let _writer = session.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        session.tell_subscribers(&session.load(), false);
+    }
+}
+
+impl Inner {
+    fn is_renewable(&self, state: &State) -> bool {
+        match &self.refresher {
+            // What to ask with may be in the store.
+            Some(_) if self.store.is_some() => true,
+            Some(refresher) => can_refresh(&**refresher, &state.tokens()),
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,576 @@
+//! Sessions that survive crashes and are shared: on a file by several processes, in memory by
+//! several sessions.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::workers::{Job, Worker, caller, client, form, refresh_token, session};
+use reqwest::StatusCode;
+use reqwest_middleware::ClientWithMiddleware;
+use reqwest_reauth::{
+    Error, ErrorKind, Event, FileStore, MemoryStore, Session, SessionBuilder, StoreLock,
+    TokenStore, Tokens,
+    testing::{Answer, AuthServer, Rotation},
+};
+
+/// The other process's part. Does nothing in a usual run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker() {
+    if let Some(job) = Job::from_env() {
+        let store = FileStore::new(&job.store);
+        job.run(store).await;
+    }
+}
+
+async fn served(client: &ClientWithMiddleware, server: &AuthServer) {
+    assert_eq!(client.get(server.url("/jobs")).send().await.unwrap().status(), 200);
+}
+
+async fn error_of(client: &ClientWithMiddleware, server: &AuthServer) -> Error {
+    let error = client.get(server.url("/jobs")).send().await.unwrap_err();
+    Error::find_in(&error).unwrap().clone()
+}
+
+/// The refresh tokens that the token endpoint was sent, in their order.
+fn asked(server: &AuthServer) -> Vec<String> {
+    server.token_requests().iter().map(|call| form(call, "refresh_token").unwrap()).collect()
+}
+
+/// What a process does that dies between the token endpoint's answer and its own save.
+async fn spend(server: &AuthServer, refresh: &str) {
+    let form = [("grant_type", "refresh_token"), ("refresh_token", refresh), ("worker", "dead")];
+    let answer =
+        reqwest::Client::new().post(server.token_endpoint()).form(&form).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+}
+
+async fn stored(store: &impl TokenStore) -> Option<String> {
+    store.load().await.unwrap().as_ref().map(refresh_token)
+}
+
+// ---- crashes
+
+/// What the token endpoint was asked, told apart by worker and by login.
+#[derive(Default)]
+struct Asked {
+    all: HashSet<String>,
+    last_of_login: HashMap<String, String>,
+    login_of: HashMap<String, String>,
+    by_worker: HashMap<String, Vec<String>>,
+}
+
+impl Asked {
+    fn note(&mut self, server: &AuthServer) {
+        let calls = server.token_requests();
+        server.forget_requests();
+        for call in calls {
+            let (token, login) =
+                (form(&call, "refresh_token").unwrap(), call.subject.clone().unwrap());
+            self.all.insert(token.clone());
+            self.last_of_login.insert(login.clone(), token.clone());
+            self.login_of.insert(token.clone(), login);
+            self.by_worker.entry(caller(&call)).or_default().push(token);
+        }
+    }
+
+    /// Whether nobody has spent it, or nobody has got further: its successor's owner died before
+    /// the save.
+    fn is_new_or_old(&self, token: &str) -> bool {
+        !self.all.contains(token) || self.last_of_login[&self.login_of[token]] == token
+    }
+}
+
+/// Returns once the server is through with the calls of the dead. One that the dead had just sent
+/// may reach it late on a busy machine, even after the next worker's: a real loss, but of the
+/// network's making, and it would say nothing of the file.
+fn last_calls_are_over(server: &AuthServer) {
+    let port: u16 = server.origin().rsplit(':').next().unwrap().parse().unwrap();
+    let port = format!(":{port:04X}");
+    // The system's table of connections: the server's end goes when the server has read all, and
+    // closed it.
+    let open = || {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        table.lines().skip(1).any(|line| {
+            let mut columns = line.split_whitespace().skip(1);
+            let (local, state) = (columns.next().unwrap(), columns.nth(1).unwrap());
+            // SYN_RECV, ESTABLISHED, CLOSE_WAIT.
+            local.ends_with(&port) && ["03", "01", "08"].contains(&state)
+        })
+    };
+    let begun = Instant::now();
+    while open() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "a dead worker's connection stays open");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+struct Toll {
+    kills: usize,
+    rotations: u64,
+    logins_lost: u32,
+    server: AuthServer,
+    _dir: tempfile::TempDir,
+    path: std::path::PathBuf,
+}
+
+/// Some way into a rotation of the worker whose calls the server remembers, however busy the
+/// machine is. `false` for one whose login is lost, and that makes none: it is refused as often as
+/// it has logins.
+fn a_moment_of_rotation(server: &AuthServer, logins: usize) -> bool {
+    let enough = fastrand::usize(0..4);
+    let begun = Instant::now();
+    loop {
+        let calls = server.token_requests();
+        let answered = |status| calls.iter().filter(|call| call.status == Some(status)).count();
+        if answered(StatusCode::BAD_REQUEST) >= logins {
+            return false;
+        }
+        if answered(StatusCode::OK) >= enough {
+            break;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "a worker neither rotates nor is refused"
+        );
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    std::thread::sleep(Duration::from_micros(fastrand::u64(0..10_000)));
+    true
+}
+
+/// Two hundred times: a worker that rotates all the time, killed at a random moment; then the next
+/// one, on the same file.
+async fn kill_two_hundred(rotation: Rotation) -> Toll {
+    const KILLS: usize = 200;
+    let server = AuthServer::builder().rotation(rotation).start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.json");
+    let (mut asked, mut logins_lost) = (Asked::default(), 0);
+    let store = FileStore::new(&path);
+    let lock = store.lock().await.unwrap();
+    store.save(&lock, &server.login()).await.unwrap();
+    drop(lock);
+    let mut given = Tokens::empty();
+    for number in 0..KILLS {
+        let name = number.to_string();
+        let mut worker = Worker::start("rotate", &name, &server, path.to_str().unwrap(), &given);
+        assert_eq!(worker.says().as_deref(), Some("ready"));
+        let rotates =
+            a_moment_of_rotation(&server, 1 + usize::from(given.refresh_token().is_some()));
+        // Killed before it tells of the loss, it would leave the next one to lose the same login,
+        // and so on.
+        let mut said: Vec<_> = if rotates { None } else { worker.says() }.into_iter().collect();
+        said.extend(worker.kill());
+        last_calls_are_over(&server);
+        asked.note(&server);
+
+        let whole: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(whole["version"], 1);
+        let tokens = store.load().await.unwrap().unwrap();
+        assert!(tokens.access_token().is_some());
+        assert!(
+            asked.is_new_or_old(&refresh_token(&tokens)),
+            "worker {number} left a token from before"
+        );
+
+        let with_new_login =
+            std::mem::replace(&mut given, Tokens::empty()).refresh_token().cloned();
+        let Some((lost, before)) = said.split_last().filter(|(last, _)| *last != "rotated") else {
+            continue;
+        };
+        // Once, and the error says what may have happened.
+        assert_eq!(lost, "LoginRequired true 1", "worker {number}");
+        assert!(before.is_empty(), "{before:?}");
+        let calls = &asked.by_worker[&name];
+        assert_eq!(calls.len(), 1 + usize::from(with_new_login.is_some()), "worker {number}");
+        logins_lost += 1;
+        given = server.login();
+    }
+    let rotations = server.counts().tokens_issued;
+    Toll { kills: KILLS, rotations, logins_lost, server, _dir: dir, path }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_kills_at_a_server_with_a_grace_lose_no_login() {
+    let toll = kill_two_hundred(Rotation::ReuseGrace).await;
+    eprintln!("{} kills in {} rotations", toll.kills, toll.rotations);
+    assert_eq!((toll.logins_lost, toll.server.counts().reuses), (0, 0));
+    assert!(toll.rotations > 50);
+    carries_on(&toll).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_kills_at_a_server_without_grace_leave_the_file_whole_and_a_loss_is_told_after_one_call()
+ {
+    let toll = kill_two_hundred(Rotation::SingleUse).await;
+    eprintln!(
+        "{} kills in {} rotations, {} logins lost",
+        toll.kills, toll.rotations, toll.logins_lost
+    );
+    assert!(toll.rotations > 50);
+    carries_on(&toll).await;
+}
+
+/// A new login over whatever the last crash left, and nothing of the dead is left beside it.
+async fn carries_on(toll: &Toll) {
+    let session = session(toll.server.login(), toll.server.origin(), "last")
+        .store(FileStore::new(&toll.path));
+    let session = session.restore().await.unwrap();
+    session.refresh().await.unwrap();
+    served(&client(&session), &toll.server).await;
+    assert_eq!(
+        stored(&FileStore::new(&toll.path)).await,
+        session.tokens().as_ref().map(refresh_token)
+    );
+    let mut names: Vec<_> = fs::read_dir(toll.path.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["tokens.json", "tokens.json.lock"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_holder_of_the_file_frees_those_who_wait_at_once() {
+    let server = AuthServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.json");
+    let day_one = server.login();
+    server.script_token_endpoint([Answer::Hang]);
+    let hold = server.hold_token_calls();
+    let worker = Worker::start("rotate", "first", &server, path.to_str().unwrap(), &day_one);
+    hold.waiting(1).await;
+    hold.release();
+
+    let session =
+        session(day_one, server.origin(), "second").store(FileStore::new(&path)).build().unwrap();
+    let client = client(&session);
+    server.expire_now();
+    let waiting = tokio::spawn(client.get(server.url("/jobs")).send());
+    session
+        .subscribe()
+        .wait_for(|state| *state == reqwest_reauth::SessionState::Refreshing)
+        .await
+        .unwrap();
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), session.refresh()).await.is_err(),
+        "the lock keeps others out"
+    );
+    assert_eq!(server.token_calls(), 1);
+    worker.kill();
+    let killed = Instant::now();
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+    assert_eq!((server.token_calls(), server.counts().reuses), (2, 0));
+}
+
+// ---- a fleet
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_processes_on_one_file_refresh_once_an_expiry_and_never_two_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    crate::workers::four_processes_refresh_once_an_expiry(
+        dir.path().join("tokens.json").to_str().unwrap(),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_on_one_memory_store_share_one_login_and_refresh_once_an_expiry() {
+    let server = AuthServer::builder().only_newest_token().start().await;
+    let (store, day_one) = (MemoryStore::default(), server.login());
+    let sessions = ["one", "two", "three"].map(|name| {
+        let session = session(day_one.clone(), server.origin(), name).store(store.clone());
+        session.build().unwrap()
+    });
+    let clients = sessions.each_ref().map(client);
+    for round in 1..=20 {
+        server.expire_now();
+        let requests: Vec<_> = clients
+            .iter()
+            .flat_map(|client| [client, client])
+            .map(|client| tokio::spawn(client.get(server.url("/jobs")).send()))
+            .collect();
+        for request in requests {
+            assert_eq!(request.await.unwrap().unwrap().status(), 200);
+        }
+        assert_eq!(server.token_calls(), round);
+    }
+    assert_eq!((server.counts().reuses, server.concurrent_token_calls_max()), (0, 1));
+    for session in &sessions {
+        assert_eq!(session.tokens().as_ref().map(refresh_token), stored(&store).await);
+    }
+}
+
+// ---- started again
+
+async fn started(session: SessionBuilder, restore: bool) -> Session {
+    if restore { session.restore().await.unwrap() } else { session.build().unwrap() }
+}
+
+/// A file whose login has gone through three rotations since these tokens.
+async fn worked_on(server: &AuthServer, path: &Path) -> Tokens {
+    let day_one = server.login();
+    let session = session(day_one.clone(), server.origin(), "earlier")
+        .store(FileStore::new(path))
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        server.expire_now();
+        served(&client(&session), server).await;
+    }
+    session.close().await.unwrap();
+    assert_eq!(server.token_calls(), 3);
+    day_one
+}
+
+#[tokio::test]
+async fn a_worker_started_again_with_the_tokens_of_the_first_day_carries_on_with_what_is_stored() {
+    for restore in [true, false] {
+        let server = AuthServer::builder().only_newest_token().start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokens.json");
+        let day_one = worked_on(&server, &path).await;
+        let refused = server.refused();
+
+        let session = started(
+            session(day_one, server.origin(), "again").store(FileStore::new(&path)),
+            restore,
+        )
+        .await;
+        let client = client(&session);
+        served(&client, &server).await;
+        // `restore` looks at once; `build` when the old token is refused. Neither asks the token
+        // endpoint.
+        assert_eq!(server.refused() - refused, u64::from(!restore));
+        assert_eq!(server.token_calls(), 3);
+        server.expire_now();
+        served(&client, &server).await;
+        assert_eq!((server.token_calls(), server.counts().reuses), (4, 0));
+        assert_eq!(
+            stored(&FileStore::new(&path)).await,
+            session.tokens().as_ref().map(refresh_token)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_new_login_is_not_blocked_by_a_dead_one_on_disk() {
+    for restore in [true, false] {
+        let server = AuthServer::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokens.json");
+        worked_on(&server, &path).await;
+        let store = FileStore::new(&path);
+        let dead = stored(&store).await.unwrap();
+        server.revoke("login-1");
+        server.forget_requests();
+        if !restore {
+            // At the first refusal it would be taken for as long as it says it lives.
+            let tokens =
+                store.load().await.unwrap().unwrap().with_expires_at(std::time::UNIX_EPOCH);
+            store.save(&store.lock().await.unwrap(), &tokens).await.unwrap();
+        }
+
+        let new = server.login();
+        server.expire_now();
+        let session = started(
+            session(new.clone(), server.origin(), "new").store(FileStore::new(&path)),
+            restore,
+        )
+        .await;
+        served(&client(&session), &server).await;
+        assert_eq!(asked(&server), [dead, refresh_token(&new)]);
+        assert_eq!(
+            stored(&FileStore::new(&path)).await,
+            session.tokens().as_ref().map(refresh_token)
+        );
+        assert_eq!(server.requests().last().unwrap().subject.as_deref(), Some("login-2"));
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_a_dead_process_spent_is_told_as_possibly_consumed_and_asked_for_once() {
+    for restore in [true, false] {
+        for with_day_one in [true, false] {
+            let server = AuthServer::start().await;
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("tokens.json");
+            let day_one = worked_on(&server, &path).await;
+            let in_store = stored(&FileStore::new(&path)).await.unwrap();
+            spend(&server, &in_store).await;
+            server.forget_requests();
+            server.expire_now();
+
+            let given = if with_day_one { day_one.clone() } else { Tokens::empty() };
+            let session = started(
+                session(given, server.origin(), "again").store(FileStore::new(&path)),
+                restore,
+            )
+            .await;
+            let client = client(&session);
+            if !restore {
+                // The stored access token says that it is good: only the API's word shows that it
+                // is not.
+                assert_eq!(client.get(server.url("/jobs")).send().await.unwrap().status(), 401);
+            }
+            for _ in 0..3 {
+                let error = error_of(&client, &server).await;
+                assert_eq!(
+                    (error.kind(), error.possibly_consumed()),
+                    (ErrorKind::LoginRequired, true),
+                    "{error:?}"
+                );
+            }
+            // Each token once: the store's first, and what the worker was given.
+            let mut once = vec![in_store];
+            once.extend(with_day_one.then(|| refresh_token(&day_one)));
+            assert_eq!(asked(&server), once);
+        }
+    }
+}
+
+#[tokio::test]
+async fn those_who_live_on_are_told_too_that_a_dead_process_may_have_spent_what_they_stored() {
+    let server = AuthServer::start().await;
+    let store = MemoryStore::default();
+    let session =
+        session(server.login(), server.origin(), "alive").store(store.clone()).build().unwrap();
+    session.refresh().await.unwrap();
+    spend(&server, &stored(&store).await.unwrap()).await;
+    let error = session.refresh().await.unwrap_err();
+    assert_eq!((error.kind(), error.possibly_consumed()), (ErrorKind::LoginRequired, true));
+    assert_eq!(server.token_calls(), 3);
+}
+
+/// A store that can be told to fail.
+#[derive(Clone, Default)]
+struct Moody {
+    store: MemoryStore,
+    loads_to_fail: Arc<AtomicUsize>,
+    saves_to_fail: Arc<AtomicUsize>,
+}
+
+impl Moody {
+    fn fails(left: &AtomicUsize) -> Result<(), Error> {
+        match left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Err(Error::new(ErrorKind::Store, "in a mood")),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl TokenStore for Moody {
+    async fn load(&self) -> Result<Option<Tokens>, Error> {
+        Self::fails(&self.loads_to_fail)?;
+        self.store.load().await
+    }
+
+    async fn save(&self, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+        Self::fails(&self.saves_to_fail)?;
+        self.store.save(lock, tokens).await
+    }
+
+    async fn clear(&self, lock: &StoreLock) -> Result<(), Error> {
+        self.store.clear(lock).await
+    }
+
+    async fn lock(&self) -> Result<StoreLock, Error> {
+        self.store.lock().await
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_saved_is_not_put_over_what_could_not_be_read() {
+    let server = AuthServer::start().await;
+    let store = Moody::default();
+    let session =
+        session(server.login(), server.origin(), "moody").store(store.clone()).build().unwrap();
+    store.saves_to_fail.store(1, SeqCst);
+    session.refresh().await.unwrap();
+    // Meanwhile somebody has logged in anew.
+    let new = server.login();
+    store.store.save(&StoreLock::none(), &new).await.unwrap();
+    server.revoke("login-1");
+    store.loads_to_fail.store(1, SeqCst);
+    session.refresh().await.unwrap();
+    assert_eq!(stored(&store).await, Some(refresh_token(&new)));
+    assert_eq!(session.tokens().as_ref().map(refresh_token), Some(refresh_token(&new)));
+    served(&client(&session), &server).await;
+}
+
+#[tokio::test]
+async fn a_captured_token_is_saved_over_a_broken_file_which_is_kept_aside() {
+    let server = AuthServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.json");
+    fs::write(&path, "{broken").unwrap();
+    // As with Airflow: nothing to rotate, so nothing that another process can have put in the place
+    // of ours.
+    let access = server.login().access_token().unwrap().expose_secret().to_owned();
+    let session = Session::builder(Tokens::new(access).unwrap())
+        .origin(server.origin())
+        .store(FileStore::new(&path))
+        .build()
+        .unwrap();
+    server.reissue_next(1);
+    served(&client(&session), &server).await;
+    session.close().await.unwrap();
+    let kept = FileStore::new(&path).load().await.unwrap().unwrap();
+    assert_eq!(
+        kept.access_token().unwrap().expose_secret(),
+        session.tokens().unwrap().access_token().unwrap().expose_secret()
+    );
+    assert_eq!(fs::read_to_string(dir.path().join("tokens.json.broken")).unwrap(), "{broken");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_store_that_is_down_never_fails_a_request() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let server = AuthServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+    let store = FileStore::new(dir.path().join("tokens.json"));
+    let failures = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&failures);
+    let session = session(server.login(), server.origin(), "alone").store(store.clone()).on_event(
+        move |event| {
+            if let Event::StoreFailed { error } = event {
+                heard.lock().unwrap().push(error.kind());
+            }
+        },
+    );
+    mode(0o770);
+    let session = session.restore().await.unwrap();
+    let client = client(&session);
+    for _ in 0..3 {
+        server.expire_now();
+        let before = failures.lock().unwrap().len();
+        served(&client, &server).await;
+        assert!(failures.lock().unwrap()[before..].contains(&ErrorKind::Store));
+    }
+    mode(0o700);
+    assert_eq!(stored(&store).await, None);
+    // What could not be saved is saved before it is spent.
+    let unsaved = session.tokens().as_ref().map(refresh_token);
+    let hold = server.hold_token_calls();
+    server.expire_now();
+    let request = tokio::spawn(client.get(server.url("/jobs")).send());
+    hold.waiting(1).await;
+    assert_eq!(stored(&store).await, unsaved);
+    hold.release();
+    assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    assert_eq!(stored(&store).await, session.tokens().as_ref().map(refresh_token));
+    assert_eq!((server.token_calls(), server.counts().reuses), (4, 0));
+}

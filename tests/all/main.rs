@@ -1,0 +1,34 @@
+//! Everything that needs no feature and no server of somebody else: one binary, since each one costs a link.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+#[path = "../support/raw.rs"]
+mod raw;
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../support/workers.rs"]
+mod workers;
+
+mod auth_server;
+mod cancel;
+mod capture;
+mod chain;
+mod expiry;
+mod fleet;
+mod heartbeat;
+mod hostile;
+mod many_tasks;
+mod one_client;
+mod origin;
+mod properties;
+mod race;
+mod refresh;
+mod rejection;
+mod rejections;
+mod replay;
+mod runtimes;
+mod scope;
+mod session;
+mod session_store;
+mod session_store_faults;
+mod store;
+mod subsets;

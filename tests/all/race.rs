@@ -1,0 +1,84 @@
+//! The race of apache/airflow#67939, on a real socket: a request leaves with a good token and
+//! arrives when it has expired.
+
+// Helpers of tests may unwrap as tests do.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use reqwest::Response;
+use reqwest_middleware::ClientBuilder;
+use reqwest_reauth::{
+    ClientBuilderExt, OAuthRefresh, Outcome, Session,
+    testing::{AuthServer, AuthServerBuilder, Refusal},
+};
+use tokio::time::{Instant, sleep_until};
+
+const LIFETIME: Duration = Duration::from_secs(1);
+
+fn airflow() -> AuthServerBuilder {
+    AuthServer::builder().lifetime(LIFETIME).reissue_after(0.8).refusal(Refusal::Forbidden403)
+}
+
+/// Sends a request that the server looks at when its token has expired.
+async fn race(server: &AuthServer, can_refresh: bool) -> Response {
+    let issued = Instant::now();
+    let session =
+        Session::builder(server.login()).origin(server.origin()).refresh_ahead(Duration::ZERO);
+    let session = if can_refresh {
+        session.refresher(OAuthRefresh::new(server.token_endpoint()))
+    } else {
+        session
+    };
+    let client =
+        ClientBuilder::new(reqwest::Client::new()).with_session(session.build().unwrap()).build();
+    let hold = server.hold_api();
+    let request = tokio::spawn(client.post(server.url("/?status=409")).body("progress").send());
+    hold.waiting(1).await;
+    assert_eq!(server.requests()[0].subject.as_deref(), Some("login-1"));
+    // Time itself is what is tested: there is nothing else to wait for.
+    sleep_until(issued + LIFETIME + Duration::from_millis(50)).await;
+    hold.release();
+    request.await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn with_the_grace_the_client_lives_on_the_header_alone() {
+    for can_refresh in [false, true] {
+        let server = airflow().grace(Duration::from_secs(60)).start().await;
+        let response = race(&server, can_refresh).await;
+        assert_eq!(response.status(), 409);
+        let outcome = response.extensions().get::<Outcome>().unwrap();
+        assert!(outcome.captured && !outcome.refreshed && !outcome.replayed, "{outcome:?}");
+        assert_eq!(
+            (server.api_hits(), server.refused(), server.reissued(), server.token_calls()),
+            (1, 0, 1, 0)
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_the_grace_it_lives_on_the_refresh() {
+    let server = airflow().start().await;
+    let response = race(&server, true).await;
+    assert_eq!(response.status(), 409);
+    let outcome = response.extensions().get::<Outcome>().unwrap();
+    assert!(outcome.refreshed && outcome.replayed, "{outcome:?}");
+    let statuses: Vec<_> =
+        server.requests().iter().map(|request| (request.status, request.body.clone())).collect();
+    assert_eq!(
+        statuses,
+        [
+            (Some(StatusCode::FORBIDDEN), "progress".into()),
+            (Some(StatusCode::CONFLICT), "progress".into())
+        ]
+    );
+    assert_eq!((server.refused(), server.token_calls()), (1, 1));
+}
+
+#[tokio::test]
+async fn without_either_the_refusal_is_handed_through() {
+    let server = airflow().start().await;
+    assert_eq!(race(&server, false).await.status(), 403);
+    assert_eq!((server.api_hits(), server.refused()), (1, 1));
+}

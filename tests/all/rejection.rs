@@ -1,0 +1,285 @@
+//! Which answers refuse a token, and which do not (RFC 9110 §11.6.1, RFC 6750 §3, RFC 9470 §3).
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use crate::raw::{Counter, Reply, Server};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
+use reqwest_reauth::{
+    ClientBuilderExt, NotReplayed, Outcome, Session, SessionBuilder, Tokens, Verdict,
+};
+
+fn builder(server: &Server) -> SessionBuilder {
+    Session::builder(Tokens::new("old").unwrap()).origin(server.origin())
+}
+
+fn client(session: &Session) -> ClientWithMiddleware {
+    ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).build()
+}
+
+/// Answers `old` with this status and these challenges, and serves all others. Says whether the
+/// token was renewed.
+async fn renews(status: u16, challenges: &'static [&'static [u8]]) -> bool {
+    let server = Server::simple(move |seen| match seen.token() {
+        Some("old") => challenges
+            .iter()
+            .enumerate()
+            .fold(Reply::status(status), |reply, (index, value)| {
+                reply.header(
+                    ["WWW-Authenticate", "www-authenticate", "Www-AUTHENTICATE"][index % 3],
+                    value,
+                )
+            })
+            .body("the answer"),
+        _ => Reply::status(200),
+    })
+    .await;
+    let counter = Counter::default();
+    let session = builder(&server).refresher(counter.clone()).build().unwrap();
+    let response = client(&session).get(server.url("/")).send().await.unwrap();
+    let shown: Vec<_> = challenges.iter().map(|value| String::from_utf8_lossy(value)).collect();
+    if counter.calls() == 0 {
+        // What is no refusal is the caller's, as it is.
+        assert_eq!((response.status().as_u16(), server.count()), (status, 1), "{shown:?}");
+        assert!(response.extensions().get::<Outcome>().is_none(), "{shown:?}");
+        assert_eq!(response.text().await.unwrap(), "the answer");
+        return false;
+    }
+    assert_eq!(
+        (response.status().as_u16(), counter.calls(), server.count()),
+        (200, 1, 2),
+        "{shown:?}"
+    );
+    true
+}
+
+#[tokio::test]
+async fn a_401_is_a_refusal_unless_its_challenges_say_otherwise() {
+    let table: &[(&[&[u8]], bool)] = &[
+        (&[], true),
+        (&[b""], true),
+        (&[b"Bearer"], true),
+        (&[b"bearer"], true),
+        (&[b"BEARER realm=\"x\""], true),
+        (&[b"Bearer error=\"invalid_token\""], true),
+        (&[b"Bearer error=\"invalid_request\""], true),
+        (&[b"Bearer realm=\"a, b=c; d\", error=\"invalid_token\""], true),
+        (&[b"Bearer realm=\"she said \\\"Basic\\\", twice\""], true),
+        (&[b"Bearer realm=\"x\",error=\"invalid_token\",error_description=\"the \\\"exp\\\" is over, sorry\""], true),
+        (&[b"Basic realm=\"x\""], false),
+        (&[b"Basic realm=\"Bearer\""], false),
+        (&[b"Basic realm=\"x, Bearer realm=y\""], false),
+        (&[b"Basic realm=\"x \\\", Bearer \\\"\""], false),
+        (&[b"Digest realm=\"x\", qop=\"auth,auth-int\", nonce=\"n==\""], false),
+        (&[b"Negotiate"], false),
+        (&[b"Negotiate YII=", b"NTLM"], false),
+        (&[b"BearerToken realm=\"x\""], false),
+        (&[b"X-Bearer realm=\"x\""], false),
+        (&[b"Basic realm=\"x\", Bearer realm=\"y\""], true),
+        (&[b"Bearer realm=\"y\", Basic realm=\"x\""], true),
+        (&[b"Basic realm=\"x\"", b"Bearer realm=\"y\""], true),
+        (&[b"Negotiate", b"Basic realm=\"x\"", b"bEARER"], true),
+        (&[b"Bearer error=\"insufficient_scope\""], false),
+        (&[b"Bearer error=insufficient_scope"], false),
+        (&[b"Bearer scope=\"a b\", error=\"insufficient_scope\""], false),
+        (&[b"bearer ERROR=\"INSUFFICIENT_SCOPE\""], false),
+        (&[b"Bearer error=\"insufficient_\\scope\""], false),
+        (&[b"Bearer error=\"insufficient_user_authentication\", acr_values=\"x\", max_age=\"5\""], false),
+        (&[b"Bearer error=\"insufficient_claims\", claims=\"e30=\""], false),
+        (&[b"Bearer realm=\"y\"", b"Bearer error=\"insufficient_scope\""], false),
+        (&[b"Basic realm=\"x\", Bearer error=\"insufficient_scope\""], false),
+        (&[b"Bearer error_description=\"insufficient_scope\""], true),
+        (&[b"Bearer realm=\"insufficient_scope\", error=\"invalid_token\""], true),
+        (&[b"Bearer realm=\"error=insufficient_scope\""], true),
+        (&[b"Bearer realm=\"unclosed"], true),
+        (&[b"Bearer realm=\"unclosed, error=\"insufficient_scope\""], false),
+        (&[b"Basic realm=\"Bearer, unclosed"], false),
+        (&[b"Bearer realm=\"caf\xc3\xa9\""], true),
+        (&[b"\x80\xff, Bearer"], true),
+        (&[b",,, Bearer"], true),
+        (&[b"=,=\"\""], false),
+    ];
+    for (challenges, expected) in table {
+        let shown: Vec<_> = challenges.iter().map(|value| String::from_utf8_lossy(value)).collect();
+        assert_eq!(renews(401, challenges).await, *expected, "{shown:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_403_is_a_refusal_only_if_it_says_invalid_token() {
+    let table: &[(&[&[u8]], bool)] = &[
+        (&[], false),
+        (&[b"Bearer"], false),
+        (&[b"Bearer error=\"insufficient_scope\""], false),
+        (&[b"Bearer error=\"invalid_token\""], true),
+        (&[b"bearer realm=\"x\", ERROR=invalid_token"], true),
+        (&[b"Basic realm=\"x\"", b"Bearer error=\"invalid_token\""], true),
+        (&[b"Basic error=\"invalid_token\""], false),
+        (&[b"Basic realm=\"invalid_token\""], false),
+        (&[b"Bearer error_description=\"invalid_token\""], false),
+        (&[b"Bearer realm=\"x\", error_uri=\"invalid_token\""], false),
+    ];
+    for (challenges, expected) in table {
+        let shown: Vec<_> = challenges.iter().map(|value| String::from_utf8_lossy(value)).collect();
+        assert_eq!(renews(403, challenges).await, *expected, "{shown:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_other_status_is_ever_a_refusal() {
+    for status in [200, 302, 400, 402, 404, 407, 409, 419, 421, 425, 440, 498, 499, 500, 503, 511] {
+        assert!(!renews(status, &[b"Bearer error=\"invalid_token\""]).await, "{status}");
+    }
+}
+
+/// What the rule was told, and what it says.
+type Told = Arc<Mutex<Vec<(u16, Verdict)>>>;
+
+#[tokio::test]
+async fn a_plain_403_to_an_expired_token_is_a_refusal() {
+    // Without a refresher what is there is sent: the verdict shows in the rule.
+    for (expired, status, refused) in [
+        (true, 403, true),
+        (false, 403, false),
+        (true, 401, true),
+        (true, 407, false),
+        (true, 425, false),
+    ] {
+        let server = Server::simple(move |_| {
+            Reply::status(status).json(r#"{"detail":"Invalid auth token"}"#)
+        })
+        .await;
+        let told = Told::default();
+        let tokens = Tokens::new("old").unwrap().with_expires_in(Duration::from_secs(if expired {
+            0
+        } else {
+            3600
+        }));
+        let session = Session::builder(tokens)
+            .origin(server.origin())
+            .rejected_if({
+                let told = Arc::clone(&told);
+                move |response, verdict| {
+                    told.lock().unwrap().push((response.status().as_u16(), verdict));
+                    verdict.rejected
+                }
+            })
+            .build()
+            .unwrap();
+        let response = client(&session).get(server.url("/")).send().await.unwrap();
+        assert_eq!((response.status().as_u16(), server.count()), (status, 1));
+        let told = told.lock().unwrap();
+        let [(seen, verdict)] = told[..] else { panic!("asked {} times", told.len()) };
+        assert_eq!((seen, verdict.rejected, verdict.token_expired), (status, refused, expired));
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_runs_out_on_the_way_is_renewed_after_a_plain_403() {
+    // The API answers only when the token is over, by the same clock that the session has.
+    let server = Server::start(|seen| async move {
+        match seen.token() {
+            Some("old") => {
+                tokio::time::sleep(Duration::from_millis(1600)).await;
+                Reply::status(403).json(r#"{"detail":"Invalid auth token"}"#)
+            }
+            _ => Reply::status(200),
+        }
+    })
+    .await;
+    let counter = Counter::default();
+    let session =
+        Session::builder(Tokens::new("old").unwrap().with_expires_in(Duration::from_millis(1500)))
+            .origin(server.origin())
+            .refresh_ahead(Duration::ZERO)
+            .refresher(counter.clone())
+            .build()
+            .unwrap();
+    let response = client(&session).get(server.url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), counter.calls()), (200, 1));
+    assert_eq!(server.tokens(), [Some("old".into()), Some("t1".into())]);
+}
+
+#[tokio::test]
+async fn a_rule_of_the_user_replaces_the_built_in_one() {
+    // What no built-in rule takes for a refusal.
+    let server = Server::simple(|seen| match seen.token() {
+        Some("old") => Reply::status(440).header("X-Session", "over"),
+        _ => Reply::status(200),
+    })
+    .await;
+    let counter = Counter::default();
+    let session = builder(&server)
+        .refresher(counter.clone())
+        .rejected_if(|response, verdict| {
+            verdict.rejected || response.headers().contains_key("x-session")
+        })
+        .build()
+        .unwrap();
+    let response = client(&session).get(server.url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), counter.calls(), server.count()), (200, 1, 2));
+
+    // And what every built-in rule does.
+    let server = Server::simple(|_| Reply::status(401)).await;
+    let counter = Counter::default();
+    let session =
+        builder(&server).refresher(counter.clone()).rejected_if(|_, _| false).build().unwrap();
+    let response = client(&session).get(server.url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), counter.calls(), server.count()), (401, 0, 1));
+}
+
+#[tokio::test]
+async fn a_rule_that_refuses_everything_costs_one_refresh_and_one_replay() {
+    let server = Server::simple(|_| Reply::status(200)).await;
+    let counter = Counter::default();
+    let session =
+        builder(&server).refresher(counter.clone()).rejected_if(|_, _| true).build().unwrap();
+    let response = client(&session).get(server.url("/")).send().await.unwrap();
+    let outcome = response.extensions().get::<Outcome>().cloned().unwrap();
+    assert_eq!((response.status().as_u16(), counter.calls(), server.count()), (200, 1, 2));
+    assert_eq!(outcome.not_replayed, Some(NotReplayed::AlreadyReplayed));
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_refresh_hands_the_refusal_through() {
+    let server = Server::simple(|_| Reply::status(401).body("refused")).await;
+    let session = builder(&server).build().unwrap();
+    let response = client(&session).get(server.url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), server.count()), (401, 1));
+    assert_eq!(response.text().await.unwrap(), "refused");
+}
+
+#[tokio::test]
+async fn a_request_refused_with_an_older_token_goes_again_with_the_present_one_and_nobody_is_asked()
+{
+    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let server = Server::start({
+        let held = Arc::clone(&held);
+        move |seen| {
+            let held = Arc::clone(&held);
+            async move {
+                match seen.token() {
+                    Some("old") => {
+                        held.acquire().await.unwrap().forget();
+                        Reply::status(401)
+                    }
+                    _ => Reply::status(200),
+                }
+            }
+        }
+    })
+    .await;
+    let counter = Counter::default();
+    let session = builder(&server).refresher(counter.clone()).build().unwrap();
+    let request = tokio::spawn(client(&session).get(server.url("/")).send());
+    while server.count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    session.replace_tokens(Tokens::new("newer").unwrap()).await.unwrap();
+    held.add_permits(1);
+    let response = request.await.unwrap().unwrap();
+    assert_eq!((response.status().as_u16(), counter.calls()), (200, 0));
+    assert_eq!(server.tokens(), [Some("old".into()), Some("newer".into())]);
+}

@@ -1,0 +1,472 @@
+//! When the API refuses the token (contract §3), end to end without a socket.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use crate::support::{
+    Api, Issuer, ORIGIN, Turn, answer, error_of, outcome_of, pair, settle, unavailable, url,
+};
+use futures_util::FutureExt as _;
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
+use reqwest_reauth::{
+    ClientBuilderExt, Error, ErrorKind, NotReplayed, OnRefreshFailure, Session, SessionBuilder,
+    SessionState, Tokens,
+};
+use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn builder(issuer: &Issuer) -> SessionBuilder {
+    Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone())
+}
+
+/// Answers the first token so, and accepts every other.
+fn refusing(answering: impl Fn() -> http::response::Builder + Send + Sync + 'static) -> Api {
+    Api::new(move |seen| {
+        let answer = if seen.token() == Some("t0") { answering() } else { answer(200) };
+        async move { answer }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn which_answers_renew_the_token() {
+    type Headers = &'static [(&'static str, &'static str)];
+    const CHALLENGE: &str = "www-authenticate";
+    const TABLE: &[(u16, Headers, bool)] = &[
+        (401, &[], true),
+        (401, &[(CHALLENGE, "Bearer")], true),
+        (401, &[(CHALLENGE, "Basic realm=\"x\""), (CHALLENGE, "Bearer")], true),
+        (401, &[(CHALLENGE, "Basic realm=\"x\"")], false),
+        (401, &[(CHALLENGE, "Bearer error=\"insufficient_scope\"")], false),
+        (401, &[(CHALLENGE, "Bearer error=\"insufficient_user_authentication\"")], false),
+        (401, &[(CHALLENGE, "Bearer error=\"insufficient_claims\"")], false),
+        (401, &[(CHALLENGE, "Basic"), ("refreshed-api-token", "c1")], true),
+        (403, &[], false),
+        (403, &[(CHALLENGE, "Bearer error=\"invalid_token\"")], true),
+        (403, &[("refreshed-api-token", "c1")], true),
+        (407, &[(CHALLENGE, "Bearer error=\"invalid_token\"")], false),
+        (421, &[], false),
+        (425, &[], false),
+        (419, &[], false),
+    ];
+    for (status, headers, refused) in TABLE {
+        let issuer = Issuer::new([]);
+        let session = builder(&issuer).build().unwrap();
+        let (status, headers) = (*status, *headers);
+        let api = refusing(move || {
+            headers
+                .iter()
+                .fold(answer(status), |answer, (name, value)| answer.header(*name, *value))
+        });
+        let response = api.client(&session).get(url("/")).send().await.unwrap();
+        let expected = if *refused { 200 } else { status };
+        assert_eq!(response.status().as_u16(), expected, "{status} {headers:?}");
+        assert_eq!(outcome_of(&response).replayed, *refused, "{status} {headers:?}");
+        let captured = headers.iter().any(|(name, _)| *name == "refreshed-api-token");
+        assert_eq!(issuer.calls(), usize::from(*refused && !captured), "{status} {headers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_403_refuses_a_token_that_has_ended_meanwhile() {
+    let issuer = Issuer::new([]);
+    let tokens = pair("t0", "r0").with_expires_in(10 * SECOND);
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .refresh_ahead(Duration::ZERO)
+        .build()
+        .unwrap();
+    let api = Api::new(|seen| async move {
+        if seen.token() == Some("t0") {
+            tokio::time::sleep(11 * SECOND).await;
+            return answer(403);
+        }
+        answer(200)
+    });
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((issuer.calls(), api.tokens_seen()), (1, vec!["t0".to_owned(), "t1".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_if_replaces_the_rule_and_is_handed_the_verdict() {
+    let issuer = Issuer::new([]);
+    let verdicts = Arc::new(Mutex::new(Vec::new()));
+    let rule = {
+        let verdicts = Arc::clone(&verdicts);
+        move |response: &reqwest::Response, verdict: reqwest_reauth::Verdict| {
+            verdicts.lock().unwrap().push((
+                response.status().as_u16(),
+                verdict.rejected,
+                verdict.token_expired,
+            ));
+            response.status() == 419
+        }
+    };
+    let session = builder(&issuer).rejected_if(rule).build().unwrap();
+    let response = refusing(|| answer(419)).client(&session).get(url("/")).send().await.unwrap();
+    assert!(response.status() == 200 && outcome_of(&response).replayed);
+    assert_eq!(*verdicts.lock().unwrap(), [(419, false, false), (200, false, false)]);
+
+    verdicts.lock().unwrap().clear();
+    let api = Api::accepting(|_| false);
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
+    assert_eq!(
+        (&*verdicts.lock().unwrap(), api.seen().len(), issuer.calls()),
+        (&vec![(401, true, false)], 1, 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_refusal_of_an_old_token_is_replayed_without_a_call() {
+    let issuer = Issuer::new([]);
+    let session = builder(&issuer).build().unwrap();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let api = Api::new({
+        let gate = Arc::clone(&gate);
+        move |seen| {
+            let gate = Arc::clone(&gate);
+            async move {
+                if seen.token() != Some("t0") {
+                    return answer(200);
+                }
+                gate.acquire().await.unwrap().forget();
+                answer(401)
+            }
+        }
+    });
+    let client = api.client(&session);
+    let requests: Vec<_> = (0..20).map(|_| tokio::spawn(client.get(url("/")).send())).collect();
+    settle().await;
+    session.refresh().await.unwrap();
+    gate.add_permits(20);
+    for request in requests {
+        let response = request.await.unwrap().unwrap();
+        assert!(
+            response.status() == 200
+                && outcome_of(&response).replayed
+                && !outcome_of(&response).refreshed
+        );
+    }
+    assert_eq!(issuer.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_cannot_renew_hands_the_refusal_through() {
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).build().unwrap();
+    let api = Api::accepting(|_| false);
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), api.seen().len()), (401, 1));
+    assert!(outcome_of(&response).refresh_error.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_on_trial_is_not_renewed_again_until_it_was_accepted_or_the_pause_is_over() {
+    let issuer = Issuer::new([]);
+    let session = builder(&issuer).build().unwrap();
+    let refusing = Api::accepting(|_| false);
+    let client = refusing.client(&session);
+    let response = client.get(url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), issuer.calls()), (401, 1));
+    assert_eq!(outcome_of(&response).not_replayed, Some(NotReplayed::AlreadyReplayed));
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 401);
+    assert_eq!((issuer.calls(), session.state()), (1, SessionState::Active));
+
+    // An answer of another kind accepts it, even a 500.
+    let other = Api::new(|_| async { answer(500) });
+    other.client(&session).get(url("/")).send().await.unwrap();
+    client.get(url("/")).send().await.unwrap();
+    assert_eq!(issuer.calls(), 2);
+
+    tokio::time::advance(10 * SECOND).await;
+    client.get(url("/")).send().await.unwrap();
+    assert_eq!(issuer.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_from_the_store_is_not_on_trial() {
+    let issuer = Issuer::new([]);
+    let store = crate::support::store::FakeStore::holding(pair("s", "rs"));
+    let session = builder(&issuer).store(store).build().unwrap();
+    let api = Api::accepting(|token| token == "t1");
+    let client = api.client(&session);
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 401);
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(
+        (api.tokens_seen(), issuer.calls()),
+        (["t0", "s", "s", "t1"].map(str::to_owned).to_vec(), 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requests_own_timeout_bounds_its_wait_and_the_flight_goes_on() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        for answered in [false, true] {
+            let issuer = Issuer::new([Turn::Issue(20 * SECOND, None)]);
+            let mut tokens = pair("t0", "r0");
+            if !answered {
+                tokens = tokens.with_expires_in(Duration::ZERO);
+            }
+            let session = Session::builder(tokens)
+                .origin(ORIGIN)
+                .refresher(issuer.clone())
+                .on_refresh_failure(choice);
+            let session = session.build().unwrap();
+            let api = Api::accepting(|token| token == "t1");
+            let client = api.client(&session);
+            let begun = Instant::now();
+            let result = client.get(url("/")).timeout(3 * SECOND).send().await;
+            assert_eq!(begun.elapsed(), 3 * SECOND);
+            let error = match result {
+                Ok(response) => {
+                    assert!(answered && choice == OnRefreshFailure::ReturnResponse);
+                    assert_eq!(response.status(), 401);
+                    outcome_of(&response).refresh_error.unwrap()
+                }
+                Err(error) => Error::find_in(&error).unwrap().clone(),
+            };
+            assert_eq!(error.kind(), ErrorKind::TimedOut);
+            assert_eq!(error.api_status().map(|status| status.as_u16()), answered.then_some(401));
+            assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+            assert_eq!(issuer.calls(), 1);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_failed_refresh_the_refused_token_is_not_sent_again() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+        let session = builder(&issuer).on_refresh_failure(choice).build().unwrap();
+        let api = refusing(|| answer(401).header("x-says", "no"));
+        let error = match api.client(&session).get(url("/")).send().await {
+            Ok(response) => {
+                assert_eq!(
+                    (response.status().as_u16(), &response.headers()["x-says"]),
+                    (401, &"no".parse().unwrap())
+                );
+                outcome_of(&response).refresh_error.unwrap()
+            }
+            Err(error) => Error::find_in(&error).unwrap().clone(),
+        };
+        assert_eq!((error.kind(), error.status().unwrap().as_u16()), (ErrorKind::Unavailable, 502));
+        assert_eq!((error.api_status().unwrap().as_u16(), api.seen().len()), (401, 1));
+    }
+}
+
+fn under_retry(api: &Api, session: &Session) -> ClientWithMiddleware {
+    let policy = ExponentialBackoff::builder().build_with_max_retries(3);
+    let client = ClientBuilder::new(reqwest::Client::new())
+        .with(RetryTransientMiddleware::new_with_policy(policy));
+    client.with_session(session.clone()).with(api.clone()).build()
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_an_outer_retry_a_request_is_replayed_once_and_starts_one_refresh() {
+    let issuer = Issuer::new([]);
+    let session = builder(&issuer).build().unwrap();
+    // 401, replayed: 503, retried: the fresh token is refused too.
+    let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let api = Api::new(move |_| {
+        let status =
+            [401, 503, 401, 503][count.fetch_add(1, std::sync::atomic::Ordering::SeqCst).min(3)];
+        async move { answer(status) }
+    });
+    let response = under_retry(&api, &session).get(url("/")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), issuer.calls()), (401, 1));
+    assert_eq!(outcome_of(&response).not_replayed, Some(NotReplayed::AlreadyReplayed));
+    assert_eq!(api.tokens_seen(), ["t0", "t1", "t1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_an_outer_retry_an_expired_token_is_renewed_once() {
+    let short = Some(Duration::from_millis(1));
+    let issuer =
+        Issuer::new([Turn::Issue(Duration::ZERO, short), Turn::Issue(Duration::ZERO, short)]);
+    let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
+    let api = Api::new({
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        move |_| {
+            let first = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+            async move {
+                // Longer than the token lives.
+                tokio::time::sleep(SECOND).await;
+                answer(if first { 503 } else { 200 })
+            }
+        }
+    });
+    assert_eq!(under_retry(&api, &session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((issuer.calls(), api.tokens_seen()), (1, vec!["t1".to_owned(), "t1".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_has_begun_a_refresh_before_it_was_sent_begins_none_when_it_is_refused() {
+    let issuer = Issuer::new([]);
+    let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
+    let api = Api::accepting(|_| false);
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), issuer.calls(), api.tokens_seen()),
+        (401, 1, vec!["t1".to_owned()])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_has_begun_a_refresh_in_the_background_begins_no_other_when_it_is_refused() {
+    let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable())]);
+    let tokens = pair("t0", "r0").with_expires_in(100 * SECOND);
+    let session = Session::builder(tokens)
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
+    tokio::time::advance(99 * SECOND).await;
+    // It answers when that refresh has failed, and the cool-down is over.
+    let api = Api::new(|_| async {
+        settle().await;
+        answer(401)
+    });
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), issuer.calls(), api.tokens_seen()),
+        (401, 1, vec!["t0".to_owned()])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_refresh_is_found_under_an_outer_retry_and_not_retried() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = builder(&issuer).build().unwrap();
+    let api = Api::accepting(|_| false);
+    let error = error_of(under_retry(&api, &session).get(url("/")).send().await);
+    assert_eq!((error.kind(), error.api_status().unwrap().as_u16()), (ErrorKind::Unavailable, 401));
+    assert_eq!((api.seen().len(), issuer.calls()), (1, 1));
+}
+
+/// Refuses `t0` once it has been replaced by this login, and accepts `t1` alone.
+fn refusing_after(session: &Session, login: Tokens) -> Api {
+    let session = session.clone();
+    Api::new(move |seen| {
+        let (session, login) = (session.clone(), login.clone());
+        async move {
+            if seen.token() == Some("t0") {
+                session.replace_tokens(login).await.unwrap();
+            }
+            answer(if seen.token() == Some("t1") { 200 } else { 401 })
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_without_a_good_access_token_that_comes_during_a_request_is_renewed_for_its_replay()
+{
+    let without = Tokens::from_refresh_token("rn").unwrap();
+    let with_one_that_has_run_out = pair("short", "rn").with_expires_in(Duration::ZERO);
+    for login in [without, with_one_that_has_run_out] {
+        let issuer = Issuer::new([]);
+        let session = builder(&issuer).build().unwrap();
+        let api = refusing_after(&session, login);
+        assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+        assert_eq!(
+            (issuer.asked(), api.tokens_seen()),
+            (vec![Some("rn".to_owned())], vec!["t0".to_owned(), "t1".to_owned()])
+        );
+    }
+}
+
+/// The API refuses `t0` when its successor has run out and could not be renewed.
+fn refuses_late(session: &Session) -> Api {
+    let session = session.clone();
+    Api::new(move |_| {
+        let session = session.clone();
+        async move {
+            session
+                .replace_tokens(pair("short", "rs").with_expires_in(Duration::ZERO))
+                .await
+                .unwrap();
+            session.refresh().await.unwrap_err();
+            answer(401)
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_sent_again_for_want_of_a_token_names_the_refusal() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable())]);
+        let session = builder(&issuer).on_refresh_failure(choice).build().unwrap();
+        let api = refuses_late(&session);
+        let answer = api.client(&session).get(url("/")).send().await;
+        let error = match choice {
+            OnRefreshFailure::ReturnResponse => {
+                let answer = answer.unwrap();
+                assert_eq!(answer.status(), 401);
+                outcome_of(&answer).refresh_error.unwrap()
+            }
+            _ => error_of(answer),
+        };
+        assert_eq!(
+            (error.kind(), error.api_status().map(|status| status.as_u16())),
+            (ErrorKind::CoolingDown, Some(401))
+        );
+        assert_eq!((issuer.calls(), api.tokens_seen()), (1, vec!["t0".to_owned()]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_session_is_closed_just_before_its_replay_names_the_refusal() {
+    let issuer = Issuer::new([]);
+    let to_close = Arc::new(Mutex::new(None::<Session>));
+    let session = builder(&issuer).replay_if({
+        let to_close = Arc::clone(&to_close);
+        move |_| {
+            let session = to_close.lock().unwrap().take().unwrap();
+            // Its first step is what closes it.
+            let _ = session.close().now_or_never();
+            true
+        }
+    });
+    let session = session.build().unwrap();
+    *to_close.lock().unwrap() = Some(session.clone());
+    let api = Api::accepting(|token| token != "t0");
+    let error = error_of(api.client(&session).get(url("/")).send().await);
+    assert_eq!(
+        (error.kind(), error.api_status().map(|status| status.as_u16())),
+        (ErrorKind::Closed, Some(401))
+    );
+    assert_eq!(api.tokens_seen(), ["t0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_refresh_is_overtaken_by_a_login_without_an_access_token_goes_on_with_that()
+{
+    let issuer = Issuer::new([Turn::Hang]);
+    let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
+    let session =
+        Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+    let api = Api::accepting(|_| true);
+    let request = tokio::spawn(api.client(&session).get(url("/")).send());
+    issuer.until_called(1).await;
+    session.replace_tokens(Tokens::from_refresh_token("rn").unwrap()).await.unwrap();
+    assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    assert_eq!(
+        (issuer.asked(), api.tokens_seen()),
+        (vec![Some("r0".to_owned()), Some("rn".to_owned())], vec!["t2".to_owned()])
+    );
+}

@@ -1,0 +1,272 @@
+//! One session on two runtimes, of which the one that runs the refresh goes away (contract §6.4).
+//! Real time: a paused clock belongs to one runtime.
+
+use std::{
+    sync::{Arc, Mutex, mpsc},
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    Api, Issuer, ORIGIN, Turn, held, pair,
+    store::{Call, FakeStore, Fate, Op},
+    texts, url,
+};
+use reqwest_reauth::{Error, ErrorKind, MemoryStore, Session, StoreLock, TokenStore, Tokens};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::Notify,
+};
+
+const BOUND: Duration = Duration::from_secs(20);
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn session(issuer: &Issuer, store: impl TokenStore) -> Session {
+    // What hangs is not to be helped by a time limit.
+    let session =
+        Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store);
+    session.store_timeout(2 * BOUND).build().unwrap()
+}
+
+#[test]
+fn a_waiter_is_freed_when_the_runtime_of_the_flight_is_shut_down() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let store = FakeStore::default();
+    let session = session(&issuer, store.clone());
+    let (leads, waits) = (runtime(), runtime());
+    leads.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    waits.block_on(issuer.until_called(1));
+    let api = Api::accepting(|token| token == "t2");
+    let (sender, answered) = mpsc::channel();
+    let (refused, mut is_refused) = tokio::sync::mpsc::channel(1);
+    let gated = Api::new(move |seen| {
+        let refused = refused.clone();
+        async move {
+            let _ = refused.try_send(());
+            crate::support::answer(if seen.token() == Some("t2") { 200 } else { 401 })
+        }
+    });
+    waits.spawn({
+        let request = gated.client(&session).get(url("/")).send();
+        async move { sender.send(request.await) }
+    });
+    waits.block_on(is_refused.recv()).unwrap();
+    assert!(answered.recv_timeout(Duration::from_millis(50)).is_err(), "it waits for the flight");
+    leads.shutdown_background();
+    let error = crate::support::error_of(answered.recv_timeout(BOUND).expect("a waiter hangs"));
+    assert_eq!((error.kind(), error.api_status().unwrap().as_u16()), (ErrorKind::Internal, 401));
+    assert!(store.is_free());
+    // The next starts afresh, here.
+    let response = waits.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    assert_eq!(
+        (response.status().as_u16(), issuer.calls(), held(&session)),
+        (200, 2, texts("t2", "r2"))
+    );
+}
+
+#[test]
+fn what_the_flight_was_saving_when_its_runtime_went_away_is_not_lost() {
+    let issuer = Issuer::new([]);
+    let store = FakeStore::default();
+    store.next(Call::Save, [Fate::Hang]);
+    let session = session(&issuer, store.clone());
+    let (leads, waits) = (runtime(), runtime());
+    leads.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    waits.block_on(issuer.until_called(1));
+    // The store hangs in its first save; the refresh token is kept by then.
+    let begun = Instant::now();
+    while held(&session).1 != "r1" {
+        assert!(begun.elapsed() < BOUND, "the refresh token is not kept before it is saved");
+        std::thread::yield_now();
+    }
+    leads.shutdown_timeout(BOUND);
+    assert!(store.is_free());
+    waits.block_on(session.refresh()).unwrap();
+    assert_eq!(issuer.asked(), [Some("r0".to_owned()), Some("r1".to_owned())]);
+    assert_eq!(store.held(), Some(texts("t2", "r2")));
+}
+
+#[test]
+fn a_waiter_is_freed_in_time_when_nobody_drives_the_runtime_of_the_flight() {
+    let issuer = Issuer::new([]);
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
+    let session = session
+        .refresh_timeout(Duration::from_millis(100))
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
+    // It stands still as soon as the flight has its place, and its first poll never comes.
+    let still = Builder::new_current_thread().enable_all().build().unwrap();
+    still.block_on(async {
+        let session = session.clone();
+        let mut refresh = Box::pin(async move { session.refresh().await });
+        let _ = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(refresh.as_mut().poll(context).is_ready())
+        })
+        .await;
+    });
+    let begun = Instant::now();
+    let error = runtime().block_on(session.refresh()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(begun.elapsed() < BOUND);
+    runtime().block_on(session.refresh()).unwrap();
+}
+
+#[test]
+fn a_captured_token_whose_saver_went_away_with_its_runtime_is_saved_later() {
+    let issuer = Issuer::new([]);
+    let store = FakeStore::default();
+    store.next(Call::Save, [Fate::Hang]);
+    let session = session(&issuer, store.clone());
+    let (first, second) = (runtime(), runtime());
+    let api =
+        Api::new(|_| async { crate::support::answer(200).header("refreshed-api-token", "c1") });
+    first.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    // The saver has looked, and goes on to the save in the same step.
+    first.block_on(store.until(|ops| ops.contains(&Op::Load)));
+    first.shutdown_timeout(BOUND);
+    assert_eq!(store.held(), None);
+    second.block_on(session.refresh()).unwrap();
+    let saves = store.saves();
+    assert_eq!(saves, [texts("c1", "r0"), texts("t1", "r1")]);
+}
+
+#[test]
+fn a_captured_token_whose_saver_was_still_waiting_for_the_lock_is_saved_later() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, store.clone());
+    let (first, second) = (runtime(), runtime());
+    let other = second.block_on(store.occupy());
+    let api =
+        Api::new(|_| async { crate::support::answer(200).header("refreshed-api-token", "c1") });
+    first.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    first.shutdown_timeout(BOUND);
+    drop(other);
+    second.block_on(session.refresh()).unwrap();
+    assert_eq!(store.saves(), [texts("c1", "r0"), texts("t1", "r1")]);
+}
+
+#[test]
+fn a_flight_that_is_begun_without_a_runtime_ends_at_once() {
+    let issuer = Issuer::new([]);
+    let session = session(&issuer, MemoryStore::default());
+    let mut refresh = Box::pin(session.refresh());
+    let polled =
+        refresh.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+    assert!(
+        matches!(polled, std::task::Poll::Ready(Err(error)) if error.kind() == ErrorKind::Internal)
+    );
+    drop(refresh);
+    runtime().block_on(session.refresh()).unwrap();
+    assert_eq!(held(&session), texts("t1", "r1"));
+}
+
+#[test]
+fn there_are_never_two_calls_at_once_though_the_first_cannot_be_called_off() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
+    let session = session.refresh_timeout(Duration::from_millis(200)).build().unwrap();
+    // Nobody drives this runtime once the call has begun.
+    let still = Builder::new_current_thread().enable_all().build().unwrap();
+    still.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    still.block_on(issuer.until_called(1));
+    let runs = runtime();
+    runs.block_on(session.replace_tokens(pair("new", "rn"))).unwrap();
+    assert_eq!(runs.block_on(session.refresh()).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!((issuer.calls(), issuer.most()), (1, 1));
+    drop(still);
+    runs.block_on(session.refresh()).unwrap();
+    assert_eq!(
+        (issuer.asked(), issuer.most()),
+        (vec![Some("r0".to_owned()), Some("rn".to_owned())], 1)
+    );
+}
+
+#[test]
+fn closing_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, store.clone());
+    let api =
+        Api::new(|_| async { crate::support::answer(200).header("refreshed-api-token", "c1") });
+    // It stands still before the saver's first poll.
+    let still = Builder::new_current_thread().enable_all().build().unwrap();
+    still.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    let runs = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let closed = runs
+        .block_on(async { tokio::time::timeout(Duration::from_secs(3600), session.close()).await });
+    closed.expect("it is closed in time").unwrap();
+    assert!(store.saves().is_empty());
+    // Nothing is lost if it goes on after all.
+    still.block_on(store.until(|ops| ops.iter().any(|op| matches!(op, Op::Save(..)))));
+    assert_eq!(store.saves(), [texts("c1", "r0")]);
+}
+
+/// A store without a lock, whose first save never ends.
+#[derive(Clone, Default)]
+struct Unlocked {
+    saves: Arc<Mutex<Vec<(String, String)>>>,
+    began: Arc<Notify>,
+}
+
+#[async_trait::async_trait]
+impl TokenStore for Unlocked {
+    async fn load(&self) -> Result<Option<Tokens>, Error> {
+        Ok(None)
+    }
+
+    async fn save(&self, _: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+        let first = {
+            let mut saves = self.saves.lock().unwrap();
+            saves.push(crate::support::store::texts(tokens));
+            saves.len() == 1
+        };
+        self.began.notify_one();
+        if first { std::future::pending().await } else { Ok(()) }
+    }
+
+    async fn clear(&self, _: &StoreLock) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn lock(&self) -> Result<StoreLock, Error> {
+        Ok(StoreLock::none())
+    }
+}
+
+#[test]
+fn a_flight_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() {
+    let (issuer, store) = (Issuer::new([]), Unlocked::default());
+    let session = Session::builder(pair("t0", "r0"))
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .store(store.clone())
+        .build()
+        .unwrap();
+    let api =
+        Api::new(|_| async { crate::support::answer(200).header("refreshed-api-token", "c1") });
+    // It stands still in the middle of a save.
+    let still = Builder::new_current_thread().enable_all().build().unwrap();
+    still.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    still.block_on(store.began.notified());
+    let runs = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runs.block_on(session.refresh()).unwrap();
+    assert_eq!((held(&session), store.saves.lock().unwrap().len()), (texts("t1", "r1"), 1));
+    // What it could not save is saved as soon as the way is free.
+    drop(still);
+    runs.block_on(session.refresh()).unwrap();
+    assert_eq!(
+        *store.saves.lock().unwrap(),
+        [texts("c1", "r0"), texts("t1", "r1"), texts("t2", "r2")]
+    );
+}

@@ -1,0 +1,580 @@
+//! A session's life: its state, its subscribers, and the user's word against a flight (contract
+//! §6).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::support::{
+    Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, outcome_of, pair, settle,
+    store::{Call, FakeStore, Fate},
+    texts, unavailable, until, url,
+};
+use reqwest_reauth::{
+    Error, ErrorKind, Event, OnRefreshFailure, RefreshContext, Refresher, Session, SessionBuilder,
+    SessionState, Tokens,
+};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, advance},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn builder(issuer: &Issuer) -> SessionBuilder {
+    Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone())
+}
+
+fn session(issuer: &Issuer) -> Session {
+    builder(issuer).build().unwrap()
+}
+
+fn refreshing(session: &Session) -> JoinHandle<Result<Tokens, Error>> {
+    let session = session.clone();
+    tokio::spawn(async move { session.refresh().await })
+}
+
+/// Notes each state that a subscriber is told, until the session is closed.
+fn record(session: &Session) -> JoinHandle<Vec<SessionState>> {
+    let mut states = session.subscribe();
+    tokio::spawn(async move {
+        let mut told = vec![*states.borrow_and_update()];
+        while told.last() != Some(&SessionState::Closed) && states.changed().await.is_ok() {
+            told.push(*states.borrow_and_update());
+        }
+        told
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_and_subscribers_tell_the_truth_at_each_step() {
+    use SessionState::{Active, Closed, CoolingDown, LoginRequired, Refreshing};
+    let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
+    let issuer =
+        Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Fail(SECOND, dead), Turn::Gated]);
+    let session = session(&issuer);
+    let told = record(&session);
+    settle().await;
+    session.refresh().await.unwrap_err();
+    assert_eq!(session.state(), CoolingDown);
+    tokio::time::sleep(10 * SECOND).await;
+    assert_eq!(session.state(), Active);
+    settle().await;
+    session.refresh().await.unwrap_err();
+    settle().await;
+    assert_eq!(session.state(), LoginRequired);
+    session.replace_tokens(pair("new", "rn")).await.unwrap();
+    assert_eq!(session.state(), Active);
+    settle().await;
+    let refresh = refreshing(&session);
+    until(&session, Refreshing).await;
+    settle().await;
+    session.clear().await.unwrap();
+    assert_eq!(session.state(), LoginRequired);
+    settle().await;
+    session.close().await.unwrap();
+    assert_eq!(session.state(), Closed);
+    refresh.await.unwrap().unwrap_err();
+    let expected = [
+        Active,
+        Refreshing,
+        CoolingDown,
+        Active,
+        Refreshing,
+        LoginRequired,
+        Active,
+        Refreshing,
+        LoginRequired,
+        Closed,
+    ];
+    assert_eq!(told.await.unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_subscribes_in_a_cool_down_hears_when_it_is_over() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = session(&issuer);
+    session.refresh().await.unwrap_err();
+    let begun = Instant::now();
+    until(&session, SessionState::Active).await;
+    assert!((10..=11).contains(&begun.elapsed().as_secs()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cool_down_costs_one_timer_however_much_happens_in_it() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = session(&issuer);
+    let _subscriber = session.subscribe();
+    session.refresh().await.unwrap_err();
+    settle().await;
+    let before = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let api = Api::new(|_| async { answer(200).header("refreshed-api-token", "t0") });
+    for _ in 0..50 {
+        api.client(&session).get(url("/")).send().await.unwrap();
+    }
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_lengthens_the_cool_down_up_to_five_minutes() {
+    for (asked, expected) in [(0, 10), (60, 60), (86_400, 300)] {
+        let issuer = Issuer::new([Turn::Fail(
+            Duration::ZERO,
+            unavailable().with_retry_after(asked * SECOND),
+        )]);
+        let session = session(&issuer);
+        session.refresh().await.unwrap_err();
+        let error = error_of(Api::accepting(|_| false).client(&session).get(url("/")).send().await);
+        assert_eq!(
+            (error.kind(), error.retry_after()),
+            (ErrorKind::CoolingDown, Some(asked * SECOND))
+        );
+        advance(Duration::from_secs(expected - 1)).await;
+        assert_eq!(session.state(), SessionState::CoolingDown, "{asked}");
+        advance(SECOND).await;
+        assert_eq!(session.state(), SessionState::Active, "{asked}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refresh_does_not_heed_the_cool_down_and_a_good_token_is_still_sent_in_it() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = session(&issuer);
+    session.refresh().await.unwrap_err();
+    let api = Api::accepting(|_| true);
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(store_texts(&session.refresh().await.unwrap()), texts("t2", "r2"));
+    assert_eq!(session.state(), SessionState::Active);
+}
+
+fn store_texts(tokens: &Tokens) -> (String, String) {
+    crate::support::store::texts(tokens)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_capture_during_a_flight_frees_new_requests_and_is_replaced_by_what_the_flight_brings() {
+    let issuer = Issuer::new([Turn::Gated]);
+    let session = session(&issuer);
+    let api = Api::new(|seen| async move {
+        match (seen.token(), seen.url.ends_with("/capture")) {
+            (Some("t0"), true) => answer(200).header("refreshed-api-token", "c1"),
+            (Some("t0"), false) => answer(401),
+            _ => answer(200),
+        }
+    });
+    let client = api.client(&session);
+    // Sent with the old token, and answered after the flight has begun.
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let late = Api::new({
+        let gate = std::sync::Arc::clone(&gate);
+        move |_| {
+            let gate = std::sync::Arc::clone(&gate);
+            async move {
+                gate.notified().await;
+                answer(200).header("refreshed-api-token", "c1")
+            }
+        }
+    });
+    let late = tokio::spawn(late.client(&session).get(url("/capture")).send());
+    settle().await;
+    let refused = tokio::spawn(client.get(url("/")).send());
+    until(&session, SessionState::Refreshing).await;
+    let waiting = tokio::spawn(client.get(url("/")).send());
+    settle().await;
+    assert_eq!((waiting.is_finished(), api.seen().len()), (false, 1), "it waits, unsent");
+    gate.notify_one();
+    assert!(outcome_of(&late.await.unwrap().unwrap()).captured);
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(api.tokens_seen().last().unwrap(), "c1");
+    issuer.gate.add_permits(1);
+    assert_eq!(refused.await.unwrap().unwrap().status(), 200);
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+    assert_eq!((held(&session), session.generation()), (texts("t1", "r1"), 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_fails_is_no_failure_where_the_token_has_changed_meanwhile() {
+    let issuer = Issuer::new([Turn::Fail(5 * SECOND, unavailable())]);
+    let session = session(&issuer);
+    let api = Api::new(|seen| async move {
+        if seen.url.ends_with("/late") {
+            tokio::time::sleep(2 * SECOND).await;
+            return answer(200).header("refreshed-api-token", "c1");
+        }
+        answer(if seen.token() == Some("c1") { 200 } else { 401 })
+    });
+    let client = api.client(&session);
+    let late = tokio::spawn(client.get(url("/late")).send());
+    settle().await;
+    let response = client.get(url("/")).send().await.unwrap();
+    assert!(
+        response.status() == 200
+            && outcome_of(&response).replayed
+            && !outcome_of(&response).refreshed
+    );
+    late.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_never_undoes_a_newer_token() {
+    let issuer = Issuer::new([]);
+    let session = session(&issuer);
+    let api = Api::new({
+        let session = session.clone();
+        move |_| {
+            let session = session.clone();
+            async move {
+                session.refresh().await.unwrap();
+                answer(200).header("refreshed-api-token", "c1")
+            }
+        }
+    });
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert!(!outcome_of(&response).captured);
+    assert_eq!((held(&session), session.generation()), (texts("t1", "r1"), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_tokens_free_those_who_wait_and_what_the_flight_brings_is_dropped() {
+    let issuer = Issuer::new([Turn::Issue(60 * SECOND, None)]);
+    let session = session(&issuer);
+    let api = Api::accepting(|token| token == "new");
+    let requests: Vec<_> =
+        (0..9).map(|_| tokio::spawn(api.client(&session).get(url("/")).send())).collect();
+    until(&session, SessionState::Refreshing).await;
+    settle().await;
+    let begun = Instant::now();
+    session.replace_tokens(pair("new", "rn")).await.unwrap();
+    for request in requests {
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    advance(120 * SECOND).await;
+    settle().await;
+    assert_eq!((held(&session), issuer.most()), (texts("new", "rn"), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clear_frees_those_who_wait_unsent() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
+    let session =
+        Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+    let api = Api::accepting(|_| true);
+    let requests: Vec<_> =
+        (0..9).map(|_| tokio::spawn(api.client(&session).get(url("/")).send())).collect();
+    until(&session, SessionState::Refreshing).await;
+    settle().await;
+    session.clear().await.unwrap();
+    for request in requests {
+        let error = error_of(request.await.unwrap());
+        assert_eq!((error.kind(), error.api_status()), (ErrorKind::LoginRequired, None));
+    }
+    assert!(api.seen().is_empty() && session.tokens().is_none());
+    session.replace_tokens(pair("new", "rn")).await.unwrap();
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_flights_in_a_row_are_never_two_calls_at_once() {
+    let issuer = Issuer::new([Turn::Issue(5 * SECOND, None), Turn::Issue(5 * SECOND, None)]);
+    let store = FakeStore::default();
+    store.next(Call::Save, [Fate::Gated]);
+    let session = builder(&issuer).store(store.clone()).build().unwrap();
+    let first = refreshing(&session);
+    tokio::time::sleep(6 * SECOND).await;
+    // The first is saving what it brought.
+    let replace = tokio::spawn({
+        let session = session.clone();
+        async move { session.replace_tokens(pair("new", "rn")).await }
+    });
+    settle().await;
+    let second = refreshing(&session);
+    settle().await;
+    assert_eq!(issuer.calls(), 1);
+    store.open_gate();
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    replace.await.unwrap().unwrap();
+    assert_eq!(
+        (issuer.most(), issuer.asked()),
+        (1, vec![Some("r0".to_owned()), Some("rn".to_owned())])
+    );
+    assert_eq!((held(&session), store.held()), (texts("t2", "r2"), Some(texts("t2", "r2"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_lets_a_flight_end_that_has_only_just_begun() {
+    let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
+    let session = session(&issuer);
+    // Polled once: the flight has its place, and its task has not run yet.
+    let mut refresh = Box::pin(session.refresh());
+    assert!(futures_poll(refresh.as_mut()).is_none());
+    session.close().await.unwrap();
+    assert_eq!((issuer.calls(), held(&session)), (1, texts("t1", "r1")));
+    assert_eq!(refresh.await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        session.replace_tokens(pair("new", "rn")).await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+    assert_eq!(session.clear().await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(issuer.calls(), 1);
+}
+
+fn futures_poll<T>(future: std::pin::Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Option<T> {
+    match future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(value) => Some(value),
+        std::task::Poll::Pending => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_refused_when_the_session_was_closed_is_not_sent_again() {
+    for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
+        let issuer = Issuer::new([]);
+        let session = builder(&issuer).on_refresh_failure(choice).build().unwrap();
+        let api = Api::new({
+            let session = session.clone();
+            move |_| {
+                let session = session.clone();
+                async move {
+                    session.close().await.unwrap();
+                    answer(401)
+                }
+            }
+        });
+        let kind = match api.client(&session).get(url("/")).send().await {
+            Ok(response) => outcome_of(&response).refresh_error.unwrap().kind(),
+            error => error_of(error).kind(),
+        };
+        assert_eq!((kind, api.seen().len(), issuer.calls()), (ErrorKind::Closed, 1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_can_use_the_session_and_its_panic_changes_nothing() {
+    let issuer = Issuer::new([]);
+    let events = Events::default();
+    let slot: std::sync::Arc<std::sync::Mutex<Option<Session>>> = std::sync::Arc::default();
+    let session = builder(&issuer)
+        .on_event({
+            let slot = std::sync::Arc::clone(&slot);
+            move |_| {
+                if let Some(session) = &*slot.lock().unwrap() {
+                    let _ = (session.state(), session.tokens(), session.subscribe());
+                }
+            }
+        })
+        .on_event(|_| panic!("the listener panics"))
+        .on_event(events.listener())
+        .build()
+        .unwrap();
+    *slot.lock().unwrap() = Some(session.clone());
+    let api = Api::accepting(|token| token == "t1");
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    let names: Vec<_> = events.all().iter().map(name).collect();
+    assert_eq!(names, ["started 1", "refreshed 2 after 1", "replayed 2: 200"]);
+    // The listener holds the session, and the session the listener: neither would ever go.
+    *slot.lock().unwrap() = None;
+}
+
+fn name(event: &Event) -> String {
+    match event {
+        Event::RefreshStarted { generation } => format!("started {generation}"),
+        Event::Refreshed { generation, attempts } => {
+            format!("refreshed {generation} after {attempts}")
+        }
+        Event::Replayed { generation, status } => {
+            format!("replayed {generation}: {}", status.as_u16())
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// Asks with a refresh token only.
+struct NeedsRefreshToken(Issuer);
+
+#[async_trait::async_trait]
+impl Refresher for NeedsRefreshToken {
+    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, reqwest_reauth::Error> {
+        self.0.refresh(flight).await
+    }
+
+    fn can_refresh(&self, tokens: &Tokens) -> bool {
+        tokens.refresh_token().is_some()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresher_with_nothing_to_ask_with_is_not_asked_unless_the_store_may_have_it() {
+    let issuer = Issuer::new([]);
+    let events = Events::default();
+    let builder = |tokens| {
+        let builder =
+            Session::builder(tokens).origin(ORIGIN).refresher(NeedsRefreshToken(issuer.clone()));
+        builder.on_event(events.listener())
+    };
+    let api = Api::accepting(|token| token == "s0");
+    let session = builder(Tokens::new("t0").unwrap()).build().unwrap();
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
+    assert_eq!((issuer.calls(), session.state(), events.all().len()), (0, SessionState::Active, 0));
+
+    // Nor has the store: the request goes with what there is, and the answer stands.
+    for tokens in
+        [Tokens::new("t0").unwrap(), Tokens::new("t0").unwrap().with_expires_in(Duration::ZERO)]
+    {
+        let session = builder(tokens).store(FakeStore::default()).build().unwrap();
+        assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
+        assert_eq!((issuer.calls(), held(&session).0.as_str()), (0, "t0"));
+    }
+
+    let session = builder(Tokens::new("t0").unwrap())
+        .store(FakeStore::holding(pair("s0", "r9")))
+        .build()
+        .unwrap();
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((issuer.calls(), held(&session)), (0, texts("s0", "r9")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_token_is_taken_if_it_has_not_ended() {
+    for (life, calls) in [(Duration::ZERO, 1), (60 * SECOND, 0)] {
+        let issuer = Issuer::new([]);
+        let store = FakeStore::holding(pair("s0", "r9").with_expires_in(life));
+        let session = builder(&issuer).store(store).build().unwrap();
+        session.refresh().await.unwrap();
+        assert_eq!(
+            (issuer.calls(), held(&session).0.as_str()),
+            (calls, if calls == 0 { "s0" } else { "t1" })
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_stores_lock_is_held_for_the_whole_of_a_flight_and_serves_the_sessions_own_saves() {
+    let issuer = Issuer::new([Turn::Gated]);
+    let store = FakeStore::default();
+    let session = builder(&issuer).store(store.clone()).build().unwrap();
+    let flight = refreshing(&session);
+    issuer.until_called(1).await;
+    assert!(!store.is_free());
+    let api = Api::new(|_| async { answer(200).header("refreshed-api-token", "c1") });
+    api.client(&session).get(url("/")).send().await.unwrap();
+    settle().await;
+    assert_eq!(store.held(), Some(texts("c1", "r0")));
+    issuer.gate.add_permits(1);
+    flight.await.unwrap().unwrap();
+    settle().await;
+    assert_eq!((store.held(), store.is_free()), (Some(texts("t1", "r1")), true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_requests_wait_for_a_flight_from_the_moment_that_its_token_is_refused() {
+    let issuer = Issuer::new([Turn::Gated]);
+    let session = session(&issuer);
+    let refuses = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let api = Api::new({
+        let refuses = std::sync::Arc::clone(&refuses);
+        move |seen| {
+            let refuse =
+                refuses.load(std::sync::atomic::Ordering::SeqCst) && seen.token() == Some("t0");
+            async move { answer(if refuse { 401 } else { 200 }) }
+        }
+    });
+    let flight = refreshing(&session);
+    issuer.until_called(1).await;
+    let send = || {
+        let client = api.client(&session);
+        tokio::spawn(async move { client.get(url("/")).send().await.unwrap().status().as_u16() })
+    };
+    assert_eq!(send().await.unwrap(), 200);
+    refuses.store(true, std::sync::atomic::Ordering::SeqCst);
+    let first = send();
+    settle().await;
+    let second = send();
+    settle().await;
+    assert_eq!(api.tokens_seen(), ["t0", "t0"]);
+    issuer.gate.add_permits(1);
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (200, 200));
+    flight.await.unwrap().unwrap();
+    assert_eq!(api.tokens_seen(), ["t0", "t0", "t1", "t1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cool_down_that_nobody_watches_costs_no_task() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let session = session(&issuer);
+    drop(session.subscribe());
+    session.refresh().await.unwrap_err();
+    settle().await;
+    assert_eq!(
+        (session.state(), tokio::runtime::Handle::current().metrics().num_alive_tasks()),
+        (SessionState::CoolingDown, 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn debug_shows_where_a_session_stands_and_no_token() {
+    let issuer = Issuer::new([]);
+    let (built, unbuilt) = (format!("{:?}", session(&issuer)), format!("{:?}", builder(&issuer)));
+    assert!(built.contains("Active") && built.contains(ORIGIN), "{built}");
+    assert!(unbuilt.contains("AccessToken(..)"), "{unbuilt}");
+    for secret in ["t0", "r0"] {
+        assert!(!built.contains(secret) && !unbuilt.contains(secret), "{built} {unbuilt}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_says_which_generation_it_renews() {
+    let events = Events::default();
+    let session = builder(&Issuer::new([])).on_event(events.listener()).build().unwrap();
+    session.refresh().await.unwrap();
+    session.refresh().await.unwrap();
+    let begun = |event: &Event| {
+        if let Event::RefreshStarted { generation } = event { Some(*generation) } else { None }
+    };
+    assert_eq!(events.all().iter().filter_map(begun).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shared_refresher_is_asked_all_that_it_would_be_asked_alone() {
+    struct Picky {
+        works: bool,
+        asked: AtomicUsize,
+    }
+
+    #[async_trait::async_trait]
+    impl Refresher for Picky {
+        async fn refresh(&self, _: &RefreshContext) -> Result<Tokens, Error> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            Tokens::new("t1")
+        }
+
+        fn check(&self) -> Result<(), Error> {
+            if self.works { Ok(()) } else { Err(Error::new(ErrorKind::InvalidConfig, "picky")) }
+        }
+
+        fn can_refresh(&self, tokens: &Tokens) -> bool {
+            tokens.refresh_token().is_some()
+        }
+    }
+
+    let with = |works, tokens| {
+        let refresher = Arc::new(Picky { works, asked: AtomicUsize::new(0) });
+        let session =
+            Session::builder(tokens).origin(ORIGIN).refresher(Arc::clone(&refresher)).build();
+        (refresher, session)
+    };
+    assert_eq!(with(false, pair("t0", "r0")).1.unwrap_err().kind(), ErrorKind::InvalidConfig);
+    for (tokens, times) in [(pair("t0", "r0"), 1), (Tokens::new("t0").unwrap(), 0)] {
+        let (refresher, session) = with(true, tokens);
+        let api = Api::accepting(|token| token == "t1");
+        api.client(&session.unwrap()).get(url("/")).send().await.unwrap();
+        assert_eq!((refresher.asked.load(Ordering::SeqCst), api.seen().len()), (times, 1 + times));
+    }
+}

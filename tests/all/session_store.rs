@@ -1,0 +1,456 @@
+//! A session and its store (contract §10, the session's side).
+
+use std::time::Duration;
+
+use crate::support::{
+    Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, pair, settle,
+    store::{Call, FakeStore, Fate, Op},
+    texts, unavailable, until, url,
+};
+use reqwest_reauth::{
+    Error, ErrorKind, Event, RefreshContext, RefreshToken, Refresher, Session, SessionBuilder,
+    SessionState, Tokens,
+};
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn builder(issuer: &Issuer, store: &FakeStore) -> SessionBuilder {
+    Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store.clone())
+}
+
+fn session(issuer: &Issuer, store: &FakeStore) -> Session {
+    builder(issuer, store).build().unwrap()
+}
+
+fn dead() -> Error {
+    Error::new(ErrorKind::LoginRequired, "scripted")
+}
+
+fn failures(events: &Events) -> usize {
+    events.count(|event| matches!(event, Event::StoreFailed { .. }))
+}
+
+/// Answers 200 to all, and puts this token beside it.
+fn reissuing(token: &str) -> Api {
+    let token = token.to_owned();
+    Api::new(move |_| {
+        let answer = answer(200).header("refreshed-api-token", &token);
+        async move { answer }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_flight_brings_is_saved_before_it_is_seen() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    store.next(Call::Save, [Fate::Gated]);
+    let session = session(&issuer, &store);
+    let refresh = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    issuer.until_called(1).await;
+    settle().await;
+    assert_eq!((session.generation(), store.held()), (1, None));
+    store.open_gate();
+    refresh.await.unwrap().unwrap();
+    assert_eq!((held(&session), store.held()), (texts("t1", "r1"), Some(texts("t1", "r1"))));
+    store.assert_orderly();
+    assert!(store.is_free());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_goes_before_the_tokens_that_the_session_was_given() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("s", "rs")));
+    let session = session(&issuer, &store);
+    let api = Api::accepting(|token| token == "s");
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(
+        (issuer.calls(), api.tokens_seen(), held(&session)),
+        (0, vec!["t0".into(), "s".into()], texts("s", "rs"))
+    );
+    assert!(store.saves().is_empty());
+    session.refresh().await.unwrap();
+    assert_eq!(issuer.asked(), [Some("rs".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_refresh_token_that_is_dead_does_not_block_the_one_that_was_given() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Issue(SECOND, None)]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let session = session(&issuer, &store);
+    session.refresh().await.unwrap();
+    assert_eq!(issuer.asked(), [Some("rs".to_owned()), Some("r0".to_owned())]);
+    assert_eq!(store.held(), Some(texts("t2", "r2")));
+    store.assert_orderly();
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_both_are_dead_a_login_is_required_and_the_borrowed_one_may_have_been_spent() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Fail(SECOND, dead())]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let session = session(&issuer, &store);
+    assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
+    assert_eq!((issuer.calls(), session.state()), (2, SessionState::LoginRequired));
+
+    let issuer = Issuer::new([Turn::Fail(SECOND, dead())]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let alone = Session::builder(Tokens::empty())
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .store(store)
+        .build()
+        .unwrap();
+    let error = alone.refresh().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::LoginRequired && error.possibly_consumed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_process_stored_is_adopted_when_the_grant_is_said_to_be_dead() {
+    let (issuer, store) =
+        (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::holding(pair("t0", "r0")));
+    let session = session(&issuer, &store);
+    let refresh = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    issuer.until_called(1).await;
+    store.put(pair("other", "ro"));
+    refresh.await.unwrap().unwrap();
+    assert_eq!((issuer.calls(), held(&session)), (1, texts("other", "ro")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn restore_gives_the_first_request_the_stored_token() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("s", "rs")));
+    let session = builder(&issuer, &store).restore().await.unwrap();
+    let api = Api::accepting(|token| token == "s");
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((api.seen().len(), issuer.calls()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_token_that_has_ended_is_renewed_before_the_first_request() {
+    let ended = pair("s", "rs").with_expires_at(std::time::SystemTime::now() - SECOND);
+    let (issuer, store) = (Issuer::new([]), FakeStore::holding(ended));
+    let session = builder(&issuer, &store).restore().await.unwrap();
+    let api = Api::accepting(|_| true);
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!((api.tokens_seen(), issuer.asked()), (vec!["t1".into()], vec![Some("rs".into())]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn restore_fails_only_where_there_is_no_other_token() {
+    let (issuer, store, events) = (Issuer::new([]), FakeStore::default(), Events::default());
+    store.always(Call::Load, Fate::Hang);
+    let begun = Instant::now();
+    let given = builder(&issuer, &store).on_event(events.listener()).restore().await.unwrap();
+    assert_eq!(
+        (held(&given), begun.elapsed(), failures(&events)),
+        (texts("t0", "r0"), 5 * SECOND, 1)
+    );
+    let none = Session::builder(Tokens::empty()).origin(ORIGIN).store(store).restore().await;
+    assert_eq!(none.unwrap_err().kind(), ErrorKind::Store);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_hangs_or_panics_never_fails_a_request_and_nothing_is_lost() {
+    for fate in [Fate::Down, Fate::Hang, Fate::Panic] {
+        for call in [Call::Load, Call::Save, Call::Lock] {
+            if (call, fate) == (Call::Lock, Fate::Hang) {
+                continue; // A lock that another holds is waited for.
+            }
+            let (issuer, store, events) =
+                (Issuer::new([]), FakeStore::default(), Events::default());
+            store.always(call, fate);
+            let session = builder(&issuer, &store).on_event(events.listener()).build().unwrap();
+            let api = Api::accepting(|token| token == "t1");
+            let response = api.client(&session).get(url("/")).send().await;
+            assert_eq!(response.unwrap().status(), 200, "{call:?} {fate:?}");
+            assert_eq!(
+                (held(&session), issuer.calls()),
+                (texts("t1", "r1"), 1),
+                "{call:?} {fate:?}"
+            );
+            assert!(failures(&events) > 0, "{call:?} {fate:?}");
+            assert!(store.is_free(), "{call:?} {fate:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_saved_is_saved_before_it_is_spent() {
+    let (issuer, store, events) = (Issuer::new([]), FakeStore::default(), Events::default());
+    store.next(Call::Save, [Fate::Down]);
+    let session = builder(&issuer, &store).on_event(events.listener()).build().unwrap();
+    session.refresh().await.unwrap();
+    assert_eq!((store.held(), failures(&events)), (None, 1));
+    session.refresh().await.unwrap();
+    assert_eq!(store.saves(), [texts("t1", "r1"), texts("t2", "r2")]);
+    assert_eq!(issuer.asked(), [Some("r0".to_owned()), Some("r1".to_owned())]);
+    store.assert_orderly();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_saved_gives_way_to_what_somebody_else_has_stored_since() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
+    store.next(Call::Save, [Fate::Down]);
+    let session = session(&issuer, &store);
+    session.refresh().await.unwrap();
+    store.put(pair("other", "ro"));
+    session.refresh().await.unwrap();
+    assert_eq!((held(&session), issuer.calls()), (texts("other", "ro"), 1));
+    assert!(store.saves().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_that_was_made_and_said_to_have_failed_is_not_taken_for_somebody_elses() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    store.next(Call::Save, [Fate::Lies]);
+    let session = session(&issuer, &store);
+    session.refresh().await.unwrap();
+    session.refresh().await.unwrap();
+    assert_eq!((issuer.calls(), held(&session)), (2, texts("t2", "r2")));
+    assert_eq!(issuer.asked(), [Some("r0".to_owned()), Some("r1".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_waits_for_the_lock_and_then_finds_that_another_has_been_there() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, &store);
+    let other = store.occupy().await;
+    let refresh = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    until(&session, SessionState::Refreshing).await;
+    tokio::time::sleep(30 * SECOND).await;
+    store.put(pair("other", "ro"));
+    drop(other);
+    refresh.await.unwrap().unwrap();
+    assert_eq!((issuer.calls(), held(&session)), (0, texts("other", "ro")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_never_free_ends_the_flight_in_time() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, &store);
+    let other = store.occupy().await;
+    let begun = Instant::now();
+    let api = Api::accepting(|_| false);
+    let error = error_of(api.client(&session).get(url("/")).send().await);
+    assert_eq!((error.kind(), error.api_status().unwrap().as_u16()), (ErrorKind::Store, 401));
+    assert_eq!((begun.elapsed(), issuer.calls()), (90 * SECOND, 0));
+    assert_eq!(session.state(), SessionState::CoolingDown);
+    drop(other);
+    assert!(store.is_free());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_captured_token_is_saved_behind_the_request_and_the_newest_last() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, &store);
+    store.next(Call::Save, [Fate::Gated]);
+    for token in ["c1", "c2", "c3"] {
+        reissuing(token).client(&session).get(url("/")).send().await.unwrap();
+        settle().await;
+    }
+    assert_eq!((held(&session), store.held()), (texts("c3", "r0"), None));
+    store.open_gate();
+    store.until(|ops| ops.ends_with(&[Op::Save("c3".into(), "r0".into()), Op::Unlock])).await;
+    assert_eq!(store.saves(), [texts("c1", "r0"), texts("c3", "r0")]);
+    store.assert_orderly();
+    assert_eq!(issuer.calls(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_capture_never_puts_back_a_refresh_token_that_another_process_has_rotated() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
+    let session = session(&issuer, &store);
+    store.put(pair("other", "ro"));
+    reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
+    store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
+    assert_eq!((store.held(), held(&session)), (Some(texts("c1", "ro")), texts("c1", "ro")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_that_was_made_all_the_same_is_known_again_after_another_that_failed() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    store.next(Call::Save, [Fate::Lies, Fate::Down, Fate::Down]);
+    let session = session(&issuer, &store);
+    session.refresh().await.unwrap();
+    store.next(Call::Load, [Fate::Down]);
+    session.refresh().await.unwrap();
+    assert_eq!((store.held(), held(&session)), (Some(texts("t1", "r1")), texts("t2", "r2")));
+    session.refresh().await.unwrap();
+    let asked = ["r0", "r1", "r2"].map(|refresh| Some(refresh.to_owned()));
+    assert_eq!((issuer.asked(), held(&session)), (asked.to_vec(), texts("t3", "r3")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_capture_beside_a_dead_login_on_disk_does_not_forget_the_one_that_was_given() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Issue(SECOND, None)]);
+    let store = FakeStore::holding(pair("old", "ro"));
+    let session = session(&issuer, &store);
+    reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
+    store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
+    assert_eq!(store.held(), Some(texts("c1", "ro")));
+    session.refresh().await.unwrap();
+    assert_eq!(issuer.asked(), [Some("ro".to_owned()), Some("r0".to_owned())]);
+}
+
+/// A token that is known and of no use: it has ended, and there is no refresh token beside it.
+fn ended() -> Tokens {
+    Tokens::new("ended").unwrap().with_expires_in(Duration::ZERO)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_refresh_token_that_was_never_in_the_store_was_spent_by_nobody_else() {
+    for (store, adopts) in [
+        (FakeStore::default(), false),
+        (FakeStore::holding(ended()), false),
+        (FakeStore::holding(Tokens::new("alone").unwrap()), true),
+    ] {
+        let issuer = Issuer::new([Turn::Fail(SECOND, dead())]);
+        let session = session(&issuer, &store);
+        if adopts {
+            session.refresh().await.unwrap();
+            assert_eq!((held(&session), issuer.calls()), (texts("alone", "r0"), 0));
+        }
+        let error = session.refresh().await.unwrap_err();
+        assert_eq!(
+            (error.kind(), issuer.asked()),
+            (ErrorKind::LoginRequired, vec![Some("r0".to_owned())])
+        );
+        assert!(!error.possibly_consumed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_refresh_token_that_was_once_in_the_store_may_have_been_spent_by_another() {
+    // Taken from there.
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Fail(SECOND, dead())]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let taking = Session::builder(Tokens::empty())
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .store(store.clone());
+    let taking = taking.build().unwrap();
+    assert_eq!(taking.refresh().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    store.put(ended());
+    assert!(taking.refresh().await.unwrap_err().possibly_consumed());
+    assert_eq!(issuer.asked(), ["rs", "rs"].map(|refresh| Some(refresh.to_owned())));
+
+    // Put there.
+    let issuer = Issuer::new([Turn::Issue(SECOND, None), Turn::Fail(SECOND, dead())]);
+    let store = FakeStore::default();
+    let putting = session(&issuer, &store);
+    putting.refresh().await.unwrap();
+    store.put(ended());
+    assert!(putting.refresh().await.unwrap_err().possibly_consumed());
+    assert_eq!(issuer.asked(), ["r0", "r1"].map(|refresh| Some(refresh.to_owned())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refresh_token_that_was_given_is_for_a_dead_one_in_the_store_and_not_for_an_outage() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let session = session(&issuer, &store);
+    assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(issuer.asked(), [Some("rs".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_refresh_token_that_is_dead_does_not_block_the_one_that_was_given() {
+    let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Issue(SECOND, None)]);
+    let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
+    let session = builder(&issuer, &store).restore().await.unwrap();
+    session.refresh().await.unwrap();
+    assert_eq!(issuer.asked(), [Some("rs".to_owned()), Some("r0".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refresh_token_that_was_given_is_nothing_to_fall_back_on_once_it_was_in_the_store() {
+    // Found there.
+    let (issuer, store) =
+        (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::holding(pair("t0", "r0")));
+    let restored = builder(&issuer, &store).restore().await.unwrap();
+    store.put(Tokens::from_refresh_token("ro").unwrap());
+    assert_eq!(restored.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
+    assert_eq!(issuer.asked(), [Some("ro".to_owned())]);
+
+    // Put there.
+    let (issuer, store) = (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::default());
+    let capturing = session(&issuer, &store);
+    reissuing("c1").client(&capturing).get(url("/")).send().await.unwrap();
+    store.until(|ops| ops.ends_with(&[Op::Save("c1".into(), "r0".into()), Op::Unlock])).await;
+    store.put(Tokens::from_refresh_token("ro").unwrap());
+    assert_eq!(capturing.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
+    assert_eq!(issuer.asked(), [Some("ro".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_asks_with_what_a_saver_found_while_it_waited_for_the_lock() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
+    let session = session(&issuer, &store);
+    let other = store.occupy().await;
+    // The saver is before the flight in the queue for the lock.
+    reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
+    settle().await;
+    let refresh = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    until(&session, SessionState::Refreshing).await;
+    settle().await;
+    store.put(pair("other", "ro"));
+    drop(other);
+    refresh.await.unwrap().unwrap();
+    assert_eq!(issuer.asked(), [Some("ro".to_owned())]);
+    assert_eq!(store.saves(), [texts("c1", "ro"), texts("t1", "r1")]);
+    store.assert_orderly();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_saved_is_not_saved_again() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, &store);
+    session.refresh().await.unwrap();
+    session.refresh().await.unwrap();
+    session.close().await.unwrap();
+    assert_eq!(store.saves(), [texts("t1", "r1"), texts("t2", "r2")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_token_that_was_kept_on_the_way_is_the_one_that_is_dead() {
+    /// Brings a new refresh token without an access token, then is told that it is dead.
+    struct KeepsThenFails;
+
+    #[async_trait::async_trait]
+    impl Refresher for KeepsThenFails {
+        async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
+            flight.keep(RefreshToken::new("r1")?).await;
+            Err(dead())
+        }
+    }
+
+    let store = FakeStore::default();
+    let session = Session::builder(pair("t0", "r0"))
+        .origin(ORIGIN)
+        .refresher(KeepsThenFails)
+        .store(store.clone());
+    let error = session.build().unwrap().refresh().await.unwrap_err();
+    assert_eq!((error.kind(), store.held()), (ErrorKind::LoginRequired, Some(texts("t0", "r1"))));
+    // It was in the store, where another process may have found and spent it.
+    assert!(error.possibly_consumed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_the_save_of_a_captured_token_and_no_longer() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    let session = session(&issuer, &store);
+    reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
+    let begun = Instant::now();
+    session.close().await.unwrap();
+    assert_eq!((store.saves(), begun.elapsed()), (vec![texts("c1", "r0")], Duration::ZERO));
+}

@@ -1,0 +1,234 @@
+//! A fleet on a real redis-server: processes that share a login, that stall and that die, and a
+//! Redis that goes away. Skipped where there is no redis-server, except under `CI`.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use crate::redis_server::Server;
+use crate::workers::{Job, Worker, caller, client, form, refresh_token, session};
+use reqwest_middleware::ClientWithMiddleware;
+use reqwest_reauth::{
+    ErrorKind, Event, RedisStore, SessionBuilder, TokenStore, Tokens,
+    testing::{Answer, AuthServer, Rotation},
+};
+
+/// The lock of a holder that is dead or stopped is kept this long.
+const LEASE: Duration = Duration::from_millis(600);
+/// Beyond what the lease explains.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// The other process's part. Does nothing in a usual run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker() {
+    if let Some(job) = Job::from_env() {
+        let store = RedisStore::connect(&job.store, "login").await.unwrap();
+        job.run(store.lease(LEASE)).await;
+    }
+}
+
+async fn served(client: &ClientWithMiddleware, server: &AuthServer) {
+    assert_eq!(client.get(server.url("/jobs")).send().await.unwrap().status(), 200);
+}
+
+async fn stored(redis: &Server) -> Option<String> {
+    redis.store().await.load().await.unwrap().as_ref().map(refresh_token)
+}
+
+/// How often the store has failed.
+fn counting_failures(session: SessionBuilder) -> (SessionBuilder, Arc<Mutex<Vec<ErrorKind>>>) {
+    let failures = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&failures);
+    let session = session.on_event(move |event| {
+        if let Event::StoreFailed { error } = event {
+            heard.lock().unwrap().push(error.kind());
+        }
+    });
+    (session, failures)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_processes_on_one_redis_refresh_once_an_expiry_and_never_two_at_once() {
+    let Some(redis) = Server::start() else { return };
+    crate::workers::four_processes_refresh_once_an_expiry(&redis.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_goes_away_fails_no_request_and_is_up_to_date_as_soon_as_it_is_back() {
+    let Some(mut redis) = Server::start() else {
+        return;
+    };
+    let server = AuthServer::builder().only_newest_token().start().await;
+    let day_one = server.login();
+    let (session, failures) = counting_failures(
+        session(day_one.clone(), server.origin(), "alone").store(redis.store().await),
+    );
+    let session = session.restore().await.unwrap();
+    let client = client(&session);
+    for _ in 0..2 {
+        server.expire_now();
+        served(&client, &server).await;
+        let before = stored(&redis).await;
+        assert_eq!(before, session.tokens().as_ref().map(refresh_token));
+        assert!(std::mem::take(&mut *failures.lock().unwrap()).is_empty());
+
+        redis.stop();
+        for _ in 0..3 {
+            server.expire_now();
+            served(&client, &server).await;
+            let failed = std::mem::take(&mut *failures.lock().unwrap());
+            assert!(
+                !failed.is_empty() && failed.iter().all(|kind| *kind == ErrorKind::Store),
+                "{failed:?}"
+            );
+        }
+
+        redis.start_again();
+        assert_eq!(stored(&redis).await, before);
+        // What could not be saved is there before it is spent.
+        let unsaved = session.tokens().as_ref().map(refresh_token);
+        let hold = server.hold_token_calls();
+        server.expire_now();
+        let request = tokio::spawn(client.get(server.url("/jobs")).send());
+        hold.waiting(1).await;
+        assert_eq!(stored(&redis).await, unsaved);
+        hold.release();
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+        assert_eq!(stored(&redis).await, session.tokens().as_ref().map(refresh_token));
+    }
+    assert_eq!((server.token_calls(), server.counts().reuses), (10, 0));
+
+    // Another worker has all of it.
+    let refused = server.refused();
+    let other = crate::workers::session(day_one, server.origin(), "other")
+        .store(redis.store().await)
+        .restore()
+        .await
+        .unwrap();
+    served(&crate::workers::client(&other), &server).await;
+    assert_eq!((server.token_calls(), server.refused()), (10, refused));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_restarted_between_two_refreshes_leaves_the_fleet_as_it_was() {
+    let Some(mut redis) = Server::start() else {
+        return;
+    };
+    let server = AuthServer::builder().only_newest_token().start().await;
+    let day_one = server.login();
+    let mut sessions = Vec::new();
+    for name in ["one", "two", "three"] {
+        sessions.push(
+            session(day_one.clone(), server.origin(), name)
+                .store(redis.store().await)
+                .restore()
+                .await
+                .unwrap(),
+        );
+    }
+    let clients: Vec<_> = sessions.iter().map(client).collect();
+    for round in 1..=4 {
+        server.expire_now();
+        let requests: Vec<_> = clients
+            .iter()
+            .map(|client| tokio::spawn(client.get(server.url("/jobs")).send()))
+            .collect();
+        for request in requests {
+            assert_eq!(request.await.unwrap().unwrap().status(), 200);
+        }
+        assert_eq!(server.token_calls(), round);
+        redis.stop();
+        for client in &clients {
+            served(client, &server).await;
+        }
+        redis.start_again();
+    }
+    assert_eq!((server.counts().reuses, server.concurrent_token_calls_max()), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_stopped_past_its_lease_overwrites_nothing_and_goes_on_with_the_newer_tokens() {
+    let Some(redis) = Server::start() else { return };
+    // It has called when it stops, so that without a grace the others could only be told that the
+    // login is gone.
+    let server =
+        AuthServer::builder().rotation(Rotation::ReuseGrace).only_newest_token().start().await;
+    let mut worker = Worker::start("stall", "stalled", &server, &redis.url(), &server.login());
+    assert_eq!(worker.says().as_deref(), Some("issued"));
+    worker.signal("-STOP");
+
+    let day_one = server_tokens(&server);
+    let session = session(day_one, server.origin(), "second")
+        .store(redis.store().await)
+        .restore()
+        .await
+        .unwrap();
+    let client = client(&session);
+    let stopped = Instant::now();
+    session.refresh().await.unwrap();
+    assert!(stopped.elapsed() < LEASE + SLACK, "{:?}", stopped.elapsed());
+    session.refresh().await.unwrap();
+    served(&client, &server).await;
+    let newer = stored(&redis).await;
+    assert_eq!(newer, session.tokens().as_ref().map(refresh_token));
+
+    worker.signal("-CONT");
+    worker.go_on();
+    let said = worker.says().unwrap();
+    assert!(said.starts_with("store failed") && said.contains("lost to another holder"), "{said}");
+    assert_eq!(worker.says().as_deref(), Some("refreshed after 1 calls"));
+    assert_eq!(stored(&redis).await, newer);
+    // Its next refresh takes what is there.
+    let calls = server.token_calls();
+    worker.go_on();
+    assert_eq!(worker.says().as_deref(), Some("refreshed after 0 calls"));
+    assert_eq!(worker.says().as_deref(), Some("200 OK"));
+    assert_eq!((server.token_calls(), server.counts().reuses), (calls, 0));
+    assert_eq!(stored(&redis).await, newer);
+    served(&client, &server).await;
+}
+
+/// The tokens that the first call was made with: what every worker of the fleet was given.
+fn server_tokens(server: &AuthServer) -> Tokens {
+    Tokens::from_refresh_token(form(&server.token_requests()[0], "refresh_token").unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_holder_keeps_the_others_waiting_no_longer_than_its_lease() {
+    let Some(redis) = Server::start() else { return };
+    let server = AuthServer::start().await;
+    let day_one = server.login();
+    server.script_token_endpoint([Answer::Hang]);
+    let hold = server.hold_token_calls();
+    let worker = Worker::start("rotate", "first", &server, &redis.url(), &day_one);
+    hold.waiting(1).await;
+    hold.release();
+    server.expire_now();
+    let mut requests = Vec::new();
+    for name in ["second", "third"] {
+        let session = session(day_one.clone(), server.origin(), name)
+            .store(redis.store().await.lease(LEASE))
+            .build()
+            .unwrap();
+        requests.push(tokio::spawn(client(&session).get(server.url("/jobs")).send()));
+        session
+            .subscribe()
+            .wait_for(|state| *state == reqwest_reauth::SessionState::Refreshing)
+            .await
+            .unwrap();
+    }
+    worker.kill();
+    let killed = Instant::now();
+    for request in requests {
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    }
+    assert!(killed.elapsed() < LEASE + SLACK, "{:?}", killed.elapsed());
+    let callers: Vec<_> = server.token_requests().iter().map(caller).collect();
+    assert_eq!(
+        (callers.len(), callers[0].as_str()),
+        (2, "first"),
+        "one of the others has called, and the other has what it got"
+    );
+    assert_eq!(server.counts().reuses, 0);
+}

@@ -1,0 +1,706 @@
+//! What the Redis store promises, each case on a redis-server of its own. Skipped where there is
+//! none, except under `CI`.
+
+use std::{
+    collections::HashMap,
+    error::Error as _,
+    io::{BufRead, BufReader, Lines, Write},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::redis_server::Server;
+use reqwest_reauth::{Error, ErrorKind, RedisStore, StoreLock, TokenStore, Tokens};
+use tokio::time::timeout;
+
+/// Longer than anything here takes, and shorter than the default lease: a test that gets this far
+/// has failed.
+const LONG: Duration = Duration::from_secs(20);
+/// For locks whose holder does not come back.
+const SHORT_LEASE: Duration = Duration::from_millis(500);
+
+/// This test binary once more, running nothing but [`child`].
+struct Other {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    input: ChildStdin,
+}
+
+impl Other {
+    fn start(task: &str, url: &str, roots: Option<&Path>) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "store::child", "--nocapture", "--test-threads=1"]);
+        command
+            .env("REDIS_TEST_TASK", task)
+            .env("REDIS_TEST_URL", url)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        if let Some(roots) = roots {
+            command.env("SSL_CERT_FILE", roots);
+        }
+        let mut process = command.spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let input = process.stdin.take().unwrap();
+        Self { process, lines, input }
+    }
+
+    /// What it says next.
+    fn says(&mut self) -> String {
+        let mut lines = self.lines.by_ref().map_while(Result::ok);
+        lines
+            .find_map(|line| line.strip_prefix("> ").map(str::to_owned))
+            .expect("the other process ended")
+    }
+
+    fn go_on(&mut self) {
+        self.input.write_all(b"go on\n").unwrap();
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The other process's part. Does nothing in a usual run. It waits for its input on one thread
+/// while the lock is renewed on another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child() {
+    let Ok(task) = std::env::var("REDIS_TEST_TASK") else {
+        return;
+    };
+    let store =
+        RedisStore::connect(&std::env::var("REDIS_TEST_URL").unwrap(), "login").await.unwrap();
+    let mut input = std::io::stdin().lines();
+    match task.as_str() {
+        "hold the lock, then save" => {
+            let store = store.lease(SHORT_LEASE);
+            let lock = store.lock().await.unwrap();
+            println!("\n> locked");
+            input.next();
+            match store.save(&lock, &pair(666)).await {
+                Ok(()) => println!("\n> saved"),
+                Err(error) => println!("\n> {}", chain(&error)),
+            }
+            drop(lock);
+            let lock = store.lock().await.unwrap();
+            println!("\n> {}", number(&store.load().await.unwrap().unwrap()));
+            drop(lock);
+        }
+        "count to 25" => {
+            println!("\n> here");
+            input.next();
+            for _ in 0..25 {
+                let lock = store.lock().await.unwrap();
+                let next = store.load().await.unwrap().map_or(1, |tokens| number(&tokens) + 1);
+                store.save(&lock, &pair(next)).await.unwrap();
+            }
+            println!("\n> done");
+        }
+        "load" => match store.load().await {
+            Ok(tokens) => println!("\n> {}", number(&tokens.unwrap())),
+            Err(error) => println!("\n> {}", chain(&error)),
+        },
+        "save" => {
+            save(&store, &pair(42)).await.unwrap();
+            println!("\n> saved");
+        }
+        _ => panic!("no such task: {task}"),
+    }
+}
+
+fn pair(n: u64) -> Tokens {
+    let tokens = Tokens::new(format!("access-{n}"))
+        .and_then(|tokens| tokens.with_refresh_token(format!("refresh-{n}")));
+    tokens
+        .unwrap()
+        .with_expires_at(std::time::UNIX_EPOCH + Duration::new(1_800_000_000 + n, 123_456_789))
+}
+
+fn number(tokens: &Tokens) -> u64 {
+    let access: u64 = tokens
+        .access_token()
+        .unwrap()
+        .expose_secret()
+        .strip_prefix("access-")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert_eq!(
+        tokens.refresh_token().unwrap().expose_secret(),
+        format!("refresh-{access}"),
+        "both tokens of one save"
+    );
+    access
+}
+
+async fn save(store: &RedisStore, tokens: &Tokens) -> Result<(), Error> {
+    let lock = store.lock().await?;
+    store.save(&lock, tokens).await
+}
+
+async fn stored(store: &RedisStore) -> u64 {
+    number(&store.load().await.unwrap().unwrap())
+}
+
+async fn locked(store: &RedisStore) -> StoreLock {
+    timeout(LONG, store.lock()).await.expect("the lock is not free").unwrap()
+}
+
+async fn is_free(store: &RedisStore) -> bool {
+    timeout(Duration::from_millis(300), store.lock()).await.is_ok()
+}
+
+/// The error's own text and those of its causes.
+fn chain(error: &Error) -> String {
+    let mut text = format!("{error} / {error:?}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn signal(signal: &str, process: &Child) {
+    assert!(
+        Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success()
+    );
+}
+
+#[tokio::test]
+async fn gives_back_what_was_saved_and_keeps_it_in_one_hash_slot() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let (store, other) = (server.store().await, server.store().await);
+    assert!(store.load().await.unwrap().is_none());
+    save(&store, &pair(7)).await.unwrap();
+    let loaded = other.load().await.unwrap().unwrap();
+    assert_eq!(number(&loaded), 7);
+    assert_eq!(loaded.expires_at(), pair(7).expires_at());
+
+    let lock = locked(&other).await;
+    let mut keys: Vec<String> = server.ask(&["KEYS", "*"]);
+    keys.sort();
+    assert_eq!(keys, ["{login}:fence", "{login}:lock", "{login}:tokens"]);
+    for (key, expires) in
+        [("{login}:fence", false), ("{login}:lock", true), ("{login}:tokens", false)]
+    {
+        assert_eq!(server.ask::<i64>(&["PTTL", key]) > 0, expires, "{key}");
+    }
+    other.clear(&lock).await.unwrap();
+    assert!(store.load().await.unwrap().is_none());
+    assert!(!server.ask::<bool>(&["HEXISTS", "{login}:tokens", "document"]));
+}
+
+#[tokio::test]
+async fn keys_are_logins_apart() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let one = RedisStore::connect(&server.url(), "one").await.unwrap();
+    let two = RedisStore::connect(&server.url(), "two").await.unwrap();
+    let (first, second) = (locked(&one).await, locked(&two).await);
+    one.save(&first, &pair(1)).await.unwrap();
+    two.save(&second, &pair(2)).await.unwrap();
+    assert_eq!((stored(&one).await, stored(&two).await), (1, 2));
+}
+
+#[tokio::test]
+async fn the_lock_excludes_as_long_as_it_is_held_and_is_given_back_when_dropped() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let (store, other) =
+        (server.store().await.lease(Duration::from_millis(150)), server.store().await);
+    let lock = locked(&store).await;
+    // Eight leases long: it is renewed.
+    assert!(timeout(Duration::from_millis(1200), other.lock()).await.is_err());
+    assert!(!is_free(&store).await);
+    drop(lock);
+    // Under the default lease of 30 s, so not by waiting for its end.
+    let lock = locked(&other).await;
+    drop(lock);
+    drop(locked(&store).await);
+}
+
+#[tokio::test]
+async fn a_wait_that_is_dropped_leaves_no_lock_behind() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = Arc::new(server.store().await);
+    for _ in 0..30 {
+        let lock = locked(&store).await;
+        let waiters: Vec<_> = (0..4)
+            .map(|_| {
+                let store = Arc::clone(&store);
+                tokio::spawn(async move { store.lock().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        drop(lock);
+        for waiter in waiters {
+            waiter.abort();
+            drop(waiter.await);
+        }
+        drop(locked(&store).await);
+    }
+}
+
+#[test]
+fn a_runtime_that_is_shut_down_gives_its_lock_back_at_once() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    };
+    let (short, long) = (runtime(), runtime());
+    let store = short.block_on(server.store());
+    let lock = short.block_on(locked(&store));
+    drop(short);
+    // The store's connection died with the runtime, too.
+    long.block_on(async {
+        drop(locked(&store).await);
+        save(&store, &pair(1)).await.unwrap();
+        assert_eq!(stored(&store).await, 1);
+    });
+    drop(lock);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_holder_keeps_others_out_no_longer_than_its_lease() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let mut other = Other::start("hold the lock, then save", &server.url(), None);
+    assert_eq!(other.says(), "locked");
+    assert!(timeout(SHORT_LEASE * 2, store.lock()).await.is_err(), "renewed while it lives");
+    other.process.kill().unwrap();
+    let killed = Instant::now();
+    drop(locked(&store).await);
+    assert!(killed.elapsed() < SHORT_LEASE + Duration::from_secs(2), "{:?}", killed.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_was_stopped_past_its_lease_cannot_overwrite() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let mut other = Other::start("hold the lock, then save", &server.url(), None);
+    assert_eq!(other.says(), "locked");
+    signal("-STOP", &other.process);
+    save(&store, &pair(2)).await.unwrap();
+    other.go_on();
+    signal("-CONT", &other.process);
+    let said = other.says();
+    assert!(said.contains("Store") && said.contains("lost to another holder"), "{said}");
+    assert_eq!(stored(&store).await, 2);
+    // It goes on with what is there.
+    assert_eq!(other.says(), "2");
+}
+
+#[tokio::test]
+async fn a_fence_is_refused_as_soon_as_another_has_locked() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let first = locked(&store).await;
+    store.save(&first, &pair(1)).await.unwrap();
+    let stale = StoreLock::none().with_fence(first.fence().unwrap());
+    drop(first);
+
+    let second = locked(&store).await;
+    assert!(second.fence() > stale.fence());
+    let refused = async || {
+        for result in [store.save(&stale, &pair(666)).await, store.clear(&stale).await] {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Store);
+        }
+    };
+    refused().await;
+    assert_eq!(stored(&store).await, 1);
+    store.save(&second, &pair(2)).await.unwrap();
+    refused().await;
+    drop(second);
+    drop(locked(&store).await);
+    refused().await;
+    // Even where the count of holders is lost, the document remembers who wrote it.
+    server.ask::<u64>(&["DEL", "{login}:fence", "{login}:lock"]);
+    refused().await;
+    assert_eq!(stored(&store).await, 2);
+    assert_eq!(
+        store.save(&StoreLock::none(), &pair(666)).await.unwrap_err().kind(),
+        ErrorKind::Store
+    );
+}
+
+#[tokio::test]
+async fn a_lease_that_ran_out_with_nobody_after_it_still_saves() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let lock = locked(&store).await;
+    server.ask::<u64>(&["DEL", "{login}:lock"]);
+    store.save(&lock, &pair(1)).await.unwrap();
+    assert_eq!(stored(&store).await, 1);
+}
+
+#[tokio::test]
+async fn the_fence_rises_over_clears_restarts_and_lost_data() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let mut last = None;
+    for round in 0..4 {
+        let lock = locked(&store).await;
+        assert!(lock.fence() > last, "round {round}: {:?} after {last:?}", lock.fence());
+        last = lock.fence();
+        store.save(&lock, &pair(1)).await.unwrap();
+        store.clear(&lock).await.unwrap();
+        drop(lock);
+        drop(locked(&store).await);
+        match round {
+            0 => {}
+            1 => {
+                server.stop();
+                server.start_again();
+            }
+            _ => server.ask::<()>(&["FLUSHALL"]),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_holder_from_before_a_data_loss_does_not_write_over_the_one_after_it() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let before = locked(&store).await;
+    server.ask::<()>(&["FLUSHALL"]);
+    let after = locked(&store).await;
+    assert_eq!(store.save(&before, &pair(666)).await.unwrap_err().kind(), ErrorKind::Store);
+    store.save(&after, &pair(1)).await.unwrap();
+    assert_eq!(stored(&store).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_processes_never_undo_each_others_saves() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let mut others: Vec<_> =
+        (0..4).map(|_| Other::start("count to 25", &server.url(), None)).collect();
+    for other in &mut others {
+        assert_eq!(other.says(), "here");
+    }
+    others.iter_mut().for_each(Other::go_on);
+    for other in &mut others {
+        assert_eq!(other.says(), "done");
+    }
+    assert_eq!(stored(&server.store().await).await, 100);
+}
+
+#[tokio::test]
+async fn while_redis_is_away_calls_fail_soon_and_when_it_is_back_the_first_works() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    save(&store, &pair(1)).await.unwrap();
+    let lock = locked(&store).await;
+    for _ in 0..2 {
+        server.stop();
+        let begun = Instant::now();
+        let results = [
+            store.load().await.map(drop),
+            store.save(&lock, &pair(2)).await,
+            store.lock().await.map(drop),
+            store.load().await.map(drop),
+        ];
+        for result in results {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Store);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        server.start_again();
+        assert_eq!(stored(&store).await, 1);
+    }
+    // Its data was on the disk, and so was the lock.
+    store.save(&lock, &pair(3)).await.unwrap();
+    assert_eq!(stored(&store).await, 3);
+}
+
+#[tokio::test]
+async fn a_lock_dropped_while_redis_is_away_is_given_back_when_it_is_there_again() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let (store, other) = (server.store().await, server.store().await);
+    let lock = locked(&store).await;
+    server.stop();
+    drop(lock);
+    // Nobody can have it now: the release has been tried by then.
+    assert_eq!(store.load().await.unwrap_err().kind(), ErrorKind::Store);
+    server.start_again();
+    // Under the default lease of 30 s, so not by waiting for its end.
+    drop(locked(&other).await);
+}
+
+#[tokio::test]
+async fn a_restart_between_two_calls_goes_unnoticed() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let lock = locked(&store).await;
+    for n in 1..4 {
+        server.stop();
+        server.start_again();
+        store.save(&lock, &pair(n)).await.unwrap();
+        assert_eq!(stored(&store).await, n);
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_is_given_up_within_five_seconds() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    save(&store, &pair(1)).await.unwrap();
+    signal("-STOP", &server.process);
+    for _ in 0..2 {
+        // The second one has to make a new connection.
+        let begun = Instant::now();
+        assert_eq!(store.load().await.unwrap_err().kind(), ErrorKind::Store);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+    // A caller with less patience.
+    assert!(timeout(Duration::from_millis(100), store.load()).await.is_err());
+    signal("-CONT", &server.process);
+    assert_eq!(stored(&store).await, 1);
+}
+
+#[tokio::test]
+async fn a_redis_that_is_not_there_yet_is_no_reason_not_to_start() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    server.stop();
+    let store = server.store().await;
+    assert_eq!(store.load().await.unwrap_err().kind(), ErrorKind::Store);
+    server.start_again();
+    save(&store, &pair(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn urls_keys_and_passwords_that_cannot_work_are_told_at_once_and_no_password_is() {
+    for url in [
+        "",
+        "s3cret",
+        "http://u:s3cret@127.0.0.1",
+        "redis://u:s3cret@127.0.0.1/s3cret",
+        "rediss://u:s3cret@127.0.0.1/#insecure",
+    ] {
+        let error = RedisStore::connect(url, "login").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{url}");
+        assert!(!chain(&error).contains("s3cret"), "{}", chain(&error));
+    }
+    for key in ["", "}login"] {
+        assert_eq!(
+            RedisStore::connect("redis://127.0.0.1", key).await.unwrap_err().kind(),
+            ErrorKind::InvalidConfig
+        );
+    }
+
+    let Some(server) = Server::start_with(&["--requirepass", "right"]) else {
+        return;
+    };
+    let at = |user: &str| format!("redis://{user}127.0.0.1:{}", server.port);
+    for user in ["", ":s3cret@", "nobody:s3cret@"] {
+        let error = RedisStore::connect(&at(user), "login").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Store, "{user}");
+        assert!(!chain(&error).contains("s3cret"), "{}", chain(&error));
+    }
+    let store = RedisStore::connect(&at(":right@"), "login").await.unwrap();
+    save(&store, &pair(1)).await.unwrap();
+    assert_eq!(format!("{store:?}"), "RedisStore { lease: 30s, .. }");
+    for (asked, given) in [(Duration::ZERO, "100ms"), (Duration::MAX, "86400s")] {
+        assert_eq!(
+            format!("{:?}", store.clone().lease(asked)),
+            format!("RedisStore {{ lease: {given}, .. }}")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_given_up_where_redis_has_become_a_replica_and_for_no_other_refusal() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let lock = locked(&store).await;
+    let connections = || {
+        let about: String = server.ask(&["INFO", "stats"]);
+        let line = about.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let refusing: [(&[&str], u64); 2] = [
+        (&["CONFIG", "SET", "min-replicas-to-write", "1"], 0),
+        (&["REPLICAOF", "127.0.0.1", "1"], 1),
+    ];
+    for (words, new) in refusing {
+        let _: String = server.ask(words);
+        let before = connections();
+        assert_eq!(store.save(&lock, &pair(1)).await.unwrap_err().kind(), ErrorKind::Store);
+        assert!(store.load().await.unwrap().is_none());
+        // The look itself makes one.
+        assert_eq!(connections(), before + 1 + new, "{words:?}");
+    }
+}
+
+#[tokio::test]
+async fn errors_quote_neither_documents_nor_the_servers_words() {
+    // A server without scripts quotes the arguments that it does not understand.
+    let Some(server) = Server::start_with(&["--rename-command", "EVALSHA", ""]) else {
+        return;
+    };
+    let store = server.store().await;
+    let lock = StoreLock::none().with_fence(1);
+    for result in
+        [store.save(&lock, &Tokens::new("s3cret").unwrap()).await, store.load().await.map(drop)]
+    {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Store);
+        assert!(
+            !chain(&error).contains("s3cret") && !chain(&error).contains("login"),
+            "{}",
+            chain(&error)
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_longest_document_is_read_and_a_longer_one_is_told() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let document = |length: usize| {
+        let text = r#"{"version":1,"access_token":"access-1","refresh_token":"refresh-1""#;
+        format!("{text}{}}}", " ".repeat(length - 1 - text.len()))
+    };
+    let _: u64 = server.ask(&["HSET", "{login}:tokens", "document", &document(1 << 20)]);
+    assert_eq!(stored(&store).await, 1);
+    // Also where all of its text is in the first MiB.
+    for longer in [document((1 << 20) + 1), format!("{}  ", document((1 << 20) - 1))] {
+        let _: u64 = server.ask(&["HSET", "{login}:tokens", "document", &longer]);
+        let error = store.load().await.unwrap_err();
+        assert!(chain(&error).contains("is over 1 MiB"), "{}", chain(&error));
+    }
+}
+
+#[tokio::test]
+async fn unknown_members_survive_and_broken_or_newer_documents_are_never_lost() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = server.store().await;
+    let put = |document: &str| server.ask::<u64>(&["HSET", "{login}:tokens", "document", document]);
+    let document = || server.ask::<String>(&["HGET", "{login}:tokens", "document"]);
+
+    put(r#"{"tenant":[1.50],"version":1,"refresh_token":"old"}"#);
+    let lock = locked(&store).await;
+    store.save(&lock, &pair(1)).await.unwrap();
+    assert!(document().contains(r#""tenant":[1.50]"#));
+    assert_eq!(stored(&store).await, 1);
+    store.clear(&lock).await.unwrap();
+    assert!(store.load().await.unwrap().is_none());
+    assert!(document().contains("tenant") && !document().contains("access-"));
+
+    let newer = r#"{"version":2}"#;
+    put(newer);
+    for result in
+        [store.load().await.map(drop), store.save(&lock, &pair(1)).await, store.clear(&lock).await]
+    {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Store);
+        assert!(chain(&error).contains("version 2"));
+    }
+    assert_eq!(document(), newer);
+    drop(lock);
+
+    let lock = locked(&store).await;
+    let huge = format!("\"{}", "s3cret".repeat(300_000));
+    let broken = ["", "{\"access_token\":\"s3cret\"", huge.as_str()];
+    for document in broken {
+        put(document);
+        let error = store.load().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Store);
+        assert!(!chain(&error).contains("s3cret"));
+        store.save(&lock, &pair(3)).await.unwrap();
+        assert_eq!(stored(&store).await, 3);
+    }
+    let fields: HashMap<String, String> = server.ask(&["HGETALL", "{login}:tokens"]);
+    let mut kept: Vec<_> = fields
+        .iter()
+        .filter(|(name, _)| name.starts_with("broken:"))
+        .map(|(_, kept)| kept.as_str())
+        .collect();
+    kept.sort_unstable_by_key(|kept| kept.len());
+    assert_eq!(kept, broken);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rediss_trusts_the_systems_roots_or_the_file_that_the_environment_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new([]).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let cert = leaf.signed_by(&key, &rcgen::Issuer::new(ca, ca_key)).unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for (name, pem) in
+        [("ca.pem", ca_pem), ("cert.pem", cert.pem()), ("key.pem", key.serialize_pem())]
+    {
+        std::fs::write(path(name), pem).unwrap();
+    }
+    let file = |name: &str| path(name).to_str().unwrap().to_owned();
+    let (cert, key, ca) = (file("cert.pem"), file("key.pem"), file("ca.pem"));
+    let options = [
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "no",
+    ];
+    let Some(server) = Server::start_with(&options) else {
+        return;
+    };
+
+    let url = format!("rediss://localhost:{}", server.port);
+    assert_eq!(Other::start("save", &url, Some(&path("ca.pem"))).says(), "saved");
+    assert_eq!(Other::start("load", &url, Some(&path("ca.pem"))).says(), "42");
+    // The certificate is for another name, or from nobody that the system knows.
+    let elsewhere = format!("rediss://127.0.0.1:{}", server.port);
+    let said = Other::start("load", &elsewhere, Some(&path("ca.pem"))).says();
+    assert!(said.contains("certificate"), "{said}");
+    let said = Other::start("load", &url, None).says();
+    assert!(said.contains("redis cannot be reached"), "{said}");
+}
