@@ -93,15 +93,15 @@ async fn send_after_asking(
                 break;
             }
             Join::Fail(error) => return Err(error.into()),
-            Join::Wait(ticket) => {
-                if ticket.started {
+            Join::Wait(waiter) => {
+                if waiter.started {
                     budget.refreshed = true;
                     extensions.insert(budget);
                 }
-                match wait(&session, &ticket, limit).await {
+                match wait(&session, &waiter, limit).await {
                     Ok(Ending::Refreshed) => refreshed = true,
                     Ok(Ending::Superseded) => {
-                        if ticket.started {
+                        if waiter.started {
                             budget.refreshed = false;
                             extensions.insert(budget);
                         }
@@ -147,10 +147,10 @@ pub(super) async fn up(
     match session.after_rejection(generation, !budget.renewing) {
         Join::Go { .. } => Ok(response),
         Join::Fail(error) => failed(session, error, response),
-        Join::Wait(ticket) => {
+        Join::Wait(waiter) => {
             budget.refreshed = true;
             extensions.insert(budget);
-            match wait(session, &ticket, limit).await {
+            match wait(session, &waiter, limit).await {
                 Ok(ending) => {
                     if ending == Ending::Refreshed {
                         note_outcome(&mut response, |outcome| outcome.refreshed = true);
@@ -168,14 +168,14 @@ pub(super) async fn up(
 /// A request's own timeout bounds its wait too. The flight goes on.
 async fn wait(
     session: &Session,
-    ticket: &Waiter,
+    waiter: &Waiter,
     limit: Option<Duration>,
 ) -> std::result::Result<Ending, Error> {
     match limit {
-        Some(limit) => timeout(limit, session.wait(ticket))
+        Some(limit) => timeout(limit, session.wait(waiter))
             .await
             .unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
-        None => session.wait(ticket).await,
+        None => session.wait(waiter).await,
     }
 }
 

@@ -247,7 +247,7 @@ impl SessionBuilder {
         let session = self.build()?;
         if let Some(store) = &session.0.store {
             match store.open().await {
-                Ok(Some(stored)) => session.adopt(&stored),
+                Ok(Some(stored)) => session.adopt_stored(&stored),
                 Ok(None) => {}
                 Err(error) if session.load().has_tokens() => {
                     session.emit(&Event::StoreFailed { error })
@@ -256,15 +256,6 @@ impl SessionBuilder {
             }
         }
         Ok(session)
-    }
-}
-
-impl Session {
-    /// Goes on with what the store holds.
-    fn adopt(&self, stored: &Tokens) {
-        let lifetime = stored.lifetime(Arrival::Handed);
-        let state = self.load();
-        self.adopt_tokens(state.epoch, stored, lifetime, Arrival::Handed);
     }
 }
 

@@ -117,8 +117,8 @@ impl Session {
     /// when the refresh token was rejected before, or there is none; [`Closed`](ErrorKind::Closed).
     pub async fn refresh(&self) -> Result<Tokens, Error> {
         match self.join(|state, _| state.on_demand(), false) {
-            Join::Wait(ticket) => {
-                self.wait(&ticket).await?;
+            Join::Wait(waiter) => {
+                self.wait(&waiter).await?;
             }
             Join::Fail(error) => return Err(error),
             Join::Go { .. } => {}
@@ -137,7 +137,7 @@ impl Session {
     pub async fn replace_tokens(&self, tokens: Tokens) -> Result<(), Error> {
         let lifetime = tokens.lifetime(Arrival::Handed);
         let due = self.due(lifetime);
-        let epoch = self.supersede(Ok(Ending::Superseded), |state| {
+        let login = self.supersede(Ok(Ending::Superseded), |state| {
             if let Some(store) = &self.0.store {
                 store.announce(&tokens);
             }
@@ -147,7 +147,7 @@ impl Session {
             // Once more: a flight that was not yet superseded may have put its own in place of it.
             store.announce(&tokens);
         }
-        self.save_now(epoch).await
+        self.save_now(login).await
     }
 
     /// Logs out: no token is left here or in the store, and every request fails with
@@ -159,8 +159,8 @@ impl Session {
     /// [`Closed`](ErrorKind::Closed); [`Store`](ErrorKind::Store) when the store could not be
     /// cleared.
     pub async fn clear(&self) -> Result<(), Error> {
-        let epoch = self.supersede(Err(state::logged_out()), State::clear)?;
-        self.clear_store(epoch).await
+        let login = self.supersede(Err(state::logged_out()), State::clear)?;
+        self.clear_store(login).await
     }
 
     /// Ends the session: nothing is sent any more, and those who wait for a refresh are freed at
@@ -201,16 +201,16 @@ impl Session {
         outcome: RefreshResult,
         change: impl FnOnce(&mut State) -> Option<Arc<InFlight>>,
     ) -> Result<u64, Error> {
-        let (flight, epoch) = self.update(|state| {
+        let (flight, login) = self.update(|state| {
             if matches!(state.phase, state::Phase::Closed) {
                 return Err(Error::of(ErrorKind::Closed));
             }
-            Ok((change(state), state.epoch))
+            Ok((change(state), state.login))
         })?;
         if let Some(flight) = flight {
             flight.supersede(outcome);
         }
-        Ok(epoch)
+        Ok(login)
     }
 }
 

@@ -24,7 +24,7 @@ pub enum SessionState {
     Active,
     /// A refresh is under way.
     Refreshing,
-    /// A refresh has failed, and the session lets the token endpoint be for a while.
+    /// A refresh has failed, and the session does not ask the token endpoint for a while.
     CoolingDown,
     /// The token cannot be renewed, or there is none, and
     /// [`Session::replace_tokens`](super::Session::replace_tokens) alone helps. An access token
@@ -38,9 +38,9 @@ pub enum SessionState {
 pub(crate) struct State {
     /// Rises each time the access token changes.
     pub(super) generation: u64,
-    /// Rises with each word of the user (`replace_tokens`, `clear`): what a flight of an earlier
-    /// epoch brings is dropped.
-    pub(super) epoch: u64,
+    /// Rises with each `replace_tokens` and `clear`. What a refresh of an earlier login brings is
+    /// dropped.
+    pub(super) login: u64,
     pub(super) access: Option<AccessToken>,
     pub(super) refresh: Option<RefreshToken>,
     pub(super) lifetime: Option<Lifetime>,
@@ -50,13 +50,13 @@ pub(crate) struct State {
     pub(super) renewable: bool,
     /// The API rejected the present generation.
     pub(super) rejected: bool,
-    /// Until when a token that the token endpoint issued, and that no answer has accepted yet, is
+    /// Until when a token that the token endpoint issued, and that no response has accepted yet, is
     /// not renewed again.
     pub(super) probation: Option<Instant>,
     /// The cool-down's end after the token endpoint issued a token. Until then one that was expired
     /// on arrival, from there or from a response header, is not renewed for that reason.
     pub(super) issued_pause: Option<Instant>,
-    /// The cool-down's end after a flight broke off. Until then none begins that nobody waits for.
+    /// The cool-down's end after a refresh broke off. Until then none begins in the background.
     pub(super) broken_pause: Option<Instant>,
     pub(super) phase: Phase,
     pub(super) in_flight: Option<Arc<InFlight>>,
@@ -70,13 +70,13 @@ pub(super) enum Phase {
     Closed,
 }
 
-/// What a request, or the user, is to do next.
+/// What a request, or a caller of [`Session`](super::Session), does next.
 pub(super) enum Step {
-    /// Go on with what there is: send the request, or hand the answer through.
+    /// Go on with what there is: send the request, or hand the response through.
     Go,
     /// Go on, and renew in the background.
     GoAndRenew,
-    /// Wait for the flight, which begins if none is under way.
+    /// Wait for the refresh, which begins if none is under way.
     Wait,
     /// Give up.
     Fail(Error),
@@ -94,7 +94,7 @@ impl State {
     pub(super) fn new(tokens: &Tokens, lifetime: Option<Lifetime>, due: Option<Instant>) -> Self {
         Self {
             generation: 1,
-            epoch: 0,
+            login: 0,
             access: tokens.access_token().cloned(),
             refresh: tokens.refresh_token().cloned(),
             lifetime,
@@ -124,7 +124,7 @@ impl State {
     }
 
     /// Before a request is sent. A request whose token is still good does not wait, whoever asked
-    /// for a flight, unless the API has rejected that token.
+    /// for a refresh, unless the API has rejected that token.
     pub(super) fn should_refresh(&self, now: Instant) -> Step {
         if let Phase::Closed = self.phase {
             return Step::Fail(Error::of(ErrorKind::Closed));
@@ -186,7 +186,7 @@ impl State {
         }
     }
 
-    /// When the user asks for a refresh, whatever the token's state and the cool-down.
+    /// When [`Session::refresh`](super::Session::refresh) is called, whatever the token's state and the cool-down.
     pub(super) fn on_demand(&self) -> Step {
         match &self.phase {
             Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
@@ -210,7 +210,7 @@ impl State {
         self.generation
     }
 
-    /// Whether the token endpoint issued the token and no answer has accepted it yet.
+    /// Whether the token endpoint issued the token and no response has accepted it yet.
     pub(crate) fn is_on_probation(&self) -> bool {
         self.probation.is_some()
     }
@@ -228,7 +228,7 @@ impl State {
         self.due.is_some_and(|due| due <= now)
     }
 
-    /// Whether a flight that nobody waits for may begin.
+    /// Whether a refresh may begin in the background.
     fn may_renew(&self, now: Instant) -> bool {
         let allowed = match &self.phase {
             Phase::Open => true,
@@ -270,8 +270,8 @@ impl State {
 
     // ---- what changes it
 
-    /// A token from an answer to a request that was sent with generation `sent`. Late answers never
-    /// undo a newer token.
+    /// A token from the response to a request that was sent with generation `sent`. A late
+    /// response never undoes a newer token.
     pub(super) fn capture(
         &mut self,
         sent: u64,
@@ -289,7 +289,7 @@ impl State {
         Captured::Adopted { generation: self.generation }
     }
 
-    /// What a flight brought. `issued_pause`: the end of the cool-down, if the token endpoint
+    /// What a refresh brought. `issued_pause`: the end of the cool-down, if the token endpoint
     /// issued it. Until then it is on trial.
     pub(super) fn adopt_tokens(
         &mut self,
@@ -313,7 +313,7 @@ impl State {
         }
     }
 
-    /// What a flight that brought nothing leaves behind.
+    /// What a refresh that brought nothing leaves behind.
     pub(super) fn fail(&mut self, error: &Error, now: Instant, cooldown: Duration) {
         if matches!(self.phase, Phase::Closed) {
             return;
@@ -335,7 +335,7 @@ impl State {
         };
     }
 
-    /// A new login. Gives back the flight that it supersedes.
+    /// A new login. Returns the refresh that it supersedes.
     pub(super) fn replace(
         &mut self,
         tokens: &Tokens,
@@ -344,13 +344,13 @@ impl State {
     ) -> Option<Arc<InFlight>> {
         self.set_access(tokens.access_token().cloned(), lifetime, due);
         self.refresh = tokens.refresh_token().cloned();
-        self.epoch += 1;
+        self.login += 1;
         (self.issued_pause, self.broken_pause) = (None, None);
         self.phase = Phase::Open;
         self.in_flight.take()
     }
 
-    /// A logout. Gives back the flight that it supersedes.
+    /// A logout. Returns the refresh that it supersedes.
     pub(super) fn clear(&mut self) -> Option<Arc<InFlight>> {
         let superseded = self.replace(&Tokens::empty(), None, None);
         self.phase = Phase::LoginRequired(logged_out());
@@ -379,7 +379,7 @@ pub(super) fn no_token() -> Error {
         .with_nothing_to_ask_with()
 }
 
-/// Unlike [`no_token`] it is not passed over for the sake of a rejected answer.
+/// Unlike [`no_token`] it is not passed over for the sake of a rejected response.
 pub(super) fn logged_out() -> Error {
     Error::new(ErrorKind::LoginRequired, "the session was cleared")
 }

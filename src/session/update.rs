@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Session {
-    pub(super) fn is_current(&self, epoch: u64) -> bool {
-        self.load().epoch == epoch
+    pub(super) fn is_current(&self, login: u64) -> bool {
+        self.load().login == login
     }
 
     /// Whether these tokens, from the store, spare a call to the token endpoint.
@@ -28,10 +28,10 @@ impl Session {
             && !expired
     }
 
-    /// Makes what a flight brought visible. `None` if the user's word has superseded it.
+    /// Makes what a refresh brought visible. `None` if a later login or a logout supersedes it.
     pub(super) fn adopt_tokens(
         &self,
-        epoch: u64,
+        login: u64,
         tokens: &Tokens,
         lifetime: Option<Lifetime>,
         arrival: Arrival,
@@ -40,7 +40,7 @@ impl Session {
         let pause =
             Instant::now().checked_add(self.0.cooldown).filter(|_| arrival == Arrival::Issued);
         self.update(|state| {
-            if state.epoch != epoch {
+            if state.login != login {
                 return None;
             }
             state.adopt_tokens(tokens, lifetime, due, pause);
@@ -48,10 +48,17 @@ impl Session {
         })
     }
 
-    /// Keeps a refresh token while the flight goes on. Gives back the tokens to be saved.
-    pub(super) fn keep_refresh(&self, epoch: u64, refresh: RefreshToken) -> Option<Tokens> {
+    /// Goes on with what the store holds.
+    pub(super) fn adopt_stored(&self, stored: &Tokens) {
+        let lifetime = stored.lifetime(Arrival::Handed);
+        let login = self.load().login;
+        self.adopt_tokens(login, stored, lifetime, Arrival::Handed);
+    }
+
+    /// Keeps a refresh token while the refresh goes on. Returns the tokens to be saved.
+    pub(super) fn keep_refresh(&self, login: u64, refresh: RefreshToken) -> Option<Tokens> {
         self.update(|state| {
-            (state.epoch == epoch).then(|| {
+            (state.login == login).then(|| {
                 state.refresh = Some(refresh);
                 state.tokens()
             })

@@ -73,12 +73,12 @@ impl BackgroundSave {
                 return session.emit(&Event::StoreFailed { error });
             }
         };
-        let epoch = session.load().epoch;
+        let login = session.load().login;
         match store.look(session).await {
             Look::Changed(theirs) => {
                 // Another process has rotated it: ours is spent.
                 if let Some(refresh) = theirs.refresh_token() {
-                    let _ = session.keep_refresh(epoch, refresh.clone());
+                    let _ = session.keep_refresh(login, refresh.clone());
                 }
             }
             // It may have been rotated: ours is not to be put back.
@@ -91,7 +91,7 @@ impl BackgroundSave {
         }
         let state = session.load();
         if state.has_tokens() {
-            let _ = store.save(session, epoch, &lock, &state.tokens()).await;
+            let _ = store.save(session, login, &lock, &state.tokens()).await;
         }
     }
 }

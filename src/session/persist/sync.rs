@@ -170,12 +170,12 @@ impl StoreSync {
     fn intend(
         &self,
         session: &Session,
-        epoch: u64,
+        login: u64,
         asked: Option<&RefreshToken>,
         tokens: &Tokens,
     ) -> bool {
         let mut memory = self.memory();
-        let current = session.is_current(epoch);
+        let current = session.is_current(login);
         if current {
             memory.unsaved = Some(tokens.clone());
             // It is spent. Another one is not needed only once there is an access token too.
@@ -201,11 +201,11 @@ impl StoreSync {
     pub(in crate::session) async fn save(
         &self,
         session: &Session,
-        epoch: u64,
+        login: u64,
         lock: &StoreLock,
         tokens: &Tokens,
     ) -> Result<(), Error> {
-        if !self.intend(session, epoch, None, tokens) {
+        if !self.intend(session, login, None, tokens) {
             return Ok(());
         }
         self.memory().tries(tokens);
@@ -240,7 +240,7 @@ impl Session {
         tokens: &Tokens,
     ) {
         let Some(store) = &self.0.store else { return };
-        if !store.intend(self, refresh.epoch(), asked, tokens) {
+        if !store.intend(self, refresh.login(), asked, tokens) {
             return;
         }
         let (lock, has_looked) = match refresh.lock() {
@@ -256,10 +256,10 @@ impl Session {
         };
         // The user may have spoken while this waited, or another process while nobody held the
         // lock: the next flight takes theirs.
-        if !self.is_current(refresh.epoch()) || !has_looked && store.is_theirs(asked).await {
+        if !self.is_current(refresh.login()) || !has_looked && store.is_theirs(asked).await {
             return store.memory().settle(tokens);
         }
-        let _ = store.save(self, refresh.epoch(), &lock, tokens).await;
+        let _ = store.save(self, refresh.login(), &lock, tokens).await;
     }
 
     /// What a save, or a logout, has to have first.
@@ -282,7 +282,7 @@ impl Session {
     }
 
     /// Saves the tokens that the user gave, in place of whatever is there.
-    pub(in crate::session) async fn save_now(&self, epoch: u64) -> Result<(), Error> {
+    pub(in crate::session) async fn save_now(&self, login: u64) -> Result<(), Error> {
         let Some(store) = &self.0.store else {
             return Ok(());
         };
@@ -297,21 +297,21 @@ impl Session {
                 return Err(error);
             }
         };
-        if !self.is_current(epoch) {
+        if !self.is_current(login) {
             return Ok(());
         }
         store.look(self).await;
-        store.save(self, epoch, &lock, &self.load().tokens()).await
+        store.save(self, login, &lock, &self.load().tokens()).await
     }
 
     /// Forgets what is stored.
-    pub(in crate::session) async fn clear_store(&self, epoch: u64) -> Result<(), Error> {
+    pub(in crate::session) async fn clear_store(&self, login: u64) -> Result<(), Error> {
         let Some(store) = &self.0.store else {
             return Ok(());
         };
         let cleared = async {
             let (lock, _turn) = self.lock_and_turn(store).await?;
-            if self.is_current(epoch) {
+            if self.is_current(login) {
                 store.bounded(store.store.clear(&lock)).await
             } else {
                 Ok(())
@@ -321,7 +321,7 @@ impl Session {
         if let Err(error) = &cleared {
             self.emit(&Event::StoreFailed { error: error.clone() });
         }
-        if self.is_current(epoch) {
+        if self.is_current(login) {
             let mut memory = store.memory();
             let old = std::mem::take(&mut *memory);
             (memory.saver, memory.looked) = (old.saver, old.looked);

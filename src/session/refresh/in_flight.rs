@@ -1,4 +1,4 @@
-//! Where a flight and those who wait for it meet.
+//! What a refresh and its waiters share.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,8 +9,8 @@ use crate::{
     store::StoreLock,
 };
 
-/// How a flight ends for those who wait: whether it brought a token, or was superseded by the
-/// user's word.
+/// How a refresh ends for its waiters: it brought a token, or a `replace_tokens` or `clear`
+/// superseded it, or it failed.
 pub(in crate::session) type RefreshResult = Result<Ending, Error>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,26 +19,26 @@ pub(crate) enum Ending {
     Superseded,
 }
 
-/// What a session's state holds while a flight is under way.
+/// What a session's state holds while a refresh is under way.
 pub(crate) struct InFlight {
     outcome: watch::Sender<Option<RefreshResult>>,
     /// Of the session's state when it began.
-    epoch: u64,
+    login: u64,
     /// The generation to be renewed.
     generation: u64,
-    /// The user has spoken: what the flight brings is not wanted any more.
+    /// A later `replace_tokens` or `clear` counts: what the refresh brings is dropped.
     superseded: Notify,
-    /// The store's lock, while the flight has it: the session's own saves use it.
+    /// The store's lock, while the refresh has it: the session's other saves use it.
     lock: Mutex<Option<StoreLock>>,
     /// Whether its task is gone: those who wait may be freed before that.
     ended: watch::Sender<bool>,
 }
 
 impl InFlight {
-    pub(in crate::session) fn new(epoch: u64, generation: u64) -> Self {
+    pub(in crate::session) fn new(login: u64, generation: u64) -> Self {
         Self {
             outcome: watch::Sender::new(None),
-            epoch,
+            login,
             generation,
             superseded: Notify::new(),
             lock: Mutex::default(),
@@ -46,7 +46,7 @@ impl InFlight {
         }
     }
 
-    /// Frees those who wait, unless they are free already.
+    /// Frees the waiters, unless they are free already.
     pub(in crate::session) fn resolve(&self, outcome: RefreshResult) {
         self.outcome.send_if_modified(|slot| {
             let first = slot.is_none();
@@ -57,15 +57,14 @@ impl InFlight {
         });
     }
 
-    /// The user's word supersedes the flight: whoever waits goes on with it, and the call is given
-    /// up.
+    /// A new login or a logout supersedes the refresh: its waiters go on with that, and the call is
+    /// given up.
     pub(in crate::session) fn supersede(&self, outcome: RefreshResult) {
         self.resolve(outcome);
         self.superseded.notify_one();
     }
 
-    /// The flight's outcome. Whoever leads it, on whichever runtime: a flight that dies resolves
-    /// too.
+    /// The outcome, whichever runtime runs the refresh. One that dies resolves too.
     pub(in crate::session) async fn wait(&self) -> RefreshResult {
         let mut outcome = self.outcome.subscribe();
         let outcome = outcome.wait_for(Option::is_some).await;
@@ -77,7 +76,7 @@ impl InFlight {
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    /// A share of the store's lock, if the flight has it.
+    /// A share of the store's lock, if the refresh has it.
     pub(in crate::session) fn lock(&self) -> Option<StoreLock> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(StoreLock::share)
     }
@@ -86,12 +85,12 @@ impl InFlight {
         self.outcome.borrow().is_some()
     }
 
-    /// Waits until the user's word supersedes the flight.
+    /// Waits until a new login or a logout supersedes the refresh.
     pub(in crate::session) async fn superseded(&self) {
         self.superseded.notified().await;
     }
 
-    /// The flight's task is gone.
+    /// The task of the refresh is gone.
     pub(in crate::session) fn end(&self) {
         self.ended.send_replace(true);
     }
@@ -100,8 +99,8 @@ impl InFlight {
         self.generation
     }
 
-    pub(in crate::session) fn epoch(&self) -> u64 {
-        self.epoch
+    pub(in crate::session) fn login(&self) -> u64 {
+        self.login
     }
 
     pub(in crate::session) fn set_lock(&self, lock: Option<StoreLock>) {

@@ -1,4 +1,4 @@
-//! Who waits for a flight, and who starts it.
+//! Who waits for a refresh, and who starts it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,9 +20,9 @@ use crate::{
     telemetry,
 };
 
-/// What a request is to do, with the flight to wait for.
+/// What a request does next, with the refresh to wait for.
 pub(crate) enum Join {
-    /// Go on. `started`: a flight began behind it.
+    /// Go on. `started`: a refresh began in the background.
     Go {
         started: bool,
     },
@@ -30,16 +30,16 @@ pub(crate) enum Join {
     Fail(Error),
 }
 
-/// A place in a flight.
+/// One who waits for a refresh.
 pub(crate) struct Waiter {
     in_flight: Arc<InFlight>,
     generation: u64,
-    /// The flight began with this one.
+    /// The refresh began with this one.
     pub(crate) started: bool,
 }
 
 impl Session {
-    /// Before a request is sent: whether to wait. `may_start`: whether it may start a flight, or
+    /// Before a request is sent: whether to wait. `may_start`: whether it may start a refresh, or
     /// only join one.
     pub(crate) fn should_refresh(&self, may_start: bool) -> Join {
         self.join(
@@ -64,15 +64,15 @@ impl Session {
         )
     }
 
-    /// Waits for a flight, and says whether it brought a token. One that fails is no failure if the
+    /// Waits for a refresh, and says whether it brought a token. One that fails is no failure if the
     /// token has changed meanwhile.
-    pub(crate) async fn wait(&self, ticket: &Waiter) -> Result<Ending, Error> {
+    pub(crate) async fn wait(&self, waiter: &Waiter) -> Result<Ending, Error> {
         let begun = Instant::now();
-        let outcome = self.outcome_of(&ticket.in_flight).await;
+        let outcome = self.outcome_of(&waiter.in_flight).await;
         telemetry::wait(begun.elapsed());
         if outcome.is_err() {
             let state = self.load();
-            if state.generation != ticket.generation
+            if state.generation != waiter.generation
                 && state.access.is_some()
                 && !matches!(state.phase, Phase::Closed)
             {
@@ -100,7 +100,7 @@ impl Session {
         Err(error)
     }
 
-    /// Longer than any flight on a runtime that runs: its own limit, and what the store may take to
+    /// Longer than any refresh on a runtime that runs: its own limit, and what the store may take to
     /// save what it brought.
     pub(in crate::session) fn longest_refresh(&self) -> Duration {
         let saving =
@@ -108,8 +108,8 @@ impl Session {
         self.0.refresh_timeout.saturating_add(saving).saturating_add(Duration::from_secs(1))
     }
 
-    /// Decides and, where it has to, starts a flight, in one step. Most need no more than a look:
-    /// the lock is for the first.
+    /// Decides and, where it has to, starts a refresh, in one step. Only the first of many takes
+    /// the writer's lock.
     pub(in crate::session) fn join(
         &self,
         decide: impl Fn(&State, Instant) -> Step,
@@ -131,7 +131,7 @@ impl Session {
         }
         drop(state);
         let mut started = None;
-        let boarding = self.update(|state| {
+        let join = self.update(|state| {
             let background = match decide(state, now) {
                 Step::Go => return Join::Go { started: false },
                 Step::Fail(error) => return Join::Fail(error),
@@ -141,17 +141,17 @@ impl Session {
             let generation = state.generation;
             state.rejected |= rejected;
             let in_flight = state.in_flight.get_or_insert_with(|| {
-                let in_flight = Arc::new(InFlight::new(state.epoch, generation));
+                let in_flight = Arc::new(InFlight::new(state.login, generation));
                 started = Some(Arc::clone(&in_flight));
                 in_flight
             });
-            let ticket =
+            let waiter =
                 Waiter { in_flight: Arc::clone(in_flight), generation, started: started.is_some() };
-            if background { Join::Go { started: ticket.started } } else { Join::Wait(ticket) }
+            if background { Join::Go { started: waiter.started } } else { Join::Wait(waiter) }
         });
         if let Some(in_flight) = started {
             task::spawn(self, in_flight);
         }
-        boarding
+        join
     }
 }

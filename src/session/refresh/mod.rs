@@ -1,10 +1,12 @@
 //! One refresh at a time, for every request that needs one.
 //!
-//! `join` decides whether a caller goes on, waits or fails; `in_flight` is what the waiters and the refresh share; `task` is the
-//! refresh itself.
+//! `join` decides whether a caller goes on, waits or fails; `in_flight` is what the waiters and the refresh share; `task` is the refresh itself;
+//! `obtain` is where its tokens come from, and `progress` is what its refresher tells.
 
 mod in_flight;
 mod join;
+mod obtain;
+mod progress;
 mod task;
 
 pub(super) use self::in_flight::{InFlight, RefreshResult};

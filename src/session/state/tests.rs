@@ -232,7 +232,7 @@ fn what_a_flight_brings_replaces_what_it_has_and_leaves_the_rest() {
 
     let mut state = before();
     state.adopt_tokens(&Tokens::new("new").unwrap(), None, None, pause);
-    assert_eq!((state.generation, state.epoch), (8, 0));
+    assert_eq!((state.generation, state.login), (8, 0));
     assert!(
         !state.rejected
             && state.is_on_probation()
@@ -272,7 +272,7 @@ fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
         ..good(now)
     };
     assert!(state.replace(&Tokens::new("new").unwrap(), None, None).is_some());
-    assert_eq!((state.generation, state.epoch), (8, 1));
+    assert_eq!((state.generation, state.login), (8, 1));
     assert!(
         state.in_flight.is_none()
             && state.refresh.is_none()
@@ -281,7 +281,7 @@ fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
     );
     assert_eq!(state.public(now), SessionState::Active);
     assert!(state.has_tokens() && state.replace(&Tokens::empty(), None, None).is_none());
-    assert_eq!((state.generation, state.epoch, state.has_tokens()), (9, 2, false));
+    assert_eq!((state.generation, state.login, state.has_tokens()), (9, 2, false));
 
     let mut state = State { in_flight: flight(), ..good(now) };
     assert!(state.clear().is_some() && !state.has_tokens());

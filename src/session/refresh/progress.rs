@@ -1,0 +1,106 @@
+//! How far a refresh has come, and what its refresher tells the session meanwhile.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use http::StatusCode;
+
+use super::{super::Session, in_flight::InFlight};
+use crate::{
+    error::{Error, ErrorKind},
+    event::Event,
+    refresher::RefreshLog,
+    token::{RefreshToken, Tokens},
+};
+
+/// The session's end of a [`RefreshContext`](crate::RefreshContext).
+pub(super) struct Progress {
+    session: Session,
+    in_flight: Arc<InFlight>,
+    /// What the token endpoint is asked with.
+    asked: Mutex<Tokens>,
+    stage: Mutex<Stage>,
+}
+
+/// What a refresh is doing, for when its time is up.
+#[derive(Clone, Copy)]
+pub(super) enum Stage {
+    /// Waiting for its turn, or looking into the store.
+    Looking,
+    /// Waiting for the store's lock.
+    Locking,
+    /// Asking the token endpoint.
+    Asking { failed_attempts: u32 },
+}
+
+impl Progress {
+    pub(super) fn new(session: &Session, in_flight: &Arc<InFlight>) -> Self {
+        Self {
+            session: session.clone(),
+            in_flight: Arc::clone(in_flight),
+            asked: Mutex::new(session.load().tokens()),
+            stage: Mutex::new(Stage::Looking),
+        }
+    }
+
+    pub(super) fn is_at(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    /// The error of a refresh whose time is up.
+    pub(super) fn cut_short(&self) -> Error {
+        let too_long = || {
+            Error::new(ErrorKind::Unavailable, "the refresh took longer than the refresh timeout")
+        };
+        match *self.stage.lock().unwrap_or_else(PoisonError::into_inner) {
+            Stage::Looking => too_long(),
+            Stage::Locking => Error::new(ErrorKind::Store, "the store's lock was not free in time"),
+            // A call may be on the wire.
+            Stage::Asking { failed_attempts } => {
+                let error = too_long().with_attempts(failed_attempts.saturating_add(1));
+                if self.tokens().refresh_token().is_some() {
+                    error.with_possibly_consumed()
+                } else {
+                    error
+                }
+            }
+        }
+    }
+
+    /// Takes what the session got while the refresh waited. Tokens of a later login belong to
+    /// another refresh.
+    pub(super) fn catch_up(&self) {
+        let state = self.session.load();
+        if state.login == self.in_flight.login() {
+            *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = state.tokens();
+        }
+    }
+
+    /// Goes on with this refresh token.
+    pub(super) fn ask_with(&self, refresh: RefreshToken) {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).set_refresh(Some(refresh));
+    }
+}
+
+#[async_trait]
+impl RefreshLog for Progress {
+    fn tokens(&self) -> Tokens {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
+        self.is_at(Stage::Asking { failed_attempts: failed_attempt });
+        self.session.emit(&Event::RefreshRetrying { attempt: failed_attempt, delay, status });
+    }
+
+    async fn keep(&self, refresh_token: RefreshToken) {
+        let asked = RefreshLog::tokens(self).refresh_token().cloned();
+        self.ask_with(refresh_token.clone());
+        if let Some(tokens) = self.session.keep_refresh(self.in_flight.login(), refresh_token) {
+            self.session.save_under(&self.in_flight, asked.as_ref(), &tokens).await;
+        }
+    }
+}
