@@ -1,7 +1,7 @@
 //! Keeps a [`reqwest`] client signed in.
 //!
 //! Jobs run for hours; access tokens live for minutes. Wrap your client in this chain of
-//! [`reqwest-middleware`](reqwest_middleware), and a token that the API is_rejection, or replaces
+//! [`reqwest-middleware`](reqwest_middleware), and a token that the API rejects, or replaces
 //! through the response header `Refreshed-API-Token`, never reaches your code as a failure.
 //!
 //! ```text

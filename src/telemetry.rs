@@ -54,7 +54,7 @@ mod enabled {
     pub(super) fn event(event: &Event) {
         match event {
             Event::Captured { .. } => {
-                counter!("reauth.captures", "reauth.result" => "adopted").increment(1)
+                counter!("reauth.captures", "reauth.result" => "adopted").increment(1);
             }
             Event::CaptureIgnored { reason } => {
                 let result = match reason {

@@ -168,7 +168,7 @@ async fn watch_held(begun: Instant, length: Duration) -> Vec<Held> {
     while at <= begun + length {
         sleep_until(at.into()).await;
         seen.extend(Held::now().inspect(|held| {
-            println!("{:>5.0?} {} KiB, {} files", begun.elapsed(), held.kib, held.files)
+            println!("{:>5.0?} {} KiB, {} files", begun.elapsed(), held.kib, held.files);
         }));
         at += step;
     }

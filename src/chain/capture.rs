@@ -109,10 +109,10 @@ fn take(session: &Session, sent: u64, response: &mut Response) {
             session.emit(&Event::Captured { generation });
         }
         Captured::Unchanged => {
-            session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Unchanged })
+            session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Unchanged });
         }
         Captured::Superseded => {
-            session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Superseded })
+            session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Superseded });
         }
     }
 }

@@ -76,8 +76,8 @@ impl Schedule {
         }
     }
 
-    /// After a beat that began at `began` and is over `now`. `jitter` is a random number from 0 to
-    /// 1. A beat that was moved forward takes the following ones with it; one that was asked for
+    /// After a beat that began at `began` and is over `now`. `jitter` is a random number between 0
+    /// and 1. A beat that was moved forward takes the following ones with it; one that was asked for
     /// moves nothing. Ticks that have passed meanwhile are left out.
     pub(super) fn beaten(&mut self, cause: Cause, began: Instant, now: Instant, jitter: f64) {
         let done = match cause {

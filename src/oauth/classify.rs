@@ -221,6 +221,7 @@ mod tests {
     );
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table of cases")]
     fn only_a_whole_answer_with_a_bearer_token_is_a_grant() {
         use End::{Cut, TooLarge, Whole};
         use Failure::{Busy, GrantOver, Lost, Rejected, Salvaged, Unusable};

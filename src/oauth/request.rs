@@ -102,7 +102,7 @@ fn form(settings: &Settings, refresh_token: &RefreshToken) -> Zeroizing<String> 
     match &settings.client {
         ClientAuth::Public { id } => pairs.push(("client_id", id)),
         ClientAuth::Post { id, secret } => {
-            pairs.extend([("client_id", id.as_str()), ("client_secret", secret.as_str())])
+            pairs.extend([("client_id", id.as_str()), ("client_secret", secret.as_str())]);
         }
         ClientAuth::Unnamed | ClientAuth::Basic { .. } => {}
     }

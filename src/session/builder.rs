@@ -250,7 +250,7 @@ impl SessionBuilder {
                 Ok(Some(stored)) => session.adopt_stored(&stored),
                 Ok(None) => {}
                 Err(error) if session.load().has_tokens() => {
-                    session.emit(&Event::StoreFailed { error })
+                    session.emit(&Event::StoreFailed { error });
                 }
                 Err(error) => return Err(error),
             }

@@ -134,7 +134,7 @@ async fn play(
                     request = request.timeout(Duration::from_millis(limit));
                 }
                 let request = async move {
-                    check(request.send().await.map(|response| response.status().as_u16()))
+                    check(request.send().await.map(|response| response.status().as_u16()));
                 };
                 callers.push(run(dropped_after, request));
             }
