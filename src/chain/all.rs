@@ -4,18 +4,16 @@ use std::time::Duration;
 
 use http::{Extensions, header::AUTHORIZATION};
 use reqwest::{Request, Response};
-use reqwest_middleware::Result;
+use reqwest_middleware::{Middleware, Next, Result};
 use tokio::time::Instant;
 
 use super::{
-    Below, Down, Found, Future, ReplayBody, SessionSource,
+    SessionSource,
     authorize::{self, Signed},
-    capture, is_left_alone, middleware, refresh,
-    replay::{self, Again},
+    capture, refresh,
+    replay::{self, After, Again, ReplayBody},
+    source::{Found, Handling, Pinned, is_left_alone},
 };
-
-/// Outermost first.
-const LAYERS: [Down; 4] = [replay::down, refresh::down, capture::down, authorize::down];
 
 /// The four as one: a request that none of them has a question about pays for one future and one
 /// place in the client's list, not for four of both.
@@ -24,33 +22,40 @@ pub(super) struct Chain {
     pub(super) source: SessionSource,
 }
 
-middleware!(Chain, down);
-
-fn down<'a>(
-    source: &'a SessionSource,
-    mut request: Request,
-    extensions: &'a mut Extensions,
-    below: Below<'a>,
-) -> Future<'a> {
-    Box::pin(async move {
-        let Some((again, signed)) = prepare(source, &mut request, extensions) else {
-            return Below { layers: &LAYERS, ..below }.run(request, extensions).await;
-        };
-        let limit = request.timeout().copied();
-        let mut response = below.clone().run(request, &mut *extensions).await?;
-        if !signed.needs_note(&response) {
-            if let Found::Brought(_) = signed.session {
-                capture::conceal_own(source, &mut response);
+impl Middleware for Chain {
+    fn handle<'this, 'extensions, 'next, 'future>(
+        &'this self,
+        mut request: Request,
+        extensions: &'extensions mut Extensions,
+        next: Next<'next>,
+    ) -> Handling<'future>
+    where
+        'this: 'future,
+        'extensions: 'future,
+        'next: 'future,
+        Self: 'future,
+    {
+        let source = &self.source;
+        Box::pin(async move {
+            let Some((again, signed)) = prepare(source, &mut request, extensions) else {
+                return Box::pin(send(source, request, extensions, next)).await;
+            };
+            let limit = request.timeout().copied();
+            let mut response = next.clone().run(request, &mut *extensions).await?;
+            if !signed.needs_note(&response) {
+                if let Found::Brought(_) = signed.session {
+                    capture::conceal_own(source, &mut response);
+                }
+                return Ok(response);
             }
-            return Ok(response);
-        }
-        signed.leave_note(&mut response);
-        Box::pin(up(response, again, limit, extensions, below)).await
-    })
+            signed.leave_note(&mut response);
+            Box::pin(up(response, again, limit, source, extensions, next)).await
+        })
+    }
 }
 
-/// What all four do on the way down with a request that goes out as it is, as almost all do.
-/// `None`, and nothing done, for one that they have to look at one by one.
+/// What all four do before a request that is sent at once, as almost all are. `None`, and nothing
+/// done, for one that they have to look at one by one.
 fn prepare<'a>(
     source: &'a SessionSource,
     request: &mut Request,
@@ -70,17 +75,75 @@ fn prepare<'a>(
     Some((again, Signed { session, state, origin }))
 }
 
-/// What they do on the way up, from the innermost on.
+/// What they do after it, from the innermost on.
 #[cold]
 async fn up(
     mut response: Response,
     again: Again,
     limit: Option<Duration>,
+    source: &SessionSource,
     extensions: &mut Extensions,
-    below: Below<'_>,
+    next: Next<'_>,
 ) -> Result<Response> {
-    capture::up(below.source, &mut response);
+    capture::up(source, &mut response);
     let response = refresh::up(response, extensions, limit).await?;
-    replay::up(response, again, below.source, extensions, Below { layers: &LAYERS[1..], ..below })
-        .await
+    replay(response, again, source, extensions, next).await
+}
+
+/// The way of every other request.
+#[cold]
+async fn send(
+    source: &SessionSource,
+    mut request: Request,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
+    if is_left_alone(&request, extensions) {
+        replay::give_first_body(&mut request, extensions)?;
+        return capture::unsigned(source, request, extensions, next).await;
+    }
+    let again = Again::of(&mut request, extensions)?;
+    let response = send_once(source, request, extensions, next.clone()).await?;
+    replay(response, again, source, extensions, next).await
+}
+
+/// `Replay`, with the other three below it.
+async fn replay(
+    response: Response,
+    again: Again,
+    source: &SessionSource,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
+    match replay::after(response, again, extensions) {
+        After::Return(response) => Ok(response),
+        After::Replay(rejection) => {
+            let (request, replaying) = rejection.begin().await;
+            let mut extensions = Pinned::to(&replaying.session, source, extensions);
+            replaying.end(send_once(source, request, &mut extensions, next).await)
+        }
+    }
+}
+
+/// `Refresh`, `Capture` and `Authorize`.
+async fn send_once(
+    source: &SessionSource,
+    request: Request,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
+    let limit = request.timeout().copied();
+    let ready = refresh::before(source, &request, extensions).await?;
+    let mut response = match &ready {
+        Some(ready) => {
+            let mut extensions = Pinned::to(&ready.session, source, extensions);
+            authorize::send(source, request, &mut extensions, next).await?
+        }
+        None => authorize::send(source, request, extensions, next).await?,
+    };
+    capture::up(source, &mut response);
+    if let Some(ready) = ready {
+        response = ready.note(response);
+    }
+    refresh::up(response, extensions, limit).await
 }

@@ -5,9 +5,12 @@ use http::{
     header::{AUTHORIZATION, Entry},
 };
 use reqwest::{Request, Response};
+use reqwest_middleware::{Middleware, Next, Result};
 
 use super::{
-    Below, Found, Future, Sent, SessionSource, is_left_alone, may_be_rejection, middleware,
+    SessionSource,
+    sent::{Sent, may_be_rejection},
+    source::{Found, Handling, is_left_alone},
 };
 use crate::{anonymous::Anonymous, error::Error, session::State};
 
@@ -35,8 +38,6 @@ pub struct Authorize {
     source: SessionSource,
 }
 
-middleware!(Authorize, down);
-
 impl Authorize {
     /// Signs with the token of this session.
     pub fn new(source: impl Into<SessionSource>) -> Self {
@@ -44,28 +45,43 @@ impl Authorize {
     }
 }
 
-pub(super) fn down<'a>(
-    source: &'a SessionSource,
+impl Middleware for Authorize {
+    fn handle<'this, 'extensions, 'next, 'future>(
+        &'this self,
+        request: Request,
+        extensions: &'extensions mut Extensions,
+        next: Next<'next>,
+    ) -> Handling<'future>
+    where
+        'this: 'future,
+        'extensions: 'future,
+        'next: 'future,
+        Self: 'future,
+    {
+        Box::pin(send(&self.source, request, extensions, next))
+    }
+}
+
+pub(super) async fn send(
+    source: &SessionSource,
     mut request: Request,
-    extensions: &'a mut Extensions,
-    below: Below<'a>,
-) -> Future<'a> {
-    Box::pin(async move {
-        let signed = match sign(source, &mut request, extensions) {
-            Ok(signed) => signed,
-            // The caller's own header is sent whatever speaks against ours.
-            Err(_) if is_left_alone(&request, extensions) => None,
-            Err(error) => return Err(error.into()),
-        };
-        let mut response = below.run(request, extensions).await?;
-        let Some(signed) = signed else {
-            return Ok(response);
-        };
-        if signed.needs_note(&response) {
-            signed.leave_note(&mut response);
-        }
-        Ok(response)
-    })
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
+    let signed = match sign(source, &mut request, extensions) {
+        Ok(signed) => signed,
+        // The caller's own header is sent whatever speaks against ours.
+        Err(_) if is_left_alone(&request, extensions) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let mut response = next.run(request, extensions).await?;
+    let Some(signed) = signed else {
+        return Ok(response);
+    };
+    if signed.needs_note(&response) {
+        signed.leave_note(&mut response);
+    }
+    Ok(response)
 }
 
 /// Puts the header on, unless the request is none of ours.
@@ -73,7 +89,7 @@ fn sign<'a>(
     source: &'a SessionSource,
     request: &mut Request,
     extensions: &Extensions,
-) -> Result<Option<Signed<'a>>, Error> {
+) -> std::result::Result<Option<Signed<'a>>, Error> {
     if extensions.get::<Anonymous>().is_some() {
         return Ok(None);
     }

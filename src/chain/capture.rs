@@ -1,8 +1,12 @@
 use http::{Extensions, HeaderName, HeaderValue, header::GetAll};
 use reqwest::{Request, Response};
-use reqwest_middleware::Result;
+use reqwest_middleware::{Middleware, Next, Result};
 
-use super::{Below, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome};
+use super::{
+    SessionSource,
+    sent::{Sent, note_outcome},
+    source::{Handling, is_left_alone},
+};
 use crate::{
     event::{CaptureIgnored, Event},
     session::{Captured, Session},
@@ -24,8 +28,6 @@ pub struct Capture {
     source: SessionSource,
 }
 
-middleware!(Capture, down);
-
 impl Capture {
     /// Captures for this session.
     pub fn new(source: impl Into<SessionSource>) -> Self {
@@ -33,20 +35,29 @@ impl Capture {
     }
 }
 
-pub(super) fn down<'a>(
-    source: &'a SessionSource,
-    request: Request,
-    extensions: &'a mut Extensions,
-    below: Below<'a>,
-) -> Future<'a> {
-    Box::pin(async move {
-        if is_left_alone(&request, extensions) {
-            return Box::pin(unsigned(source, request, extensions, below)).await;
-        }
-        let mut response = below.run(request, extensions).await?;
-        up(source, &mut response);
-        Ok(response)
-    })
+impl Middleware for Capture {
+    fn handle<'this, 'extensions, 'next, 'future>(
+        &'this self,
+        request: Request,
+        extensions: &'extensions mut Extensions,
+        next: Next<'next>,
+    ) -> Handling<'future>
+    where
+        'this: 'future,
+        'extensions: 'future,
+        'next: 'future,
+        Self: 'future,
+    {
+        let source = &self.source;
+        Box::pin(async move {
+            if is_left_alone(&request, extensions) {
+                return Box::pin(unsigned(source, request, extensions, next)).await;
+            }
+            let mut response = next.run(request, extensions).await?;
+            up(source, &mut response);
+            Ok(response)
+        })
+    }
 }
 
 pub(super) fn up(source: &SessionSource, response: &mut Response) {
@@ -76,14 +87,14 @@ pub(super) fn conceal_own(source: &SessionSource, response: &mut Response) {
 /// A request that is not the session's: nothing is taken from its answer, but nothing of that is to
 /// be printed either.
 #[cold]
-async fn unsigned(
+pub(super) async fn unsigned(
     source: &SessionSource,
     request: Request,
     extensions: &mut Extensions,
-    below: Below<'_>,
+    next: Next<'_>,
 ) -> Result<Response> {
     let name = source.find(extensions).ok().map(|session| session.capture_header().clone());
-    let mut response = below.run(request, extensions).await?;
+    let mut response = next.run(request, extensions).await?;
     if let Some(name) = name {
         conceal(&name, &mut response);
     }

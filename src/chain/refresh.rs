@@ -2,10 +2,14 @@ use std::time::Duration;
 
 use http::Extensions;
 use reqwest::{Request, Response};
-use reqwest_middleware::Result;
+use reqwest_middleware::{Middleware, Next, Result};
 use tokio::time::{Instant, timeout};
 
-use super::{Below, Budget, Future, Sent, SessionSource, middleware, note_outcome, run_for};
+use super::{
+    SessionSource,
+    sent::{Budget, Sent, note_outcome},
+    source::{Handling, Pinned},
+};
 use crate::{
     error::{Error, ErrorKind},
     session::{Ending, Join, OnRefreshFailure, Session, Waiter},
@@ -27,8 +31,6 @@ pub struct Refresh {
     source: SessionSource,
 }
 
-middleware!(Refresh, down);
-
 impl Refresh {
     /// Refreshes for this session.
     pub fn new(source: impl Into<SessionSource>) -> Self {
@@ -36,48 +38,89 @@ impl Refresh {
     }
 }
 
-pub(super) fn down<'a>(
-    source: &'a SessionSource,
-    request: Request,
-    extensions: &'a mut Extensions,
-    below: Below<'a>,
-) -> Future<'a> {
-    Box::pin(async move {
-        // A session that is quiet has nothing to ask of any request, its own or not: so almost none
-        // is looked at closer.
-        if !source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now)) {
-            return match source.signing(&request, extensions)? {
-                Some((session, _)) => {
-                    Box::pin(send_after_asking(
-                        session.into_session(),
-                        source,
-                        request,
-                        extensions,
-                        below,
-                    ))
-                    .await
-                }
-                None => below.run(request, extensions).await,
-            };
-        }
-        let limit = request.timeout().copied();
-        let response = below.run(request, extensions).await?;
-        if response.extensions().get::<Sent>().is_none() {
-            return Ok(response);
-        }
-        Box::pin(up(response, extensions, limit)).await
-    })
+impl Middleware for Refresh {
+    fn handle<'this, 'extensions, 'next, 'future>(
+        &'this self,
+        request: Request,
+        extensions: &'extensions mut Extensions,
+        next: Next<'next>,
+    ) -> Handling<'future>
+    where
+        'this: 'future,
+        'extensions: 'future,
+        'next: 'future,
+        Self: 'future,
+    {
+        let source = &self.source;
+        Box::pin(async move {
+            // A session that is quiet has nothing to ask of any request, its own or not: so almost
+            // none is looked at closer.
+            if !is_quiet(source, extensions) {
+                return Box::pin(send_after_asking(source, request, extensions, next)).await;
+            }
+            let limit = request.timeout().copied();
+            let response = next.run(request, extensions).await?;
+            if response.extensions().get::<Sent>().is_none() {
+                return Ok(response);
+            }
+            Box::pin(up(response, extensions, limit)).await
+        })
+    }
+}
+
+fn is_quiet(source: &SessionSource, extensions: &Extensions) -> bool {
+    source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now))
 }
 
 /// The way of a request that may have to wait before it is sent.
 #[cold]
 async fn send_after_asking(
-    session: Session,
     source: &SessionSource,
     request: Request,
     extensions: &mut Extensions,
-    below: Below<'_>,
+    next: Next<'_>,
 ) -> Result<Response> {
+    let Some(ready) = before(source, &request, extensions).await? else {
+        return next.run(request, extensions).await;
+    };
+    let limit = request.timeout().copied();
+    let response = {
+        let mut extensions = Pinned::to(&ready.session, source, extensions);
+        next.run(request, &mut extensions).await?
+    };
+    up(ready.note(response), extensions, limit).await
+}
+
+/// A request whose session has a token for it.
+pub(super) struct Ready {
+    pub(super) session: Session,
+    /// The request waited for a refresh that brought it.
+    refreshed: bool,
+}
+
+impl Ready {
+    pub(super) fn note(&self, mut response: Response) -> Response {
+        if self.refreshed {
+            note_outcome(&mut response, |outcome| outcome.refreshed = true);
+        }
+        response
+    }
+}
+
+/// Waits for a refresh where the request cannot be sent without one. `None`: the request is none of
+/// ours, or its session is quiet.
+pub(super) async fn before(
+    source: &SessionSource,
+    request: &Request,
+    extensions: &mut Extensions,
+) -> Result<Option<Ready>> {
+    if is_quiet(source, extensions) {
+        return Ok(None);
+    }
+    let Some((session, _)) = source.signing(request, extensions)? else {
+        return Ok(None);
+    };
+    let session = session.into_session();
     let limit = request.timeout().copied();
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
     let mut refreshed = false;
@@ -115,11 +158,7 @@ async fn send_after_asking(
             }
         }
     }
-    let mut response = run_for(session, source, request, extensions, below).await?;
-    if refreshed {
-        note_outcome(&mut response, |outcome| outcome.refreshed = true);
-    }
-    up(response, extensions, limit).await
+    Ok(Some(Ready { session, refreshed }))
 }
 
 /// Renews the token if the answer refuses it.

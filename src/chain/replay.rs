@@ -2,12 +2,14 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 use http::{Extensions, HeaderName, HeaderValue, Method, StatusCode, Version};
 use reqwest::{Body, Request, Response};
-use reqwest_middleware::{Error, Result};
+use reqwest_middleware::{Error, Middleware, Next, Result};
 use tokio::time::timeout;
 use url::Url;
 
 use super::{
-    Below, Budget, Future, Sent, SessionSource, is_left_alone, middleware, note_outcome, run_for,
+    SessionSource,
+    sent::{Budget, Sent, note_outcome},
+    source::{Handling, Pinned, is_left_alone},
 };
 use crate::{
     event::{Event, NotReplayed},
@@ -35,8 +37,6 @@ pub struct Replay {
     source: SessionSource,
 }
 
-middleware!(Replay, down);
-
 impl Replay {
     /// Replays for this session.
     pub fn new(source: impl Into<SessionSource>) -> Self {
@@ -44,76 +44,140 @@ impl Replay {
     }
 }
 
-pub(super) fn down<'a>(
-    source: &'a SessionSource,
-    mut request: Request,
-    extensions: &'a mut Extensions,
-    below: Below<'a>,
-) -> Future<'a> {
-    Box::pin(async move {
-        if is_left_alone(&request, extensions) {
-            give_first_body(&mut request, extensions).map_err(Error::middleware)?;
-            return below.run(request, extensions).await;
-        }
-        let again = Again::of(&mut request, extensions).map_err(Error::middleware)?;
-        let response = below.clone().run(request, &mut *extensions).await?;
-        if response.extensions().get::<Sent>().is_none() {
-            return Ok(response);
-        }
-        Box::pin(up(response, again, source, extensions, below)).await
-    })
+impl Middleware for Replay {
+    fn handle<'this, 'extensions, 'next, 'future>(
+        &'this self,
+        mut request: Request,
+        extensions: &'extensions mut Extensions,
+        next: Next<'next>,
+    ) -> Handling<'future>
+    where
+        'this: 'future,
+        'extensions: 'future,
+        'next: 'future,
+        Self: 'future,
+    {
+        let source = &self.source;
+        Box::pin(async move {
+            if is_left_alone(&request, extensions) {
+                give_first_body(&mut request, extensions)?;
+                return next.run(request, extensions).await;
+            }
+            let again = Again::of(&mut request, extensions)?;
+            let response = next.clone().run(request, &mut *extensions).await?;
+            if response.extensions().get::<Sent>().is_none() {
+                return Ok(response);
+            }
+            Box::pin(up(response, again, source, extensions, next)).await
+        })
+    }
 }
 
 #[cold]
-pub(super) async fn up(
-    mut response: Response,
+async fn up(
+    response: Response,
     again: Again,
     source: &SessionSource,
     extensions: &mut Extensions,
-    below: Below<'_>,
+    next: Next<'_>,
 ) -> Result<Response> {
+    match after(response, again, extensions) {
+        After::Return(response) => Ok(response),
+        After::Replay(replay) => {
+            let (request, replaying) = replay.begin().await;
+            let mut extensions = Pinned::to(&replaying.session, source, extensions);
+            replaying.end(next.run(request, &mut extensions).await)
+        }
+    }
+}
+
+/// What is done with a response.
+pub(super) enum After {
+    Return(Response),
+    Replay(Box<Rejection>),
+}
+
+/// A rejected request that is sent again.
+pub(super) struct Rejection {
+    session: Session,
+    request: Request,
+    response: Response,
+    /// The generation to send it with.
+    generation: u64,
+}
+
+/// Decides whether the request is sent again.
+pub(super) fn after(mut response: Response, again: Again, extensions: &mut Extensions) -> After {
     let Some(mut sent) = response.extensions_mut().remove::<Sent>() else {
-        return Ok(response);
+        return After::Return(response);
     };
     if !sent.is_rejected(&mut response) {
-        return Ok(response);
+        return After::Return(response);
     }
-    let session = &sent.session;
+    let session = sent.session;
     let mut budget: Budget = extensions.get().copied().unwrap_or_default();
-    let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
     if budget.replayed {
-        return Ok(not_replayed(session, NotReplayed::AlreadyReplayed, response));
+        return After::Return(not_replayed(&session, NotReplayed::AlreadyReplayed, response));
     }
+    let refresh_failed =
+        response.extensions().get::<Outcome>().is_some_and(|done| done.refresh_error.is_some());
     let state = session.load_full();
-    if before.refresh_error.is_some() || !state.has_newer_token_than(&sent.state) {
-        return Ok(response);
+    if refresh_failed || !state.has_newer_token_than(&sent.state) {
+        return After::Return(response);
     }
-    let request = match again.request(session) {
+    let request = match again.request(&session) {
         Ok(request) => request,
-        Err(reason) => return Ok(not_replayed(session, reason, response)),
+        Err(reason) => return After::Return(not_replayed(&session, reason, response)),
     };
     budget.replayed = true;
     extensions.insert(budget);
-    let rejection = response.status();
-    drain(response).await;
+    After::Replay(Box::new(Rejection {
+        session,
+        request,
+        response,
+        generation: state.generation(),
+    }))
+}
 
-    let sent_again = run_for(session.clone(), source, request, extensions, below).await;
-    let mut response = sent_again.map_err(|error| with_rejection(error, rejection))?;
-    session.emit(&Event::Replayed { generation: state.generation(), status: response.status() });
-    note_outcome(&mut response, |outcome| {
-        outcome.replayed = true;
-        outcome.captured |= before.captured;
-        outcome.refreshed |= before.refreshed;
-    });
-    let rejected = match response.extensions_mut().remove::<Sent>() {
-        Some(mut sent) => sent.is_rejected(&mut response),
-        None => false,
-    };
-    Ok(if rejected {
-        not_replayed(session, NotReplayed::AlreadyReplayed, response)
-    } else {
-        response
-    })
+impl Rejection {
+    /// Reads the rejection to its end, and gives back the request that is to be sent.
+    pub(super) async fn begin(self) -> (Request, Replaying) {
+        let Self { session, request, response, generation } = self;
+        let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
+        let rejection = response.status();
+        drain(response).await;
+        (request, Replaying { session, rejection, before, generation })
+    }
+}
+
+/// What is remembered of the rejection while the request is out again.
+pub(super) struct Replaying {
+    pub(super) session: Session,
+    rejection: StatusCode,
+    before: Outcome,
+    generation: u64,
+}
+
+impl Replaying {
+    pub(super) fn end(self, result: Result<Response>) -> Result<Response> {
+        let Self { session, rejection, before, generation } = self;
+        let mut response = result.map_err(|error| with_rejection(error, rejection))?;
+        session.emit(&Event::Replayed { generation, status: response.status() });
+        note_outcome(&mut response, |outcome| {
+            outcome.replayed = true;
+            outcome.captured |= before.captured;
+            outcome.refreshed |= before.refreshed;
+        });
+        let rejected = match response.extensions_mut().remove::<Sent>() {
+            Some(mut sent) => sent.is_rejected(&mut response),
+            None => false,
+        };
+        Ok(if rejected {
+            not_replayed(&session, NotReplayed::AlreadyReplayed, response)
+        } else {
+            response
+        })
+    }
 }
 
 /// The session was closed, say, while the rejection was read to its end: the request was not sent
@@ -157,7 +221,7 @@ pub(super) struct Again {
 
 impl Again {
     /// `reqwest` takes the request by value, so that the copy has to be made beforehand.
-    fn of(request: &mut Request, extensions: &Extensions) -> io::Result<Self> {
+    pub(super) fn of(request: &mut Request, extensions: &Extensions) -> Result<Self> {
         let Some(body) = extensions.get::<ReplayBody>() else {
             return Ok(Self::plain(request));
         };
@@ -191,11 +255,11 @@ impl Again {
 
 /// A request without a body of its own gets its first from its [`ReplayBody`], also where it will
 /// not be sent again.
-fn give_first_body(request: &mut Request, extensions: &Extensions) -> io::Result<()> {
+pub(super) fn give_first_body(request: &mut Request, extensions: &Extensions) -> Result<()> {
     if request.body().is_none()
         && let Some(body) = extensions.get::<ReplayBody>()
     {
-        *request.body_mut() = Some((body.0)()?);
+        *request.body_mut() = Some((body.0)().map_err(Error::middleware)?);
     }
     Ok(())
 }
