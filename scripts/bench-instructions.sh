@@ -4,5 +4,4 @@
 #
 # Without valgrind or gungraun-runner it says so and passes, except in CI.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-exec cargo run --quiet --release --manifest-path benches/micro/Cargo.toml --bin table -- "${1:---check}"
+exec "$(dirname "$0")/bench.sh" "${1:---check}"

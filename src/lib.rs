@@ -20,7 +20,7 @@
 //! use reqwest_reauth::{ClientBuilderExt, OAuthRefresh, Session, Tokens};
 //!
 //! # async fn f() -> Result<(), Box<dyn std::error::Error>> {
-//! let tokens = Tokens::new("the access token")?.with_refresh_token("the refresh token")?;
+//! let tokens = Tokens::new("access-token")?.with_refresh_token("refresh-token")?;
 //! let session = Session::builder(tokens)
 //!     .origin("https://api.example.com")
 //!     .refresher(OAuthRefresh::new("https://api.example.com/oauth/access_token"))

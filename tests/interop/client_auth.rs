@@ -4,11 +4,8 @@ use reqwest_reauth::ErrorKind;
 
 use crate::peers::{Peers, client, refresh_token};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_way_of_client_authentication_works_whatever_the_secrets_characters() {
-    let Some(peers) = Peers::start(&[("TTL", "60")]) else {
-        return;
-    };
+pub(crate) async fn each_client_authentication_works() {
+    let peers = Peers::start(&[("TTL", "60")]);
     let ways = [
         ("plain", peers.plain_refresher()),
         ("basic", peers.refresher().client_secret_basic("basic:client", "basic secret:%+/")),
@@ -33,11 +30,8 @@ async fn every_way_of_client_authentication_works_whatever_the_secrets_character
     assert_eq!(peers.answered("GET /resource/echo 401").await, 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_secret_is_the_clients_fault_and_costs_no_refresh_token() {
-    let Some(peers) = Peers::start(&[("TTL", "60")]) else {
-        return;
-    };
+pub(crate) async fn a_wrong_secret_costs_no_refresh_token() {
+    let peers = Peers::start(&[("TTL", "60")]);
     let refresher = peers.refresher().client_secret_basic("plain-client", "wrong");
     let (session, _) = peers.session(refresher).await;
     let before = refresh_token(&session);

@@ -1,10 +1,12 @@
 //! Against real servers: `oidc-provider`, a certified OAuth server, with an nginx before it that
 //! fails on request.
 //!
-//! They are in `tests/peers`. Without node, nginx or the provider's packages each test says why it
-//! is skipped; with `CI` set it fails. Each test has servers of its own, so that all of them may
-//! run at once.
+//! They are in `tests/peers`. Each test has servers of its own, so that all of them may run at
+//! once.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "../support/trials.rs"]
+mod trials;
 
 mod api_faults;
 mod client_auth;
@@ -13,3 +15,40 @@ mod peers;
 mod rotation;
 mod token_faults;
 mod tokens;
+
+use libtest_mimic::Arguments;
+
+fn main() {
+    let missing = peers::missing();
+    let tests = trials::trials![
+        api_faults with missing.clone() => [
+            a_fault_of_the_api_is_the_callers,
+            the_replays_fault_is_the_callers,
+        ]
+        client_auth with missing.clone() => [
+            each_client_authentication_works,
+            a_wrong_secret_costs_no_refresh_token,
+        ]
+        long_run with missing.clone() => [
+            short_tokens_outlast_a_failing_endpoint,
+            a_restarted_token_endpoint_costs_nothing,
+            a_restarted_proxy_with_an_outer_retry,
+        ]
+        rotation with missing.clone() => [
+            each_refresh_uses_the_last_refresh_token,
+            sixty_four_rejections_are_one_call,
+            a_grant_revoked_for_reuse_is_not_retried,
+            an_expired_refresh_token_wants_a_new_login,
+        ]
+        token_faults with missing.clone() => [
+            each_token_fault_ends_as_listed,
+            retry_after_is_heeded_up_to_its_limit,
+            a_request_outlasts_a_failing_endpoint,
+        ]
+        tokens with missing => [
+            two_second_tokens_are_renewed_in_time,
+            a_reissued_token_needs_no_call,
+        ]
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit();
+}

@@ -1,5 +1,5 @@
 //! A fleet on a real redis-server: processes that share a login, that stall and that die, and a
-//! Redis that goes away. Skipped where there is no redis-server, except under `CI`.
+//! Redis that goes away.
 
 use std::{
     sync::{Arc, Mutex},
@@ -20,8 +20,7 @@ const LEASE: Duration = Duration::from_millis(600);
 const SLACK: Duration = Duration::from_secs(5);
 
 /// The other process's part. Does nothing in a usual run.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn worker() {
+pub(crate) async fn worker() {
     if let Some(job) = Job::from_env() {
         let store = RedisStore::connect(&job.store, "login").await.unwrap();
         job.run(store.lease(LEASE)).await;
@@ -48,17 +47,13 @@ fn counting_failures(session: SessionBuilder) -> (SessionBuilder, Arc<Mutex<Vec<
     (session, failures)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_processes_on_one_redis_refresh_once_an_expiry_and_never_two_at_once() {
-    let Some(redis) = Server::start() else { return };
+pub(crate) async fn four_processes_refresh_one_at_a_time() {
+    let redis = Server::start();
     crate::workers::four_processes_refresh_once_an_expiry(&redis.url()).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_goes_away_fails_no_request_and_is_up_to_date_as_soon_as_it_is_back() {
-    let Some(mut redis) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_redis_that_goes_away_fails_no_request() {
+    let mut redis = Server::start();
     let server = AuthServer::builder().only_newest_token().start().await;
     let day_one = server.login();
     let (session, failures) = counting_failures(
@@ -110,11 +105,8 @@ async fn a_redis_that_goes_away_fails_no_request_and_is_up_to_date_as_soon_as_it
     assert_eq!((server.token_calls(), server.refused()), (10, refused));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_restarted_between_two_refreshes_leaves_the_fleet_as_it_was() {
-    let Some(mut redis) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_restarted_redis_changes_nothing() {
+    let mut redis = Server::start();
     let server = AuthServer::builder().only_newest_token().start().await;
     let day_one = server.login();
     let mut sessions = Vec::new();
@@ -147,9 +139,8 @@ async fn a_redis_that_is_restarted_between_two_refreshes_leaves_the_fleet_as_it_
     assert_eq!((server.counts().reuses, server.concurrent_token_calls_max()), (0, 1));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_stopped_past_its_lease_overwrites_nothing_and_goes_on_with_the_newer_tokens() {
-    let Some(redis) = Server::start() else { return };
+pub(crate) async fn a_stalled_holder_adopts_newer_tokens() {
+    let redis = Server::start();
     // It has called when it stops, so that without a grace the others could only be told that the
     // login is gone.
     let server =
@@ -194,9 +185,8 @@ fn server_tokens(server: &AuthServer) -> Tokens {
     Tokens::from_refresh_token(form(&server.token_requests()[0], "refresh_token").unwrap()).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_holder_keeps_the_others_waiting_no_longer_than_its_lease() {
-    let Some(redis) = Server::start() else { return };
+pub(crate) async fn a_killed_holder_blocks_for_one_lease() {
+    let redis = Server::start();
     let server = AuthServer::start().await;
     let day_one = server.login();
     server.script_token_endpoint([Answer::Hang]);

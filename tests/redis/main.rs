@@ -3,8 +3,53 @@
 
 #[path = "../support/redis_server.rs"]
 mod redis_server;
+#[path = "../support/trials.rs"]
+mod trials;
 #[path = "../support/workers.rs"]
 mod workers;
 
 mod fleet;
 mod store;
+
+use libtest_mimic::Arguments;
+
+fn main() {
+    let missing = redis_server::missing();
+    let mut tests = trials::trials![
+        fleet with missing.clone() => [
+            four_processes_refresh_one_at_a_time,
+            a_redis_that_goes_away_fails_no_request,
+            a_restarted_redis_changes_nothing,
+            a_stalled_holder_adopts_newer_tokens,
+            a_killed_holder_blocks_for_one_lease,
+        ]
+        store with missing => [
+            a_save_is_loaded_from_one_hash_slot,
+            keys_are_logins_apart,
+            the_lock_excludes_until_it_is_dropped,
+            a_dropped_wait_leaves_no_lock,
+            a_runtime_shut_down_frees_its_lock,
+            a_killed_holder_keeps_one_lease,
+            a_stalled_holder_cannot_overwrite,
+            an_old_fence_is_rejected,
+            a_lapsed_lease_without_a_successor_saves,
+            the_fence_survives_restarts_and_losses,
+            a_holder_from_before_a_loss_is_fenced,
+            four_processes_never_undo_each_others_saves,
+            calls_fail_soon_while_redis_is_away,
+            a_lock_dropped_while_away_is_freed_later,
+            a_restart_between_two_calls_goes_unnoticed,
+            a_hanging_redis_is_given_up_in_5_s,
+            a_session_starts_before_its_redis,
+            bad_urls_keys_and_passwords_fail_at_once,
+            a_replicas_connection_is_given_up,
+            errors_quote_no_server_text,
+            documents_over_1_mib_are_errors,
+            broken_and_newer_documents_are_kept,
+            rediss_trusts_system_or_named_roots,
+        ]
+    ];
+    // The parts of other processes: this binary starts itself once more for each.
+    tests.extend(trials::trials![fleet => [worker] store => [child]]);
+    libtest_mimic::run(&Arguments::from_args(), tests).exit();
+}

@@ -1,5 +1,4 @@
-//! What the Redis store promises, each case on a redis-server of its own. Skipped where there is
-//! none, except under `CI`.
+//! What the Redis store promises, each case on a redis-server of its own.
 
 use std::{
     collections::HashMap,
@@ -68,8 +67,7 @@ impl Drop for Other {
 
 /// The other process's part. Does nothing in a usual run. It waits for its input on one thread
 /// while the lock is renewed on another.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn child() {
+pub(crate) async fn child() {
     let Ok(task) = std::env::var("REDIS_TEST_TASK") else {
         return;
     };
@@ -172,11 +170,8 @@ fn signal(signal: &str, process: &Child) {
     );
 }
 
-#[tokio::test]
-async fn gives_back_what_was_saved_and_keeps_it_in_one_hash_slot() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_save_is_loaded_from_one_hash_slot() {
+    let server = Server::start();
     let (store, other) = (server.store().await, server.store().await);
     assert!(store.load().await.unwrap().is_none());
     save(&store, &pair(7)).await.unwrap();
@@ -198,11 +193,8 @@ async fn gives_back_what_was_saved_and_keeps_it_in_one_hash_slot() {
     assert!(!server.ask::<bool>(&["HEXISTS", "{login}:tokens", "document"]));
 }
 
-#[tokio::test]
-async fn keys_are_logins_apart() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn keys_are_logins_apart() {
+    let server = Server::start();
     let one = RedisStore::connect(&server.url(), "one").await.unwrap();
     let two = RedisStore::connect(&server.url(), "two").await.unwrap();
     let (first, second) = (locked(&one).await, locked(&two).await);
@@ -211,11 +203,8 @@ async fn keys_are_logins_apart() {
     assert_eq!((stored(&one).await, stored(&two).await), (1, 2));
 }
 
-#[tokio::test]
-async fn the_lock_excludes_as_long_as_it_is_held_and_is_given_back_when_dropped() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn the_lock_excludes_until_it_is_dropped() {
+    let server = Server::start();
     let (store, other) =
         (server.store().await.lease(Duration::from_millis(150)), server.store().await);
     let lock = locked(&store).await;
@@ -229,11 +218,8 @@ async fn the_lock_excludes_as_long_as_it_is_held_and_is_given_back_when_dropped(
     drop(locked(&store).await);
 }
 
-#[tokio::test]
-async fn a_wait_that_is_dropped_leaves_no_lock_behind() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_dropped_wait_leaves_no_lock() {
+    let server = Server::start();
     let store = Arc::new(server.store().await);
     for _ in 0..30 {
         let lock = locked(&store).await;
@@ -253,32 +239,35 @@ async fn a_wait_that_is_dropped_leaves_no_lock_behind() {
     }
 }
 
-#[test]
-fn a_runtime_that_is_shut_down_gives_its_lock_back_at_once() {
-    let Some(server) = Server::start() else {
-        return;
-    };
-    let runtime = || {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
-    };
-    let (short, long) = (runtime(), runtime());
-    let store = short.block_on(server.store());
-    let lock = short.block_on(locked(&store));
-    drop(short);
-    // The store's connection died with the runtime, too.
-    long.block_on(async {
-        drop(locked(&store).await);
-        save(&store, &pair(1)).await.unwrap();
-        assert_eq!(stored(&store).await, 1);
-    });
-    drop(lock);
+pub(crate) async fn a_runtime_shut_down_frees_its_lock() {
+    // Runtimes can neither block nor be dropped on one.
+    tokio::task::spawn_blocking(|| {
+        let server = Server::start();
+        let runtime = || {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap()
+        };
+        let (short, long) = (runtime(), runtime());
+        let store = short.block_on(server.store());
+        let lock = short.block_on(locked(&store));
+        drop(short);
+        // The store's connection died with the runtime, too.
+        long.block_on(async {
+            drop(locked(&store).await);
+            save(&store, &pair(1)).await.unwrap();
+            assert_eq!(stored(&store).await, 1);
+        });
+        drop(lock);
+    })
+    .await
+    .unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_holder_keeps_others_out_no_longer_than_its_lease() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_killed_holder_keeps_one_lease() {
+    let server = Server::start();
     let store = server.store().await;
     let mut other = Other::start("hold the lock, then save", &server.url(), None);
     assert_eq!(other.says(), "locked");
@@ -289,11 +278,8 @@ async fn a_killed_holder_keeps_others_out_no_longer_than_its_lease() {
     assert!(killed.elapsed() < SHORT_LEASE + Duration::from_secs(2), "{:?}", killed.elapsed());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_that_was_stopped_past_its_lease_cannot_overwrite() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_stalled_holder_cannot_overwrite() {
+    let server = Server::start();
     let store = server.store().await;
     let mut other = Other::start("hold the lock, then save", &server.url(), None);
     assert_eq!(other.says(), "locked");
@@ -308,11 +294,8 @@ async fn a_holder_that_was_stopped_past_its_lease_cannot_overwrite() {
     assert_eq!(other.says(), "2");
 }
 
-#[tokio::test]
-async fn a_fence_is_refused_as_soon_as_another_has_locked() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn an_old_fence_is_rejected() {
+    let server = Server::start();
     let store = server.store().await;
     let first = locked(&store).await;
     store.save(&first, &pair(1)).await.unwrap();
@@ -343,11 +326,8 @@ async fn a_fence_is_refused_as_soon_as_another_has_locked() {
     );
 }
 
-#[tokio::test]
-async fn a_lease_that_ran_out_with_nobody_after_it_still_saves() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_lapsed_lease_without_a_successor_saves() {
+    let server = Server::start();
     let store = server.store().await;
     let lock = locked(&store).await;
     server.ask::<u64>(&["DEL", "{login}:lock"]);
@@ -355,11 +335,8 @@ async fn a_lease_that_ran_out_with_nobody_after_it_still_saves() {
     assert_eq!(stored(&store).await, 1);
 }
 
-#[tokio::test]
-async fn the_fence_rises_over_clears_restarts_and_lost_data() {
-    let Some(mut server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn the_fence_survives_restarts_and_losses() {
+    let mut server = Server::start();
     let store = server.store().await;
     let mut last = None;
     for round in 0..4 {
@@ -381,11 +358,8 @@ async fn the_fence_rises_over_clears_restarts_and_lost_data() {
     }
 }
 
-#[tokio::test]
-async fn a_holder_from_before_a_data_loss_does_not_write_over_the_one_after_it() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_holder_from_before_a_loss_is_fenced() {
+    let server = Server::start();
     let store = server.store().await;
     let before = locked(&store).await;
     server.ask::<()>(&["FLUSHALL"]);
@@ -395,11 +369,8 @@ async fn a_holder_from_before_a_data_loss_does_not_write_over_the_one_after_it()
     assert_eq!(stored(&store).await, 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_processes_never_undo_each_others_saves() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn four_processes_never_undo_each_others_saves() {
+    let server = Server::start();
     let mut others: Vec<_> =
         (0..4).map(|_| Other::start("count to 25", &server.url(), None)).collect();
     for other in &mut others {
@@ -412,11 +383,8 @@ async fn four_processes_never_undo_each_others_saves() {
     assert_eq!(stored(&server.store().await).await, 100);
 }
 
-#[tokio::test]
-async fn while_redis_is_away_calls_fail_soon_and_when_it_is_back_the_first_works() {
-    let Some(mut server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn calls_fail_soon_while_redis_is_away() {
+    let mut server = Server::start();
     let store = server.store().await;
     save(&store, &pair(1)).await.unwrap();
     let lock = locked(&store).await;
@@ -441,11 +409,8 @@ async fn while_redis_is_away_calls_fail_soon_and_when_it_is_back_the_first_works
     assert_eq!(stored(&store).await, 3);
 }
 
-#[tokio::test]
-async fn a_lock_dropped_while_redis_is_away_is_given_back_when_it_is_there_again() {
-    let Some(mut server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_lock_dropped_while_away_is_freed_later() {
+    let mut server = Server::start();
     let (store, other) = (server.store().await, server.store().await);
     let lock = locked(&store).await;
     server.stop();
@@ -457,11 +422,8 @@ async fn a_lock_dropped_while_redis_is_away_is_given_back_when_it_is_there_again
     drop(locked(&other).await);
 }
 
-#[tokio::test]
-async fn a_restart_between_two_calls_goes_unnoticed() {
-    let Some(mut server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_restart_between_two_calls_goes_unnoticed() {
+    let mut server = Server::start();
     let store = server.store().await;
     let lock = locked(&store).await;
     for n in 1..4 {
@@ -472,11 +434,8 @@ async fn a_restart_between_two_calls_goes_unnoticed() {
     }
 }
 
-#[tokio::test]
-async fn a_redis_that_hangs_is_given_up_within_five_seconds() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_hanging_redis_is_given_up_in_5_s() {
+    let server = Server::start();
     let store = server.store().await;
     save(&store, &pair(1)).await.unwrap();
     signal("-STOP", &server.process);
@@ -492,11 +451,8 @@ async fn a_redis_that_hangs_is_given_up_within_five_seconds() {
     assert_eq!(stored(&store).await, 1);
 }
 
-#[tokio::test]
-async fn a_redis_that_is_not_there_yet_is_no_reason_not_to_start() {
-    let Some(mut server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_session_starts_before_its_redis() {
+    let mut server = Server::start();
     server.stop();
     let store = server.store().await;
     assert_eq!(store.load().await.unwrap_err().kind(), ErrorKind::Store);
@@ -504,8 +460,7 @@ async fn a_redis_that_is_not_there_yet_is_no_reason_not_to_start() {
     save(&store, &pair(1)).await.unwrap();
 }
 
-#[tokio::test]
-async fn urls_keys_and_passwords_that_cannot_work_are_told_at_once_and_no_password_is() {
+pub(crate) async fn bad_urls_keys_and_passwords_fail_at_once() {
     for url in [
         "",
         "s3cret",
@@ -524,9 +479,7 @@ async fn urls_keys_and_passwords_that_cannot_work_are_told_at_once_and_no_passwo
         );
     }
 
-    let Some(server) = Server::start_with(&["--requirepass", "right"]) else {
-        return;
-    };
+    let server = Server::start_with(&["--requirepass", "right"]);
     let at = |user: &str| format!("redis://{user}127.0.0.1:{}", server.port);
     for user in ["", ":s3cret@", "nobody:s3cret@"] {
         let error = RedisStore::connect(&at(user), "login").await.unwrap_err();
@@ -544,11 +497,8 @@ async fn urls_keys_and_passwords_that_cannot_work_are_told_at_once_and_no_passwo
     }
 }
 
-#[tokio::test]
-async fn a_connection_is_given_up_where_redis_has_become_a_replica_and_for_no_other_refusal() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn a_replicas_connection_is_given_up() {
+    let server = Server::start();
     let store = server.store().await;
     let lock = locked(&store).await;
     let connections = || {
@@ -570,12 +520,9 @@ async fn a_connection_is_given_up_where_redis_has_become_a_replica_and_for_no_ot
     }
 }
 
-#[tokio::test]
-async fn errors_quote_neither_documents_nor_the_servers_words() {
+pub(crate) async fn errors_quote_no_server_text() {
     // A server without scripts quotes the arguments that it does not understand.
-    let Some(server) = Server::start_with(&["--rename-command", "EVALSHA", ""]) else {
-        return;
-    };
+    let server = Server::start_with(&["--rename-command", "EVALSHA", ""]);
     let store = server.store().await;
     let lock = StoreLock::none().with_fence(1);
     for result in
@@ -591,11 +538,8 @@ async fn errors_quote_neither_documents_nor_the_servers_words() {
     }
 }
 
-#[tokio::test]
-async fn the_longest_document_is_read_and_a_longer_one_is_told() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn documents_over_1_mib_are_errors() {
+    let server = Server::start();
     let store = server.store().await;
     let document = |length: usize| {
         let text = r#"{"version":1,"access_token":"access-1","refresh_token":"refresh-1""#;
@@ -611,11 +555,8 @@ async fn the_longest_document_is_read_and_a_longer_one_is_told() {
     }
 }
 
-#[tokio::test]
-async fn unknown_members_survive_and_broken_or_newer_documents_are_never_lost() {
-    let Some(server) = Server::start() else {
-        return;
-    };
+pub(crate) async fn broken_and_newer_documents_are_kept() {
+    let server = Server::start();
     let store = server.store().await;
     let put = |document: &str| server.ask::<u64>(&["HSET", "{login}:tokens", "document", document]);
     let document = || server.ask::<String>(&["HGET", "{login}:tokens", "document"]);
@@ -662,8 +603,7 @@ async fn unknown_members_survive_and_broken_or_newer_documents_are_never_lost() 
     assert_eq!(kept, broken);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rediss_trusts_the_systems_roots_or_the_file_that_the_environment_names() {
+pub(crate) async fn rediss_trusts_system_or_named_roots() {
     let dir = tempfile::tempdir().unwrap();
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new([]).unwrap();
@@ -690,9 +630,7 @@ async fn rediss_trusts_the_systems_roots_or_the_file_that_the_environment_names(
         "--tls-auth-clients",
         "no",
     ];
-    let Some(server) = Server::start_with(&options) else {
-        return;
-    };
+    let server = Server::start_with(&options);
 
     let url = format!("rediss://localhost:{}", server.port);
     assert_eq!(Other::start("save", &url, Some(&path("ca.pem"))).says(), "saved");
