@@ -206,10 +206,10 @@ pub(crate) async fn keys_are_logins_apart() {
 pub(crate) async fn the_lock_excludes_until_it_is_dropped() {
     let server = Server::start();
     let (store, other) =
-        (server.store().await.lease(Duration::from_millis(150)), server.store().await);
+        (server.store().await.lease(Duration::from_millis(400)), server.store().await);
     let lock = locked(&store).await;
-    // Eight leases long: it is renewed.
-    assert!(timeout(Duration::from_millis(1200), other.lock()).await.is_err());
+    // Four leases long: it is renewed.
+    assert!(timeout(Duration::from_millis(1600), other.lock()).await.is_err());
     assert!(!is_free(&store).await);
     drop(lock);
     // Under the default lease of 30 s, so not by waiting for its end.
