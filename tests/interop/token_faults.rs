@@ -50,9 +50,9 @@ fn cautious(refresher: OAuthRefresh) -> OAuthRefresh {
 
 #[rustfmt::skip]
 fn table() -> Vec<Case> {
-    use Ends::*;
-    use Grant::*;
-    use ErrorKind::*;
+    use Ends::{Fails, AtOnce, AfterRetry};
+    use Grant::{Kept, Lost};
+    use ErrorKind::{ClientRejected, Unavailable, BadResponse, LoginRequired};
     let fails = |kind, status: u16, attempts, possibly_consumed| Fails {
         kind, status: (status > 0).then_some(status), attempts, possibly_consumed,
     };
