@@ -34,7 +34,7 @@ struct Repr {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A token has characters that no header can carry, is empty, or is over 16 KiB. Correct the
+    /// A token has other characters than visible ASCII, is empty, or is over 64 KiB. Correct the
     /// input.
     InvalidToken,
     /// A setting cannot work, e.g. a session without an origin. Correct the program.

@@ -78,8 +78,8 @@ pub enum Event {
 pub enum CaptureIgnored {
     /// The answer came from somewhere that is none of the session's origins, e.g. after a redirect.
     UntrustedOrigin,
-    /// The value is no token: empty, over 16 KiB, several, or with characters that no bearer token
-    /// has.
+    /// The value is no token: empty, over 64 KiB, several, or with other characters than visible
+    /// ASCII.
     Malformed,
     /// The session has had another token since the request was sent: a late answer never undoes a
     /// newer token.

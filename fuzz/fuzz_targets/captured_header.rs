@@ -16,8 +16,8 @@ fuzz_target!(|data: &[u8]| {
     }
     let Some(token) = captured_header(&headers, &NAME) else { return };
     let text = token.expose_secret();
-    assert!(!text.is_empty() && text.len() <= 16 * 1024);
-    assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte)));
+    assert!(!text.is_empty() && text.len() <= 64 * 1024);
+    assert!(text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b','));
     // It is what each of the values says, and fits a header again.
     for value in headers.get_all(NAME) {
         assert!(value.to_str().unwrap().trim_end_matches([' ', '\t']).ends_with(text));

@@ -150,8 +150,11 @@ pub(crate) fn token_in(
         return Err(CaptureIgnored::Malformed);
     }
     match first {
-        Trimmed::Token(text) => AccessToken::new(text).map_err(|_| CaptureIgnored::Malformed),
-        Trimmed::Nothing => Err(CaptureIgnored::Malformed),
+        // A list of several values in one (RFC 9110 §5.3) is no token.
+        Trimmed::Token(text) if !text.contains(',') => {
+            AccessToken::new(text).map_err(|_| CaptureIgnored::Malformed)
+        }
+        Trimmed::Token(_) | Trimmed::Nothing => Err(CaptureIgnored::Malformed),
     }
 }
 

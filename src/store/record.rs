@@ -10,7 +10,7 @@ use std::{
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use crate::token::{AccessToken, RefreshToken, Tokens};
+use crate::token::{AccessToken, RefreshToken, Tokens, trim_token};
 
 const VERSION: u64 = 1;
 /// The longest document that is read, in bytes.
@@ -157,7 +157,12 @@ fn token<T>(
     };
     let text: String = serde_json::from_str(value.get())
         .map_err(|_| broken(format!("has a {name} that is no text")))?;
-    check(text).map(Some).map_err(|_| broken(format!("has a {name} that no token can be")))
+    let text = Zeroizing::new(text);
+    // The error's source names the character and its position, not the token.
+    check(trim_token(&text).to_owned()).map(Some).map_err(|error| {
+        let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        broken(format!("has a {name} that no token can be: {why}"))
+    })
 }
 
 /// Unix seconds, to the nanosecond where they are plain digits. `None` for what is no time.
@@ -274,7 +279,7 @@ mod tests {
         let rest =
             parse(r#"{"version":1,"\u0001\u0001\u0001\u0001":[1,2,3],"b":"x"}"#).unwrap().rest;
         let at = UNIX_EPOCH + Duration::new(1_800_000_000, 1);
-        for length in [1, 16 * 1024] {
+        for length in [1, 64 * 1024] {
             let refresh = "\"".repeat(length);
             let tokens = Tokens::new("a".repeat(length))
                 .unwrap()
@@ -320,6 +325,16 @@ mod tests {
             let document = format!(r#"{{"version":1,"access_token":"a","expires_at":{value}}}"#);
             assert_eq!(parse(&document).unwrap().tokens.expires_at(), expected, "{value}");
         }
+    }
+
+    #[test]
+    fn tokens_of_documents_are_trimmed() {
+        let edited = r#"{"version":1,"access_token":"Bearer 00D!AQ|x\n","refresh_token":" r^1 "}"#;
+        let tokens = parse(edited).unwrap().tokens;
+        assert_eq!(tokens.access_token().unwrap().expose_secret(), "00D!AQ|x");
+        assert_eq!(tokens.refresh_token().unwrap().expose_secret(), "r^1");
+        let why = parse(r#"{"version":1,"access_token":"a b"}"#).unwrap_err().to_string();
+        assert!(why.contains("U+0020 as its character 2"), "{why}");
     }
 
     #[test]

@@ -169,7 +169,7 @@ impl AuthServer {
     /// access tokens are refused, and its refresh token counts as spent.
     ///
     /// # Panics
-    /// If the tokens would be over 16 KiB, for a subject or [claims](AuthServerBuilder::claim) of
+    /// If the tokens would be over 64 KiB, for a subject or [claims](AuthServerBuilder::claim) of
     /// that size.
     pub fn login_as(&self, subject: &str) -> Tokens {
         let issued = self.shared.state().grants.login(subject, serve::now());

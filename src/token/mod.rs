@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 pub use secret::{AccessToken, RefreshToken};
-pub(crate) use secret::{Trimmed, trim_header};
+pub(crate) use secret::{Trimmed, trim_header, trim_token};
 
 use crate::error::Error;
 

@@ -194,8 +194,7 @@ async fn the_same_token_again_changes_nothing() {
 
 #[tokio::test]
 async fn what_is_no_token_is_ignored_with_one_event_an_answer() {
-    let long = "x".repeat(16 * 1024 + 1);
-    let sixty = "x".repeat(60_000);
+    let long = "x".repeat(64 * 1024 + 1);
     let table: &[&[&[u8]]] = &[
         &[b""],
         &[b"   "],
@@ -209,10 +208,6 @@ async fn what_is_no_token_is_ignored_with_one_event_an_answer() {
         &[b"Basic abc"],
         &[b"a,b"],
         &[b"a, a"],
-        &[b"\"a\""],
-        &[b"a;b"],
-        &[b"a=b"],
-        &[b"="],
         &[b"caf\xc3\xa9"],
         &[b"a\x80"],
         &[b"\xff"],
@@ -224,7 +219,6 @@ async fn what_is_no_token_is_ignored_with_one_event_an_answer() {
         &[b"a", b"A"],
         &[long.as_bytes()],
         &[b"Bearer ", long.as_bytes()],
-        &[sixty.as_bytes()],
     ];
     let rows: Vec<Vec<Vec<u8>>> =
         table.iter().map(|values| values.iter().map(|value| value.to_vec()).collect()).collect();
@@ -253,7 +247,7 @@ async fn what_is_no_token_is_ignored_with_one_event_an_answer() {
 
 #[tokio::test]
 async fn outer_blanks_and_the_scheme_are_dropped_and_equal_values_are_one() {
-    let longest = "x".repeat(16 * 1024);
+    let longest = "x".repeat(64 * 1024);
     let table: Vec<(Vec<String>, String)> = vec![
         (vec!["a1".into()], "a1".into()),
         (vec!["  a2\t ".into()], "a2".into()),
@@ -264,6 +258,8 @@ async fn outer_blanks_and_the_scheme_are_dropped_and_equal_values_are_one() {
         (vec!["a7".into(), "Bearer a7".into(), " a7 ".into()], "a7".into()),
         (vec!["a-._~+/8==".into()], "a-._~+/8==".into()),
         (vec!["Bearerish".into()], "Bearerish".into()),
+        (vec!["00D7!AQ.x|y#z^".into()], "00D7!AQ.x|y#z^".into()),
+        (vec!["\"a=b;c\"".into()], "\"a=b;c\"".into()),
         (vec![longest.clone()], longest.clone()),
         (vec![format!("Bearer y{}", &longest[1..])], format!("y{}", &longest[1..])),
     ];

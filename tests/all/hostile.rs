@@ -126,14 +126,13 @@ async fn a_2xx_that_is_no_token_answer_is_a_bad_response() {
         ("header injection", json(r#"{"access_token":"planted\r\nX-Evil: yes"}"#)),
         ("raw line end", json("{\"access_token\":\"plan\nted\"}")),
         ("blank in the token", json(r#"{"access_token":"plan ted"}"#)),
-        ("two tokens in one", json(r#"{"access_token":"a,b"}"#)),
         ("escape", json(r#"{"access_token":"\u001b[31mplanted"}"#)),
         ("non-ASCII token", json(r#"{"access_token":"plänted"}"#)),
         ("empty token", json(r#"{"access_token":""}"#)),
         ("null token", json(r#"{"access_token":null}"#)),
         ("number", json(r#"{"access_token":12345}"#)),
         ("object", json(r#"{"access_token":{"$ne":null}}"#)),
-        ("17 KiB token", json(&format!(r#"{{"access_token":"{}"}}"#, "x".repeat(17 << 10)))),
+        ("65 KiB token", json(&format!(r#"{{"access_token":"{}"}}"#, "x".repeat(65 << 10)))),
         ("900 KiB token", json(&format!(r#"{{"access_token":"{}"}}"#, "x".repeat(900 << 10)))),
         (
             "over 1 MiB",
@@ -192,7 +191,7 @@ async fn what_is_odd_but_clear_is_taken() {
         ("bad refresh tokens", r#"{"refresh_token":"a b","access_token":"good"}"#.into()),
         (
             "long refresh token",
-            format!(r#"{{"refresh_token":"{}","access_token":"good"}}"#, "x".repeat(17 << 10)),
+            format!(r#"{{"refresh_token":"{}","access_token":"good"}}"#, "x".repeat(65 << 10)),
         ),
         ("line end in refresh token", r#"{"refresh_token":"a\r\nb","access_token":"good"}"#.into()),
         ("odd type", r#"{"token_type":{"x":1},"access_token":"good"}"#.into()),
@@ -294,13 +293,12 @@ async fn hostile_claims_are_no_hint() {
 
 #[tokio::test]
 async fn cookies_are_read_with_the_same_care() {
-    let long = format!("JWT={}", "x".repeat(17 << 10));
+    let long = format!("JWT={}", "x".repeat(65 << 10));
     let bad: &[&[&[u8]]] = &[
         &[b"JWT="],
         &[b"JWT"],
         &[b"=planted"],
         &[b"JWT=a b"],
-        &[b"JWT=\"a,b\""],
         &[b"JWT=pl\xc3\xa4nted"],
         &[b"JWT=\x80"],
         &[b"JWT=deleted"],

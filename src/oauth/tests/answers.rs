@@ -84,7 +84,7 @@ async fn a_whole_answer_that_is_no_token_answer_is_not_asked_for_again() {
     let utf16: Vec<u8> =
         r#"{"access_token":"a"}"#.encode_utf16().flat_map(u16::to_be_bytes).collect();
     let large = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(1024 * 1024));
-    let over_16_kib = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(16 * 1024 + 1));
+    let over_64_kib = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(64 * 1024 + 1));
     let bodies: [&[u8]; 9] = [
         b"",
         b"<html>welcome</html>",
@@ -94,7 +94,7 @@ async fn a_whole_answer_that_is_no_token_answer_is_not_asked_for_again() {
         br#"{"access_token":"a\u0000"}"#,
         &utf16,
         large.as_bytes(),
-        over_16_kib.as_bytes(),
+        over_64_kib.as_bytes(),
     ];
     for body in bodies {
         let (result, log, endpoint) = answered(Reply::json(200, body)).await;
