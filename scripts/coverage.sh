@@ -2,7 +2,8 @@
 # Line coverage of src by all tests. Names the uncovered lines of files under 95 % in session, chain, oauth and policy.
 #
 # rustc writes profiles that only LLVM tools of its own major version read: those of the toolchain (llvm-tools), or Debian's llvm-NN.
-#   scripts/coverage.sh [argument of cargo test...]
+#   scripts/coverage.sh                               all tests
+#   scripts/coverage.sh [argument of cargo test...]   some of them: --lib
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,13 +21,15 @@ if [ -z "$profdata" ] || [ -z "$cov" ]; then
   exit 0
 fi
 
-out=$PWD/target/coverage
+target=${CARGO_TARGET_DIR:-$PWD/target}
+out=$target/coverage
 mkdir -p "$out"
 rm -f "$out"/*.profraw
-export RUSTFLAGS="-C instrument-coverage" CARGO_TARGET_DIR=$out CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0
-export LLVM_PROFILE_FILE=$out/%p-%m.profraw
-[ $# -gt 0 ] || set -- --all-features
-cargo test --quiet --lib --tests "$@" --no-run --message-format=json 2>/dev/null |
+# The crate alone is instrumented: with RUSTFLAGS all dependencies would be compiled again.
+export RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/instrument.sh LLVM_PROFILE_FILE=$out/%p-%m.profraw
+export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0
+[ $# -gt 0 ] || set -- --lib --tests
+cargo test --quiet "$@" --no-run --message-format=json 2>/dev/null |
   python3 -c '
 import json, sys
 for line in sys.stdin:
@@ -34,7 +37,7 @@ for line in sys.stdin:
     if executable: print(executable)' >"$out/objects"
 rm -f "$out"/*.profraw
 failed=0
-cargo test --quiet --lib --tests --no-fail-fast "$@" || failed=1
+cargo test --quiet --no-fail-fast "$@" || failed=1
 "$profdata" merge -sparse "$out"/*.profraw -o "$out/all.profdata"
 mapfile -t objects < <(sed 's/^/-object=/' "$out/objects")
 "$cov" export -format=lcov -instr-profile="$out/all.profdata" "${objects[@]}" -sources src >"$out/lcov.info"

@@ -16,14 +16,15 @@ if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
     exit 0
 fi
 
+target_dir=${CARGO_TARGET_DIR:-$PWD/fuzz/target}
 targets=${*:-$(cargo +nightly fuzz list)}
 # The crate forbids unsafe code: speed finds more than a sanitizer would.
 cargo +nightly fuzz build --sanitizer none || exit 1
 
 failed=0
 for target in $targets; do
-    corpus="fuzz/target/corpus/$target"
-    log="fuzz/target/$target.log"
+    corpus="$target_dir/corpus/$target"
+    log="$target_dir/fuzz-$target.log"
     mkdir -p "$corpus"
     # What is found goes into the first directory; the seeds are only read.
     if cargo +nightly fuzz run --sanitizer none "$target" "$corpus" "fuzz/seeds/$target" -- \

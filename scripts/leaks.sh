@@ -13,5 +13,5 @@ fi
 target=$(rustc -vV | sed -n 's/^host: //p')
 [ $# -gt 0 ] || set -- --lib --tests
 # A target is named so that build scripts and macros are built without it.
-RUSTFLAGS="-Zsanitizer=leak" CARGO_TARGET_DIR=target/leaks \
+RUSTFLAGS="-Zsanitizer=leak" CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/leaks \
   cargo +nightly test --quiet --locked --target "$target" --no-fail-fast "$@"

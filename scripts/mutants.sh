@@ -3,10 +3,11 @@
 #
 #   scripts/mutants.sh                   all of it; the result goes to docs/mutants.md
 #   scripts/mutants.sh policy            only this folder; the result is printed
-#   scripts/mutants.sh session expiry    only src/session/expiry.rs
+#   scripts/mutants.sh session expiry    only src/session/**/expiry.rs
 #   scripts/mutants.sh root error        only src/error.rs
+#   scripts/mutants.sh --sample          some mutants of src/policy, for CI; one that survives fails it
 #
-# First with the tests that are about the file; who survives that meets all the others. All tests have to pass before.
+# First with the tests that are about the folder; who survives that meets all the others. All tests have to pass before.
 # Environment: JOBS, how many mutants at once; default 1. IN_PLACE=1, to change the files of this checkout, one at a time, and put them
 # back: spares building the dependencies anew for each folder, in a checkout in which nobody works meanwhile.
 set -euo pipefail
@@ -17,93 +18,66 @@ if ! cargo mutants --version >/dev/null 2>&1; then
   exit 0
 fi
 
-# `lib` are the unit tests of the folder.
+# `lib` are the unit tests of the folder, other names are modules of tests/all.
 declare -A about=(
   [policy]="lib"
-  [chain]="whole replay refusals"
-  [chain/authorize]="refusals subsets"
-  [chain/capture]="capture subsets"
-  [chain/mod]="whole replay refusals scope"
-  [session]="flight session"
-  [session/boarding]="flight refusals session"
-  [session/builder]="session expiry session_store"
-  [session/cell]="flight session runtimes"
-  [session/expiry]="lib"
-  [session/flight]="flight session_store"
-  [session/memory]="session_store session_store_faults"
-  [session/publish]="flight session session_store"
-  [session/saver]="session_store session_store_faults"
-  [session/scope]="scope"
-  [session/state]="lib"
-  [session/vault]="session_store session_store_faults"
+  [chain]="chain replay rejection rejections capture subsets scope"
+  [session]="refresh rejections session expiry session_store scope"
   [oauth]="lib"
   [root]="lib"
-  [root/event]="session secrets"
-  [root/telemetry]="metrics"
   [token]="lib"
-  [store]="lib"
-  [store/file]="store"
-  [store/disk]="lib store"
-  [store/memory]="store"
-  [store/mod]="store session_store"
-  [store/redis]="redis"
-  [store/link]="redis"
-  [store/lock]="redis"
-  [store/script]="redis"
+  [time]="lib"
+  [dpop]="lib"
+  [store]="store session_store"
   [heartbeat]="heartbeat"
-  [heartbeat/mod]="heartbeat metrics"
-  [heartbeat/schedule]="lib"
   [testing]="auth_server"
-  [testing/grants]="lib auth_server"
-  [testing/jwt]="lib auth_server"
 )
-declare -A features=(
-  # HTTP/2 is what tests/tls.rs and src/oauth/tests/http2.rs are about. With TLS, each client that a test makes takes its time.
-  [oauth]="http2,rustls"
-  [store]="redis"
-  [root]="metrics"
-  [heartbeat]="metrics"
-)
-# Those that need a server, that test the test server, or that take long and are about something else. What only they hold has to meet
-# them first.
-skipped=" auth_server fleet fleet_redis memory metrics redis scale tls "
 
-# Nobody debugs a mutant.
-export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 RUST_BACKTRACE=0
+# Nobody debugs a mutant, and each differs from the one before in one function.
+export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 RUST_BACKTRACE=0 CARGO_INCREMENTAL=1
+out=target/mutants
 
-run() { # folder, file, test names, seconds that they may take, further arguments
-  local folder=$1 file=$2 names=$3 limit=$4 status=0 name arguments=() filter=()
-  shift 4
-  [ -z "${features[$folder]:-}" ] || arguments+=("--features=${features[$folder]}")
-  if [ -n "${IN_PLACE:-}" ]; then arguments+=(--in-place); else arguments+=(--jobs "${JOBS:-1}"); fi
-  for name in $names; do
-    if [ "$name" = lib ]; then arguments+=(--cargo-arg=--lib); else arguments+=("--cargo-arg=--test=$name"); fi
-  done
-  [ "$names" != lib ] || [ "$folder" = root ] || filter=(-- "$folder::")
-  cargo mutants --no-shuffle --colors never --baseline skip --timeout "$limit" --build-timeout 1800 --file "$file" \
-    --output "target/mutants/$folder/$(basename "$file" .rs)" "${arguments[@]}" "$@" "${filter[@]}" || status=$?
+mutate() { # seconds that the tests may take, arguments of cargo mutants
+  local limit=$1 status=0 place=(--jobs "${JOBS:-1}")
+  shift
+  [ -z "${IN_PLACE:-}" ] || place=(--in-place)
+  cargo mutants --no-shuffle --colors never --baseline skip --timeout "$limit" --build-timeout 1800 "${place[@]}" "$@" || status=$?
   # 2 is a survivor, 3 a timeout: both are results.
   case $status in 0 | 2 | 3) ;; *) exit "$status" ;; esac
 }
 
-others="lib"
-for file in tests/*.rs; do
-  name=$(basename "$file" .rs)
-  [[ $skipped == *" $name "* ]] || others+=" $name"
-done
+if [ "${1:-}" = --sample ]; then
+  rm -rf "$out/sample"
+  mutate 60 --file 'src/policy/*.rs' --shard 0/8 --output "$out/sample" --cargo-arg=--lib -- policy::
+  survivors=$out/sample/mutants.out/missed.txt
+  echo "mutants: $(wc -l <"$out/sample/mutants.out/caught.txt") caught, $(wc -l <"$survivors") survived"
+  [ ! -s "$survivors" ] || { cat "$survivors"; exit 1; }
+  exit 0
+fi
+
 folders=(policy chain session oauth root token heartbeat store testing)
+for folder in time dpop; do [ ! -d "src/$folder" ] || folders+=("$folder"); done
 [ $# -eq 0 ] || folders=("$1")
 for folder in "${folders[@]}"; do
   if [ "$folder" = root ]; then files=$(echo src/*.rs); else files=$(find "src/$folder" -name "${2:-*}.rs" -not -path "*/tests*" | sort); fi
+  if [ "${about[$folder]}" = lib ]; then
+    tests=(--cargo-arg=--lib)
+    [ "$folder" = root ] || tests+=(-- "$folder::")
+  else
+    mapfile -t modules < <(printf '%s::\n' ${about[$folder]})
+    tests=(--cargo-arg=--test=all -- "${modules[@]}")
+  fi
   for file in $files; do
     name=$(basename "$file" .rs)
     [ "${2:-$name}" = "$name" ] || continue
-    rm -rf "target/mutants/$folder/$name"
-    mkdir -p "target/mutants/$folder/$name"
-    run "$folder" "$file" "${about[$folder/$name]:-${about[$folder]}}" 60
-    if [ -s "target/mutants/$folder/$name/mutants.out/missed.txt" ]; then
+    # Files of one name in two folders below this one are told apart.
+    one=$out/$folder/$(sed -e "s|^src/||" -e 's|/|-|g' -e 's|\.rs$||' <<<"$file")
+    rm -rf "$one"
+    mkdir -p "$one"
+    mutate 60 --file "$file" --output "$one" "${tests[@]}"
+    if [ -s "$one/mutants.out/missed.txt" ]; then
       # All of them take minutes on a busy machine: less, and each survivor would count as caught by the time limit.
-      run "$folder" "$file" "$others" 900 --iterate
+      mutate 900 --file "$file" --output "$one" --iterate --cargo-arg=--lib --cargo-arg=--tests
     fi
   done
 done
