@@ -121,6 +121,46 @@ impl Session {
     }
 }
 
+/// What is to be saved, if there is a store.
+impl Session {
+    pub(super) fn save_soon(&self) {
+        if let Some(store) = &self.0.store {
+            store.save_soon(self);
+        }
+    }
+
+    pub(super) fn save_what_is_left(&self, at_the_end: bool) {
+        if let Some(store) = &self.0.store {
+            store.save_what_is_left(self, at_the_end);
+        }
+    }
+
+    pub(super) async fn save_under(
+        &self,
+        in_flight: &InFlight,
+        asked: Option<&RefreshToken>,
+        tokens: &Tokens,
+    ) {
+        if let Some(store) = &self.0.store {
+            store.save_under(self, in_flight, asked, tokens).await;
+        }
+    }
+
+    pub(super) async fn save_now(&self, login: u64) -> Result<(), Error> {
+        match &self.0.store {
+            Some(store) => store.save_now(self, login).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn clear_store(&self, login: u64) -> Result<(), Error> {
+        match &self.0.store {
+            Some(store) => store.clear(self, login).await,
+            None => Ok(()),
+        }
+    }
+}
+
 async fn tell_later(session: Weak<Inner>, until: Instant) {
     tokio::time::sleep_until(until).await;
     if let Some(session) = session.upgrade().map(Session) {

@@ -8,34 +8,27 @@ use super::{
 };
 use crate::event::Event;
 
-impl Session {
+impl StoreSync {
     /// Saves a captured token behind the request.
-    pub(in crate::session) fn save_soon(&self) {
-        let Some(store) = &self.0.store else { return };
-        let mut memory = store.memory();
-        memory.dirty = true;
-        if memory.saver {
+    pub(in crate::session) fn save_soon(&self, session: &Session) {
+        let mut known = self.known();
+        if !known.wants_save() {
             return;
         }
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        memory.saver = true;
-        let saver = BackgroundSave::new(self.clone());
-        drop(memory);
-        runtime.spawn(async move { saver.work().await });
+        known.background_starts();
+        drop(known);
+        let background = BackgroundSave::new(session.clone());
+        runtime.spawn(async move { background.work().await });
     }
 
-    /// A capture that came during a flight that brought nothing newer. At the end, what could not
+    /// A capture that came during a refresh that brought nothing newer. At the end, what could not
     /// be saved before, too.
-    pub(in crate::session) fn save_what_is_left(&self, at_the_end: bool) {
-        let left = self
-            .0
-            .store
-            .as_ref()
-            .is_some_and(|store| store.memory().dirty || at_the_end && store.has_unsaved());
-        if left {
-            self.save_soon();
+    pub(in crate::session) fn save_what_is_left(&self, session: &Session, at_the_end: bool) {
+        if self.known().is_dirty() || at_the_end && self.has_unsaved() {
+            self.save_soon(session);
         }
     }
 }
@@ -54,11 +47,9 @@ impl BackgroundSave {
     async fn work(&self) {
         let Some(store) = &self.0.0.store else { return };
         loop {
-            store.memory().dirty = false;
+            store.known().round_begins();
             self.save_once(store).await;
-            let mut memory = store.memory();
-            if !memory.dirty {
-                memory.saver = false;
+            if store.known().round_ends() {
                 return;
             }
         }
@@ -66,10 +57,10 @@ impl BackgroundSave {
 
     async fn save_once(&self, store: &StoreSync) {
         let session = &self.0;
-        let (lock, _turn) = match session.lock_and_turn(store).await {
+        let (lock, _turn) = match store.lock_and_turn(session).await {
             Ok(both) => both,
             Err(error) => {
-                store.memory().unsaved = Some(session.load().tokens());
+                store.known().postpones(session.load().tokens());
                 return session.emit(&Event::StoreFailed { error });
             }
         };
@@ -83,7 +74,7 @@ impl BackgroundSave {
             }
             // It may have been rotated: ours is not to be put back.
             Look::Failed if session.load().refresh.is_some() => {
-                store.memory().unsaved = Some(session.load().tokens());
+                store.known().postpones(session.load().tokens());
                 return;
             }
             // Without one nothing can be lost, and a broken file is mended by the save.
@@ -99,10 +90,7 @@ impl BackgroundSave {
 impl Drop for BackgroundSave {
     fn drop(&mut self) {
         if let Some(store) = &self.0.0.store {
-            let mut memory = store.memory();
-            // Its runtime may be gone before the work was done.
-            memory.dirty |= std::mem::take(&mut memory.saver);
-            drop(memory);
+            store.known().background_is_gone();
             store.savers.send_modify(|savers| *savers -= 1);
         }
     }

@@ -1,45 +1,104 @@
-//! What a session remembers of its store.
+//! What a session knows of its store. Pure: every flag changes in a method of [`Known`].
 
 use std::collections::VecDeque;
 
 use crate::token::{RefreshToken, Tokens};
 
+/// Saves whose outcome is unknown that are remembered.
+const TRIED: usize = 8;
+
 #[derive(Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-pub(in crate::session) struct Known {
+pub(super) struct Known {
     /// What the store held when this session last looked or saved.
-    pub(in crate::session) seen: Option<Tokens>,
+    seen: Option<Tokens>,
     /// This session has looked, or saved.
-    pub(in crate::session) looked: bool,
+    looked: bool,
     /// What a save is to keep, until it is known to have kept it.
-    pub(in crate::session) unsaved: Option<Tokens>,
+    unsaved: Option<Tokens>,
     /// Saves that were tried since this session last looked, and may have been made all the same.
     /// The last few.
-    pub(in crate::session) tried: VecDeque<Tokens>,
-    /// What is unsaved is the user's word, and the store has not been looked into since: what it
-    /// holds is older.
-    pub(in crate::session) announced: bool,
+    tried: VecDeque<Tokens>,
+    /// What is unsaved was given by the caller, and the store has not been looked into since: what
+    /// it holds is older.
+    announced: bool,
     /// The refresh token that was last in the store, as far as is known: another process may have
     /// spent it.
-    pub(in crate::session) shared: Option<RefreshToken>,
+    shared: Option<RefreshToken>,
     /// The refresh token that the session was given, as long as it has been neither stored nor
     /// spent.
-    pub(in crate::session) given: Option<RefreshToken>,
+    given: Option<RefreshToken>,
     /// A capture waits to be saved.
-    pub(in crate::session) dirty: bool,
-    /// A saver is at work, or will be.
-    pub(in crate::session) saver: bool,
+    dirty: bool,
+    /// A background save runs, or is about to.
+    saving: bool,
 }
 
 impl Known {
+    pub(super) fn new(given: Option<RefreshToken>) -> Self {
+        Self { given, ..Self::default() }
+    }
+
+    // ---- questions
+
     /// Whether the store holds what this session has seen there, may have put there, or is to put
     /// something newer in place of.
-    pub(in crate::session) fn knows(&self, found: &Tokens) -> bool {
+    pub(super) fn knows(&self, found: &Tokens) -> bool {
         self.announced || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
     }
 
-    /// The store holds these tokens.
-    pub(in crate::session) fn sees(&mut self, found: &Tokens) {
+    /// Whether somebody else has stored these tokens since this session last looked, though not
+    /// before the response to `asked` was known.
+    pub(super) fn is_theirs(&self, found: &Tokens, asked: Option<&RefreshToken>) -> bool {
+        self.looked
+            && !self.knows(found)
+            && found.refresh_token().is_some_and(|refresh| Some(refresh) != asked)
+    }
+
+    /// Whether another process may have spent this refresh token.
+    pub(super) fn is_shared(&self, refresh: &RefreshToken) -> bool {
+        self.shared.as_ref() == Some(refresh)
+    }
+
+    pub(super) fn given(&self) -> Option<&RefreshToken> {
+        self.given.as_ref()
+    }
+
+    /// Whether a capture waits to be saved.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    pub(super) fn has_unsaved(&self) -> bool {
+        self.unsaved.is_some() || self.dirty && !self.saving
+    }
+
+    // ---- a look into the store
+
+    /// The store holds these tokens. Returns whether somebody else has stored them; `own` are the
+    /// session's.
+    pub(super) fn finds(&mut self, found: &Tokens, own: &Tokens) -> bool {
+        let known = self.knows(found);
+        if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(found)) {
+            // The save that seemed to fail was made all the same.
+            self.unsaved = None;
+        }
+        self.announced = false;
+        self.sees(found);
+        let theirs = !known && !found.same_as(own);
+        if theirs {
+            self.unsaved = None;
+        }
+        theirs
+    }
+
+    /// The store holds nothing.
+    pub(super) fn finds_nothing(&mut self) {
+        (self.looked, self.announced) = (true, false);
+    }
+
+    /// The store holds these tokens: this session has just loaded or saved them.
+    pub(super) fn sees(&mut self, found: &Tokens) {
         if let Some(refresh) = found.refresh_token() {
             self.given.take_if(|given| given == refresh);
             self.shared = Some(refresh.clone());
@@ -49,15 +108,147 @@ impl Known {
         self.tried.clear();
     }
 
-    pub(in crate::session) fn tries(&mut self, tokens: &Tokens) {
-        self.tried.truncate(7);
+    // ---- what is to be saved
+
+    /// The caller has given these tokens: whatever the store holds is older, and they are to be
+    /// saved.
+    pub(super) fn announce(&mut self, tokens: &Tokens) {
+        self.unsaved = Some(tokens.clone());
+        (self.announced, self.dirty) = (true, false);
+        self.given = tokens.refresh_token().cloned();
+    }
+
+    /// The announced tokens could not be saved. What the store held before is known: another
+    /// content is somebody else's.
+    pub(super) fn announcement_failed(&mut self) {
+        self.announced &= !self.looked;
+    }
+
+    /// These tokens are to be saved. `asked`: the refresh token that they were issued for, which
+    /// is spent. Another one is not needed only once there is an access token too.
+    pub(super) fn intends(&mut self, tokens: &Tokens, asked: Option<&RefreshToken>) {
+        self.unsaved = Some(tokens.clone());
+        self.given.take_if(|given| Some(&*given) == asked);
+    }
+
+    /// A save could not be made now: these tokens wait for the next one.
+    pub(super) fn postpones(&mut self, tokens: Tokens) {
+        self.unsaved = Some(tokens);
+    }
+
+    /// A save of these tokens begins.
+    pub(super) fn tries(&mut self, tokens: &Tokens) {
+        self.tried.truncate(TRIED - 1);
         self.tried.push_front(tokens.clone());
     }
 
+    /// These tokens are stored. `current`: the session holds no newer ones.
+    pub(super) fn saved(&mut self, tokens: &Tokens, current: bool) {
+        self.sees(tokens);
+        self.settles(tokens);
+        if current {
+            self.dirty = false;
+        }
+    }
+
     /// These tokens are saved, or no longer to be.
-    pub(in crate::session) fn settle(&mut self, tokens: &Tokens) {
+    pub(super) fn settles(&mut self, tokens: &Tokens) {
         if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(tokens)) {
             (self.unsaved, self.announced) = (None, false);
         }
+    }
+
+    /// The login is alive: what the session was given is not needed.
+    pub(super) fn forgets_given(&mut self) {
+        self.given = None;
+    }
+
+    /// A logout. If the store could not be cleared, what it held may still be there, and is nobody
+    /// else's login.
+    pub(super) fn forgets_login(&mut self, cleared: bool) {
+        let old = std::mem::take(self);
+        (self.saving, self.looked) = (old.saving, old.looked);
+        if !cleared {
+            (self.seen, self.tried) = (old.seen, old.tried);
+        }
+    }
+
+    // ---- the background save
+
+    /// A capture is to be saved. Returns whether a background save has to be started for it.
+    pub(super) fn wants_save(&mut self) -> bool {
+        self.dirty = true;
+        !self.saving
+    }
+
+    pub(super) fn background_starts(&mut self) {
+        self.saving = true;
+    }
+
+    /// A background save begins a round: what is captured from now on needs another.
+    pub(super) fn round_begins(&mut self) {
+        self.dirty = false;
+    }
+
+    /// Whether there is nothing left to save, so that the background save ends.
+    pub(super) fn round_ends(&mut self) -> bool {
+        self.saving = self.dirty;
+        !self.dirty
+    }
+
+    /// The background save is gone, perhaps with its runtime before the work was done.
+    pub(super) fn background_is_gone(&mut self) {
+        self.dirty |= std::mem::take(&mut self.saving);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(access: &str, refresh: &str) -> Tokens {
+        Tokens::new(access).unwrap().with_refresh_token(refresh).unwrap()
+    }
+
+    #[test]
+    fn tokens_of_nobody_known_are_theirs() {
+        let (own, theirs) = (pair("a", "r"), pair("b", "s"));
+        let mut known = Known::default();
+        assert!(!known.finds(&own, &own), "the session holds them");
+        assert!(!known.finds(&own, &theirs), "the session has seen them there");
+        assert!(known.finds(&theirs, &own), "somebody else has stored them");
+        known.tries(&own);
+        assert!(!known.finds(&own, &theirs), "a save of this session may have put them there");
+        known.announce(&pair("c", "t"));
+        assert!(!known.finds(&theirs, &own), "what was announced is newer than any of them");
+        assert!(known.has_unsaved(), "and is still to be saved");
+    }
+
+    #[test]
+    fn a_save_of_a_former_login_settles_nothing() {
+        let (first, second) = (pair("a", "r"), pair("b", "s"));
+        let mut known = Known::default();
+        known.announce(&second);
+        known.saved(&first, false);
+        assert!(known.has_unsaved());
+        known.saved(&second, true);
+        assert!(!known.has_unsaved());
+    }
+
+    #[test]
+    fn a_background_save_that_dies_leaves_its_work() {
+        let mut known = Known::default();
+        assert!(known.wants_save(), "nobody saves yet");
+        known.background_starts();
+        assert!(!known.wants_save(), "the running one makes another round");
+        known.round_begins();
+        assert!(!known.has_unsaved());
+        known.background_is_gone();
+        assert!(known.has_unsaved());
+        known.background_starts();
+        known.round_begins();
+        assert!(known.round_ends());
+        known.background_is_gone();
+        assert!(!known.has_unsaved());
     }
 }

@@ -30,7 +30,7 @@ use crate::{
 pub(in crate::session) struct StoreSync {
     store: Box<dyn TokenStore>,
     limit: Duration,
-    memory: Mutex<Known>,
+    known: Mutex<Known>,
     /// One save at a time.
     saving: AsyncMutex<()>,
     /// Savers in the background.
@@ -53,12 +53,12 @@ impl StoreSync {
         limit: Duration,
         given: Option<RefreshToken>,
     ) -> Self {
-        let memory = Mutex::new(Known { given, ..Known::default() });
-        Self { store, limit, memory, saving: AsyncMutex::new(()), savers: watch::Sender::new(0) }
+        let known = Mutex::new(Known::new(given));
+        Self { store, limit, known, saving: AsyncMutex::new(()), savers: watch::Sender::new(0) }
     }
 
-    pub(in crate::session) fn memory(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(in crate::session) fn limit(&self) -> Duration {
@@ -93,10 +93,12 @@ impl StoreSync {
     /// Looks into the store. One that fails is passed over with an event.
     pub(in crate::session) async fn look(&self, session: &Session) -> Look {
         match self.load().await {
-            Ok(Some(found)) => self.compare(found, &session.load().tokens()),
+            Ok(Some(found)) => {
+                let theirs = self.known().finds(&found, &session.load().tokens());
+                if theirs { Look::Changed(found) } else { Look::Same }
+            }
             Ok(None) => {
-                let mut memory = self.memory();
-                (memory.looked, memory.announced) = (true, false);
+                self.known().finds_nothing();
                 Look::Same
             }
             Err(error) => {
@@ -106,63 +108,41 @@ impl StoreSync {
         }
     }
 
-    fn compare(&self, found: Tokens, own: &Tokens) -> Look {
-        let mut memory = self.memory();
-        let known = memory.knows(&found);
-        if memory.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(&found)) {
-            // The save that seemed to fail was made all the same.
-            memory.unsaved = None;
-        }
-        memory.announced = false;
-        memory.sees(&found);
-        if known || found.same_as(own) {
-            return Look::Same;
-        }
-        memory.unsaved = None;
-        Look::Changed(found)
-    }
-
     /// What the store holds at the start, for
     /// [`SessionBuilder::restore`](super::SessionBuilder::restore).
     pub(in crate::session) async fn open(&self) -> Result<Option<Tokens>, Error> {
         let found = self.load().await?;
-        let mut memory = self.memory();
         match &found {
-            Some(found) => memory.sees(found),
-            None => memory.looked = true,
+            Some(found) => self.known().sees(found),
+            None => self.known().finds_nothing(),
         }
-        drop(memory);
         Ok(found)
     }
 
     /// The refresh token to fall back on when the one from the store is dead.
     pub(in crate::session) fn given(&self) -> Option<RefreshToken> {
-        self.memory().given.clone()
+        self.known().given().cloned()
     }
 
     /// The login is alive: what the session was given is not needed.
     pub(in crate::session) fn forget_given(&self) {
-        self.memory().given = None;
+        self.known().forgets_given();
     }
 
     /// Whether another process may have spent this refresh token, and died before it could save the
     /// next: it is, or was, in the store.
     pub(in crate::session) fn is_shared(&self, refresh: &RefreshToken) -> bool {
-        self.memory().shared.as_ref() == Some(refresh)
+        self.known().is_shared(refresh)
     }
 
     pub(in crate::session) fn has_unsaved(&self) -> bool {
-        let memory = self.memory();
-        memory.unsaved.is_some() || memory.dirty && !memory.saver
+        self.known().has_unsaved()
     }
 
     /// The user has given these tokens: whatever the store holds is older, and they are to be
     /// saved.
     pub(in crate::session) fn announce(&self, tokens: &Tokens) {
-        let mut memory = self.memory();
-        memory.unsaved = Some(tokens.clone());
-        (memory.announced, memory.dirty) = (true, false);
-        memory.given = tokens.refresh_token().cloned();
+        self.known().announce(tokens);
     }
 
     /// Takes down what is to be saved, unless the user has spoken since. `asked` as for
@@ -174,12 +154,10 @@ impl StoreSync {
         asked: Option<&RefreshToken>,
         tokens: &Tokens,
     ) -> bool {
-        let mut memory = self.memory();
+        let mut known = self.known();
         let current = session.is_current(login);
         if current {
-            memory.unsaved = Some(tokens.clone());
-            // It is spent. Another one is not needed only once there is an access token too.
-            memory.given.take_if(|given| Some(&*given) == asked);
+            known.intends(tokens, asked);
         }
         current
     }
@@ -190,10 +168,7 @@ impl StoreSync {
         let Ok(Some(found)) = self.load().await else {
             return false;
         };
-        let memory = self.memory();
-        memory.looked
-            && !memory.knows(&found)
-            && found.refresh_token().is_some_and(|refresh| Some(refresh) != asked)
+        self.known().is_theirs(&found, asked)
     }
 
     /// Saves and takes down the result. The intention comes first: whoever waits for this may be
@@ -208,16 +183,12 @@ impl StoreSync {
         if !self.intend(session, login, None, tokens) {
             return Ok(());
         }
-        self.memory().tries(tokens);
+        self.known().tries(tokens);
         let saved = self.bounded(self.store.save(lock, tokens)).await;
         match &saved {
             Ok(()) => {
-                let mut memory = self.memory();
-                memory.sees(tokens);
-                memory.settle(tokens);
-                if tokens.same_as(&session.load().tokens()) {
-                    memory.dirty = false;
-                }
+                let current = tokens.same_as(&session.load().tokens());
+                self.known().saved(tokens, current);
             }
             Err(error) => session.emit(&Event::StoreFailed { error: error.clone() }),
         }
@@ -228,107 +199,98 @@ impl StoreSync {
     pub(in crate::session) async fn settled(&self) {
         let _ = self.savers.subscribe().wait_for(|savers| *savers == 0).await;
     }
-}
 
-impl Session {
     /// Saves what a flight brought, under its lock. It has looked already, unless it could not get
     /// the lock. `asked`: the refresh token for which the token endpoint gave these.
     pub(in crate::session) async fn save_under(
         &self,
+        session: &Session,
         refresh: &InFlight,
         asked: Option<&RefreshToken>,
         tokens: &Tokens,
     ) {
-        let Some(store) = &self.0.store else { return };
-        if !store.intend(self, refresh.login(), asked, tokens) {
+        if !self.intend(session, refresh.login(), asked, tokens) {
             return;
         }
         let (lock, has_looked) = match refresh.lock() {
             Some(lock) => (lock, true),
-            None => match store.bounded(store.store.lock()).await {
+            None => match self.bounded(self.store.lock()).await {
                 Ok(lock) => (lock, false),
-                Err(error) => return self.emit(&Event::StoreFailed { error }),
+                Err(error) => return session.emit(&Event::StoreFailed { error }),
             },
         };
-        let _turn = match store.turn().await {
+        let _turn = match self.turn().await {
             Ok(turn) => turn,
-            Err(error) => return self.emit(&Event::StoreFailed { error }),
+            Err(error) => return session.emit(&Event::StoreFailed { error }),
         };
         // The user may have spoken while this waited, or another process while nobody held the
         // lock: the next flight takes theirs.
-        if !self.is_current(refresh.login()) || !has_looked && store.is_theirs(asked).await {
-            return store.memory().settle(tokens);
+        if !session.is_current(refresh.login()) || !has_looked && self.is_theirs(asked).await {
+            return self.known().settles(tokens);
         }
-        let _ = store.save(self, refresh.login(), &lock, tokens).await;
+        let _ = self.save(session, refresh.login(), &lock, tokens).await;
     }
 
     /// What a save, or a logout, has to have first.
-    pub(in crate::session) async fn lock_and_turn<'a>(
+    pub(super) async fn lock_and_turn(
         &self,
-        store: &'a StoreSync,
-    ) -> Result<(StoreLock, MutexGuard<'a, ()>), Error> {
-        Ok((self.lock_store(store).await?, store.turn().await?))
+        session: &Session,
+    ) -> Result<(StoreLock, MutexGuard<'_, ()>), Error> {
+        Ok((self.lock_for(session).await?, self.turn().await?))
     }
 
     /// The lock of the running flight, or the store's own.
-    async fn lock_store(&self, store: &StoreSync) -> Result<StoreLock, Error> {
-        if let Some(lock) = self.load().in_flight.as_ref().and_then(|refresh| refresh.lock()) {
+    async fn lock_for(&self, session: &Session) -> Result<StoreLock, Error> {
+        if let Some(lock) = session.load().in_flight.as_ref().and_then(|refresh| refresh.lock()) {
             return Ok(lock);
         }
-        match timeout(self.0.refresh_timeout, store.lock()).await {
+        match timeout(session.0.refresh_timeout, self.lock()).await {
             Ok(lock) => lock,
             Err(_) => Err(Error::new(ErrorKind::Store, "the store's lock was not free in time")),
         }
     }
 
     /// Saves the tokens that the user gave, in place of whatever is there.
-    pub(in crate::session) async fn save_now(&self, login: u64) -> Result<(), Error> {
-        let Some(store) = &self.0.store else {
-            return Ok(());
-        };
-        let (lock, _turn) = match self.lock_and_turn(store).await {
+    pub(in crate::session) async fn save_now(
+        &self,
+        session: &Session,
+        login: u64,
+    ) -> Result<(), Error> {
+        let (lock, _turn) = match self.lock_and_turn(session).await {
             Ok(both) => both,
             Err(error) => {
-                let mut memory = store.memory();
-                // What it held before is known: another content is somebody else's word.
-                memory.announced &= !memory.looked;
-                drop(memory);
-                self.emit(&Event::StoreFailed { error: error.clone() });
+                self.known().announcement_failed();
+                session.emit(&Event::StoreFailed { error: error.clone() });
                 return Err(error);
             }
         };
-        if !self.is_current(login) {
+        if !session.is_current(login) {
             return Ok(());
         }
-        store.look(self).await;
-        store.save(self, login, &lock, &self.load().tokens()).await
+        self.look(session).await;
+        self.save(session, login, &lock, &session.load().tokens()).await
     }
 
     /// Forgets what is stored.
-    pub(in crate::session) async fn clear_store(&self, login: u64) -> Result<(), Error> {
-        let Some(store) = &self.0.store else {
-            return Ok(());
-        };
+    pub(in crate::session) async fn clear(
+        &self,
+        session: &Session,
+        login: u64,
+    ) -> Result<(), Error> {
         let cleared = async {
-            let (lock, _turn) = self.lock_and_turn(store).await?;
-            if self.is_current(login) {
-                store.bounded(store.store.clear(&lock)).await
+            let (lock, _turn) = self.lock_and_turn(session).await?;
+            if session.is_current(login) {
+                self.bounded(self.store.clear(&lock)).await
             } else {
                 Ok(())
             }
         }
         .await;
         if let Err(error) = &cleared {
-            self.emit(&Event::StoreFailed { error: error.clone() });
+            session.emit(&Event::StoreFailed { error: error.clone() });
         }
-        if self.is_current(login) {
-            let mut memory = store.memory();
-            let old = std::mem::take(&mut *memory);
-            (memory.saver, memory.looked) = (old.saver, old.looked);
-            if cleared.is_err() {
-                // It may still be there, and is nobody else's word.
-                (memory.seen, memory.tried) = (old.seen, old.tried);
-            }
+        if session.is_current(login) {
+            self.known().forgets_login(cleared.is_ok());
         }
         cleared
     }
