@@ -76,7 +76,7 @@ fn counted(scenario: impl Future<Output = ()>) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn a_refresh_after_a_502_and_a_capture_are_counted() {
+fn refreshes_and_captures_are_counted() {
     let counts = counted(async {
         let server = AuthServer::start().await;
         let step = std::time::Duration::from_millis(1);
@@ -105,7 +105,7 @@ fn a_refresh_after_a_502_and_a_capture_are_counted() {
 }
 
 #[test]
-fn what_goes_wrong_is_counted_by_its_reason() {
+fn failures_are_counted_by_reason() {
     let dir = tempfile::tempdir().unwrap();
     let counts = counted(async {
         let server = AuthServer::start().await;
@@ -143,7 +143,7 @@ fn what_goes_wrong_is_counted_by_its_reason() {
 }
 
 #[test]
-fn a_refresh_that_a_new_login_overtakes_is_no_failure() {
+fn an_overtaken_refresh_is_no_failure() {
     let counts = counted(async {
         let session =
             Session::builder(Tokens::new("t0").unwrap()).origin("https://api.example.com");
@@ -160,7 +160,7 @@ fn a_refresh_that_a_new_login_overtakes_is_no_failure() {
 }
 
 #[test]
-fn beats_are_counted_by_why_they_failed() {
+fn failed_beats_are_counted_by_reason() {
     let counts = counted(async {
         let server = AuthServer::start().await;
         let plain = ClientBuilder::new(reqwest::Client::new()).build();

@@ -87,7 +87,7 @@ async fn settled() {
 }
 
 #[test]
-fn a_session_costs_at_most_two_kibibytes() {
+fn a_session_costs_at_most_2_kib() {
     const SESSIONS: usize = 10_000;
     let _alone = ALONE.lock();
     runtime().block_on(async {
@@ -110,7 +110,7 @@ fn a_session_costs_at_most_two_kibibytes() {
 }
 
 #[test]
-fn a_session_with_a_token_endpoint_costs_at_most_two_kibibytes() {
+fn a_session_with_oauth_costs_2_kib() {
     const SESSIONS: usize = 10_000;
     let _alone = ALONE.lock();
     let with_endpoint = || {
@@ -158,7 +158,7 @@ fn threads() -> Option<usize> {
 }
 
 #[test]
-fn a_hundred_thousand_sessions_come_and_go_without_a_trace() {
+fn sessions_leave_no_trace() {
     const SESSIONS: usize = 100_000;
     let _alone = ALONE.lock();
     runtime().block_on(async {

@@ -248,7 +248,7 @@ fn answers() -> Vec<Reply> {
 }
 
 #[tokio::test]
-async fn nothing_that_a_token_endpoint_can_answer_brings_a_secret_to_light() {
+async fn token_endpoint_responses_leak_nothing() {
     listen();
     let home = Server::simple(api).await;
     for reply in answers() {
@@ -292,7 +292,7 @@ async fn nothing_that_a_token_endpoint_can_answer_brings_a_secret_to_light() {
 }
 
 #[tokio::test]
-async fn neither_captures_nor_replays_nor_their_failures_show_a_token() {
+async fn captures_and_replays_leak_nothing() {
     listen();
     let home = Server::simple(api).await;
     let mint = || refresh_with(|_| async { Tokens::new(ISSUED)?.with_refresh_token(ROTATED) });
@@ -459,7 +459,7 @@ impl Middleware for TellsAll {
 }
 
 #[tokio::test]
-async fn the_words_of_a_passed_in_client_are_not_repeated_if_they_have_a_secret() {
+async fn a_passed_in_clients_errors_leak_nothing() {
     listen();
     let home = Server::simple(api).await;
     for panics in [false, true] {
@@ -659,7 +659,7 @@ async fn http_2_shows_nothing_either() {
 }
 
 #[test]
-fn a_secret_would_be_found_in_every_writing() {
+fn the_search_finds_every_encoding() {
     let secret = "s3cret~Sentinel+/x=";
     let pairs = [("a", secret), ("b", "")];
     let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();

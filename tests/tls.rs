@@ -32,7 +32,7 @@ use tokio_rustls::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thirty_two_refused_requests_are_renewed_once_over_either_protocol() {
+async fn http_1_and_2_refresh_once() {
     for (protocol, version) in [("http/1.1", Version::HTTP_11), ("h2", Version::HTTP_2)] {
         let server = AuthServer::start().await;
         let front = Front::before(&server, protocol).await;
@@ -61,7 +61,7 @@ async fn thirty_two_refused_requests_are_renewed_once_over_either_protocol() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn goaway_and_refused_stream_on_the_token_call_are_retried() {
+async fn token_call_goaway_is_retried() {
     for fault in [Fault::GoAway, Fault::RefusedStream] {
         // A server that refuses a stream has not seen it (RFC 9113 §8.7): that is no lost answer.
         for retry_lost in [true, false] {
@@ -80,7 +80,7 @@ async fn goaway_and_refused_stream_on_the_token_call_are_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn goaway_and_refused_stream_on_the_api_are_the_callers_and_refresh_nothing() {
+async fn api_goaway_is_the_callers() {
     for fault in [Fault::GoAway, Fault::RefusedStream] {
         let server = AuthServer::start().await;
         let front = Front::before(&server, "h2").await;
@@ -115,7 +115,7 @@ async fn goaway_and_refused_stream_on_the_api_are_the_callers_and_refresh_nothin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_nobody_vouches_for_gets_no_token() {
+async fn an_untrusted_certificate_gets_no_token() {
     let server = AuthServer::start().await;
     let front = Front::before(&server, "h2").await;
     let stranger = Front::before(&server, "h2").await;

@@ -96,7 +96,7 @@ async fn a_server_says_where_it_is() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_long_is_told_and_not_kept() {
+async fn a_body_too_long_is_reported_not_kept() {
     let server = AuthServer::start().await;
     let tokens = server.login();
     let request =
@@ -186,7 +186,7 @@ async fn the_api_echoes_what_it_saw() {
 }
 
 #[tokio::test]
-async fn what_is_not_taken_is_refused_as_rfc_6750_has_it() {
+async fn bad_tokens_are_rejected_as_in_rfc_6750() {
     let server = AuthServer::start().await;
     let tokens = server.login();
 
@@ -214,7 +214,7 @@ async fn what_is_not_taken_is_refused_as_rfc_6750_has_it() {
 }
 
 #[tokio::test]
-async fn airflows_refusal_is_a_403_without_a_challenge() {
+async fn airflow_rejects_with_a_bare_403() {
     let server =
         AuthServer::builder().refusal(Refusal::Forbidden403).lifetime(Duration::ZERO).start().await;
     let response = get(&server, "/", access(&server.login())).await;
@@ -227,7 +227,7 @@ async fn airflows_refusal_is_a_403_without_a_challenge() {
 }
 
 #[tokio::test]
-async fn a_new_token_comes_with_any_status_in_the_last_part_of_the_life() {
+async fn late_in_life_any_status_reissues() {
     // The window is the whole life, so that no clock matters.
     let server = AuthServer::builder().reissue_after(0.0).claim("scope", "execution").start().await;
     let tokens = server.login();
@@ -247,7 +247,7 @@ async fn a_new_token_comes_with_any_status_in_the_last_part_of_the_life() {
 }
 
 #[tokio::test]
-async fn in_grace_an_expired_token_is_taken_and_replaced_if_all_else_is_verified() {
+async fn in_grace_an_expired_token_is_reissued() {
     let expired = || {
         AuthServer::builder()
             .refusal(Refusal::Forbidden403)
@@ -287,7 +287,7 @@ async fn in_grace_an_expired_token_is_taken_and_replaced_if_all_else_is_verified
 }
 
 #[tokio::test]
-async fn refresh_tokens_are_single_use_and_reuse_revokes_the_grant() {
+async fn reuse_of_a_refresh_token_revokes_the_grant() {
     let server = AuthServer::start().await;
     let (tokens, other) = (server.login(), server.login());
     let (status, answer) = renew(&server, refresh(&tokens)).await;
@@ -330,7 +330,7 @@ async fn rotation_can_be_lenient_or_off() {
 }
 
 #[tokio::test]
-async fn a_strict_server_takes_the_newest_token_alone() {
+async fn a_strict_server_takes_the_newest_token() {
     let server = AuthServer::builder().only_newest_token().opaque_tokens().start().await;
     let tokens = server.login();
     assert!(!access(&tokens).contains('.') && tokens.expires_at().is_some());
@@ -340,7 +340,7 @@ async fn a_strict_server_takes_the_newest_token_alone() {
 }
 
 #[tokio::test]
-async fn the_other_token_endpoint_answers_with_cookies() {
+async fn the_other_endpoint_responds_with_cookies() {
     let server = AuthServer::start().await;
     let response = ask(server.cookie_token_endpoint(), refresh(&server.login())).await.unwrap();
     let cookies: Vec<_> = response
@@ -357,7 +357,7 @@ async fn the_other_token_endpoint_answers_with_cookies() {
 }
 
 #[tokio::test]
-async fn the_token_endpoint_refuses_what_is_no_refresh_request() {
+async fn only_refresh_requests_get_a_grant() {
     let server = AuthServer::start().await;
     let token = server.login();
     let post =
@@ -381,7 +381,7 @@ async fn the_token_endpoint_refuses_what_is_no_refresh_request() {
 }
 
 #[tokio::test]
-async fn the_next_requests_can_be_refused_with_or_without_a_new_token() {
+async fn the_next_requests_can_be_rejected() {
     let server = AuthServer::start().await;
     let tokens = server.login();
     server.refuse_next(0, StatusCode::IM_A_TEAPOT);
@@ -396,7 +396,7 @@ async fn the_next_requests_can_be_refused_with_or_without_a_new_token() {
 }
 
 #[tokio::test]
-async fn scripts_are_used_up_one_answer_a_call() {
+async fn each_call_takes_one_scripted_response() {
     let server = AuthServer::start().await;
     let tokens = server.login();
     server.script_token_endpoint([
@@ -459,7 +459,7 @@ fn is_reset(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 #[tokio::test]
-async fn lost_answers_have_spent_the_token_and_resets_have_not() {
+async fn lost_responses_spend_the_token() {
     let server = AuthServer::builder().rotation(Rotation::ReuseGrace).start().await;
     let tokens = server.login();
     server.script_token_endpoint([Answer::Reset, Answer::Lost, Answer::Cut]);
@@ -484,7 +484,7 @@ async fn lost_answers_have_spent_the_token_and_resets_have_not() {
 }
 
 #[tokio::test]
-async fn delays_come_before_the_work_and_late_answers_after_it() {
+async fn delays_precede_and_late_responses_follow() {
     let server = AuthServer::start().await;
     let tokens = server.login();
     let long = Duration::from_secs(3600);
@@ -506,7 +506,7 @@ async fn delays_come_before_the_work_and_late_answers_after_it() {
 }
 
 #[tokio::test]
-async fn a_dropped_server_cuts_what_hangs_and_listens_no_more() {
+async fn a_dropped_server_cuts_its_connections() {
     let server = AuthServer::start().await;
     server.script_api([Answer::Hang]);
     let url = server.url("/");
@@ -520,7 +520,7 @@ async fn a_dropped_server_cuts_what_hangs_and_listens_no_more() {
 }
 
 #[tokio::test]
-async fn held_calls_wait_until_they_are_released() {
+async fn held_calls_wait_for_their_release() {
     let server = Arc::new(AuthServer::start().await);
     let hold = server.hold_token_calls();
     let calls: Vec<_> = (0..3)
@@ -539,7 +539,7 @@ async fn held_calls_wait_until_they_are_released() {
 }
 
 #[tokio::test]
-async fn a_revoked_login_is_given_no_new_token() {
+async fn a_revoked_login_gets_no_token() {
     let server = AuthServer::start().await;
     let tokens = server.login();
     server.revoke("login-1");
@@ -551,7 +551,7 @@ async fn a_revoked_login_is_given_no_new_token() {
 }
 
 #[tokio::test]
-async fn logins_are_independent_and_a_new_one_replaces_the_old() {
+async fn logins_are_independent() {
     let server = AuthServer::start().await;
     let (a, b) = (server.login_as("a"), server.login_as("b"));
     server.revoke("a");

@@ -82,27 +82,27 @@ async fn drop_at_every_point(tokens: impl Fn() -> Tokens, store: impl Fn() -> Op
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_caller_may_be_dropped_anywhere() {
+async fn a_rejected_caller_may_be_dropped() {
     drop_at_every_point(|| pair("t0", "r0"), || None).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_without_a_token_may_be_dropped_anywhere() {
+async fn a_caller_without_a_token_may_be_dropped() {
     drop_at_every_point(|| Tokens::from_refresh_token("r0").unwrap(), || None).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_with_an_expired_token_may_be_dropped_anywhere() {
+async fn a_caller_past_expiry_may_be_dropped() {
     drop_at_every_point(|| pair("t0", "r0").with_expires_in(Duration::ZERO), || None).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_may_be_dropped_anywhere_with_a_store() {
+async fn a_caller_with_a_store_may_be_dropped() {
     drop_at_every_point(|| pair("t0", "r0"), || Some(FakeStore::default())).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_refreshes_by_hand_may_be_dropped_anywhere() {
+async fn a_manual_refresh_may_be_dropped() {
     for polls in 0..4 {
         let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
         let session = Session::builder(pair("t0", "r0"))
@@ -120,7 +120,7 @@ async fn whoever_refreshes_by_hand_may_be_dropped_anywhere() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_login_whose_caller_is_dropped_anywhere_is_there_and_is_saved_before_it_is_spent() {
+async fn a_dropped_replace_tokens_is_still_saved() {
     for polls in 1.. {
         let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
         store.next(Call::Save, [Fate::Gated]);
@@ -148,7 +148,7 @@ async fn a_new_login_whose_caller_is_dropped_anywhere_is_there_and_is_saved_befo
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_whose_caller_is_dropped_anywhere_is_a_close() {
+async fn a_dropped_close_still_closes() {
     for polls in 1.. {
         let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
         let session = Session::builder(pair("t0", "r0"))

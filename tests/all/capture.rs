@@ -45,7 +45,7 @@ fn outcome(response: &Response) -> Outcome {
 }
 
 #[tokio::test]
-async fn every_status_and_every_spelling_of_the_name_bring_a_token() {
+async fn any_status_and_header_case_is_captured() {
     const STATUSES: [u16; 18] =
         [200, 201, 202, 204, 206, 300, 304, 400, 402, 404, 405, 409, 410, 418, 422, 429, 500, 503];
     const NAMES: [&str; 3] = [HEADER, "refreshed-api-token", "REFRESHED-API-TOKEN"];
@@ -93,7 +93,7 @@ impl Middleware for StatusIsError {
 }
 
 #[tokio::test]
-async fn a_token_is_taken_before_the_status_becomes_an_error() {
+async fn capture_precedes_error_for_status() {
     let server = Server::simple(|seen| match seen.number {
         1 => Reply::status(404).header(HEADER, "new"),
         _ => Reply::status(200),
@@ -111,7 +111,7 @@ async fn a_token_is_taken_before_the_status_becomes_an_error() {
 }
 
 #[tokio::test]
-async fn nobody_outside_can_print_the_value() {
+async fn the_captured_value_is_sensitive() {
     let server = Server::simple(|seen| match &*seen.target {
         "/malformed" => Reply::status(200).header(HEADER, "hush hush"),
         "/twice" => Reply::status(200).header(HEADER, "hush1").header(HEADER, "hush2"),
@@ -143,7 +143,7 @@ async fn nobody_outside_can_print_the_value() {
 }
 
 #[tokio::test]
-async fn late_answers_never_roll_back() {
+async fn late_responses_never_roll_back() {
     let gates = Arc::new([Semaphore::new(0), Semaphore::new(0)]);
     let server = Server::start({
         let gates = Arc::clone(&gates);
@@ -181,7 +181,7 @@ async fn late_answers_never_roll_back() {
 }
 
 #[tokio::test]
-async fn the_same_token_again_changes_nothing() {
+async fn the_same_token_again_is_unchanged() {
     let server = Server::simple(|_| Reply::status(200).header(HEADER, "Bearer same")).await;
     let events = Events::default();
     let session = session(&server, "same", &events).build().unwrap();
@@ -193,7 +193,7 @@ async fn the_same_token_again_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_no_token_is_ignored_with_one_event_an_answer() {
+async fn bad_tokens_are_ignored_with_one_event() {
     let long = "x".repeat(64 * 1024 + 1);
     let table: &[&[&[u8]]] = &[
         &[b""],
@@ -246,7 +246,7 @@ async fn what_is_no_token_is_ignored_with_one_event_an_answer() {
 }
 
 #[tokio::test]
-async fn outer_blanks_and_the_scheme_are_dropped_and_equal_values_are_one() {
+async fn blanks_and_scheme_are_dropped() {
     let longest = "x".repeat(64 * 1024);
     let table: Vec<(Vec<String>, String)> = vec![
         (vec!["a1".into()], "a1".into()),
@@ -282,7 +282,7 @@ async fn outer_blanks_and_the_scheme_are_dropped_and_equal_values_are_one() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_the_grammar_of_http_changes_nothing() {
+async fn malformed_http_changes_nothing() {
     for value in ["a\0b", "a\x01", "a\rb", "a\x7f"] {
         let server = Server::simple(move |_| {
             Reply::bytes(format!(
@@ -308,7 +308,7 @@ async fn an_answer_that_breaks_the_grammar_of_http_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_brings_a_token_is_replayed_with_it_and_nobody_else_is_asked() {
+async fn a_rejection_with_a_token_is_replayed() {
     let challenges = [
         None,
         Some("Bearer"),
@@ -350,7 +350,7 @@ async fn a_refusal_that_brings_a_token_is_replayed_with_it_and_nobody_else_is_as
 }
 
 #[tokio::test]
-async fn a_refusal_with_a_token_on_every_answer_is_replayed_once() {
+async fn endless_new_tokens_are_one_replay() {
     let server =
         Server::simple(|seen| Reply::status(403).header(HEADER, format!("n{}", seen.number))).await;
     let (events, counter) = (Events::default(), Counter::default());
@@ -362,7 +362,7 @@ async fn a_refusal_with_a_token_on_every_answer_is_replayed_once() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_brings_no_new_token_is_renewed_as_any_other() {
+async fn a_rejection_without_a_new_token_refreshes() {
     for value in ["old", "no token", ""] {
         let server = Server::simple(move |seen| match seen.token() {
             Some("t1") => Reply::status(200),
@@ -398,7 +398,7 @@ async fn the_header_can_have_another_name() {
 }
 
 #[tokio::test]
-async fn a_token_that_ends_earlier_is_taken_all_the_same() {
+async fn a_token_with_an_earlier_exp_is_taken() {
     let jwt = |lifetime: u64| {
         let now =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
@@ -422,7 +422,7 @@ async fn a_token_that_ends_earlier_is_taken_all_the_same() {
 }
 
 #[tokio::test]
-async fn only_the_session_that_signed_the_request_takes_its_token() {
+async fn only_the_signing_session_captures() {
     let server = Server::simple(|seen| {
         Reply::status(200).header(HEADER, format!("{}-new", seen.token().unwrap_or("none")))
     })
@@ -441,7 +441,7 @@ async fn only_the_session_that_signed_the_request_takes_its_token() {
 }
 
 #[tokio::test]
-async fn many_answers_at_once_leave_one_of_their_tokens_and_one_capture_a_generation() {
+async fn concurrent_captures_leave_one_token() {
     const REQUESTS: usize = 64;
     let here = Arc::new(tokio::sync::Barrier::new(REQUESTS));
     let server = Server::start(move |seen| {

@@ -273,7 +273,7 @@ impl Middleware for For {
 }
 
 #[tokio::test]
-async fn a_request_is_for_the_session_in_whose_scope_it_is_polled() {
+async fn the_scope_at_the_poll_decides() {
     let (task, other) = (tenant("task"), tenant("other"));
     let outside = || ClientBuilder::new(never_asked()).with(For(other.clone()));
     let two = outside()
@@ -308,7 +308,7 @@ impl Middleware for Either {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_given_up_leaves_no_session_behind() {
+async fn a_dropped_request_leaves_no_session() {
     let issuer = Issuer::new([]);
     // It waits for a token first.
     let first = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO))
@@ -331,7 +331,7 @@ async fn a_request_that_is_given_up_leaves_no_session_behind() {
 }
 
 #[tokio::test]
-async fn a_clients_own_header_is_concealed_in_answers_for_another_session_too() {
+async fn a_captured_header_is_always_sensitive() {
     let own = tenant("own");
     let other = Session::builder(Tokens::new("other").unwrap())
         .origin(ORIGIN)
@@ -369,7 +369,7 @@ impl Middleware for Twice {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_keeps_a_session_of_its_own_for_its_next_attempt() {
+async fn a_retry_keeps_the_requests_own_session() {
     let issuer = Issuer::new([]);
     // It waits for a token first.
     let own = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO))

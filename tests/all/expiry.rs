@@ -43,7 +43,7 @@ async fn seconds_until_asked(session: &Session, issuer: &Issuer, at_most: u64) -
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_default_window_is_the_last_fifth_and_at_most_a_minute() {
+async fn the_default_window_is_a_fifth_or_60_s() {
     for (lifetime, earliest, latest) in [(100, 80, 82), (3600, 3540, 3546), (10, 8, 9)] {
         let issuer = Issuer::new([]);
         let session =
@@ -54,7 +54,7 @@ async fn the_default_window_is_the_last_fifth_and_at_most_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_configured_window_is_cut_to_half_the_lifetime_and_zero_is_none() {
+async fn a_window_is_at_most_half_the_lifetime() {
     for (window, earliest, latest) in [(30, 70, 73), (1000, 50, 55), (0, 100, 100)] {
         let issuer = Issuer::new([]);
         let tokens = pair("t0", "r0").with_expires_in(100 * SECOND);
@@ -78,7 +78,7 @@ async fn a_fleet_does_not_renew_in_step() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_background_refresh_that_fails_hurts_nobody_until_the_token_has_ended() {
+async fn a_failed_background_refresh_is_silent() {
     let issuer = Issuer::new((0..9).map(|_| Turn::Fail(Duration::ZERO, unavailable())));
     let tokens = pair("t0", "r0").with_expires_in(100 * SECOND);
     let session = builder(&issuer, tokens)
@@ -104,7 +104,7 @@ async fn a_background_refresh_that_fails_hurts_nobody_until_the_token_has_ended(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_background_refresh_that_panics_is_tried_once_per_cool_down() {
+async fn a_panicking_background_refresh_cools_down() {
     let issuer = Issuer::new((0..99).map(|_| Turn::Panic));
     let session = builder(&issuer, pair("t0", "r0").with_expires_in(100 * SECOND)).build().unwrap();
     advance(85 * SECOND).await;
@@ -122,7 +122,7 @@ async fn a_background_refresh_that_panics_is_tried_once_per_cool_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_begins_one_refresh_even_if_the_one_in_the_background_broke_off() {
+async fn one_request_starts_one_refresh() {
     let issuer = Issuer::new([Turn::Panic]);
     let session = builder(&issuer, pair("t0", "r0").with_expires_in(100 * SECOND)).build().unwrap();
     advance(85 * SECOND).await;
@@ -136,7 +136,7 @@ async fn a_request_begins_one_refresh_even_if_the_one_in_the_background_broke_of
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_request_waits_for_the_refresh_that_it_began_in_the_background() {
+async fn a_rejection_joins_its_background_refresh() {
     let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
     let session = builder(&issuer, pair("t0", "r0").with_expires_in(100 * SECOND)).build().unwrap();
     advance(85 * SECOND).await;
@@ -147,7 +147,7 @@ async fn a_refused_request_waits_for_the_refresh_that_it_began_in_the_background
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_wait_for_the_flight_past_expiry_and_are_told_so() {
+async fn past_expiry_everybody_waits() {
     let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
     let session =
         builder(&issuer, pair("t0", "r0").with_expires_in(Duration::ZERO)).build().unwrap();
@@ -162,7 +162,7 @@ async fn all_wait_for_the_flight_past_expiry_and_are_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_cannot_refresh_sends_what_it_has() {
+async fn without_a_refresher_what_is_held_is_sent() {
     let session = Session::builder(Tokens::new("t0").unwrap().with_expires_in(Duration::ZERO))
         .origin(ORIGIN)
         .build()
@@ -172,7 +172,7 @@ async fn a_session_that_cannot_refresh_sends_what_it_has() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn expires_in_goes_before_exp_and_the_lifetime_of_a_fresh_jwt_before_the_local_clock() {
+async fn expires_in_precedes_the_jwts_lifetime() {
     // Both claims an hour off; a lifetime of 100 s.
     for offset in [-3600, 3600] {
         let fresh = Tokens::new(jwt("a", Some(offset), offset + 100)).unwrap();
@@ -189,7 +189,7 @@ async fn expires_in_goes_before_exp_and_the_lifetime_of_a_fresh_jwt_before_the_l
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_jwt_that_was_handed_over_ends_by_the_local_clock() {
+async fn a_given_jwt_ends_by_the_local_clock() {
     let old = Tokens::new(jwt("a", Some(-7200), -3600)).unwrap().with_refresh_token("r0").unwrap();
     for replaced in [false, true] {
         let issuer = Issuer::new([]);
@@ -230,7 +230,7 @@ async fn hostile_claims_are_no_hint() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_captured_token_that_is_expired_on_arrival_causes_one_flight_per_cool_down() {
+async fn an_expired_capture_refreshes_once() {
     let issuer = Issuer::new((0..99).map(|_| Turn::Issue(Duration::ZERO, Some(3600 * SECOND))));
     let events = Events::default();
     let session = builder(&issuer, pair("t0", "r0")).on_event(events.listener()).build().unwrap();

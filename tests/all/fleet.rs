@@ -199,7 +199,7 @@ async fn kill_two_hundred(rotation: Rotation) -> Toll {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_kills_at_a_server_with_a_grace_lose_no_login() {
+async fn kills_with_a_reuse_grace_lose_no_login() {
     let toll = kill_two_hundred(Rotation::ReuseGrace).await;
     eprintln!("{} kills in {} rotations", toll.kills, toll.rotations);
     assert_eq!((toll.logins_lost, toll.server.counts().reuses), (0, 0));
@@ -208,8 +208,7 @@ async fn two_hundred_kills_at_a_server_with_a_grace_lose_no_login() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_kills_at_a_server_without_grace_leave_the_file_whole_and_a_loss_is_told_after_one_call()
- {
+async fn kills_without_a_grace_are_reported() {
     let toll = kill_two_hundred(Rotation::SingleUse).await;
     eprintln!(
         "{} kills in {} rotations, {} logins lost",
@@ -239,7 +238,7 @@ async fn carries_on(toll: &Toll) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_holder_of_the_file_frees_those_who_wait_at_once() {
+async fn a_killed_holder_frees_the_file_at_once() {
     let server = AuthServer::start().await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
@@ -275,7 +274,7 @@ async fn a_killed_holder_of_the_file_frees_those_who_wait_at_once() {
 // ---- a fleet
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_processes_on_one_file_refresh_once_an_expiry_and_never_two_at_once() {
+async fn four_processes_refresh_one_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     crate::workers::four_processes_refresh_once_an_expiry(
         dir.path().join("tokens.json").to_str().unwrap(),
@@ -284,7 +283,7 @@ async fn four_processes_on_one_file_refresh_once_an_expiry_and_never_two_at_once
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_on_one_memory_store_share_one_login_and_refresh_once_an_expiry() {
+async fn a_memory_store_shares_one_login() {
     let server = AuthServer::builder().only_newest_token().start().await;
     let (store, day_one) = (MemoryStore::default(), server.login());
     let sessions = ["one", "two", "three"].map(|name| {
@@ -333,7 +332,7 @@ async fn worked_on(server: &AuthServer, path: &Path) -> Tokens {
 }
 
 #[tokio::test]
-async fn a_worker_started_again_with_the_tokens_of_the_first_day_carries_on_with_what_is_stored() {
+async fn day_one_tokens_give_way_to_stored_ones() {
     for restore in [true, false] {
         let server = AuthServer::builder().only_newest_token().start().await;
         let dir = tempfile::tempdir().unwrap();
@@ -363,7 +362,7 @@ async fn a_worker_started_again_with_the_tokens_of_the_first_day_carries_on_with
 }
 
 #[tokio::test]
-async fn a_new_login_is_not_blocked_by_a_dead_one_on_disk() {
+async fn a_dead_stored_login_blocks_no_new_one() {
     for restore in [true, false] {
         let server = AuthServer::start().await;
         let dir = tempfile::tempdir().unwrap();
@@ -398,7 +397,7 @@ async fn a_new_login_is_not_blocked_by_a_dead_one_on_disk() {
 }
 
 #[tokio::test]
-async fn a_login_that_a_dead_process_spent_is_told_as_possibly_consumed_and_asked_for_once() {
+async fn a_login_spent_by_the_dead_is_reported() {
     for restore in [true, false] {
         for with_day_one in [true, false] {
             let server = AuthServer::start().await;
@@ -439,7 +438,7 @@ async fn a_login_that_a_dead_process_spent_is_told_as_possibly_consumed_and_aske
 }
 
 #[tokio::test]
-async fn those_who_live_on_are_told_too_that_a_dead_process_may_have_spent_what_they_stored() {
+async fn survivors_report_possibly_consumed() {
     let server = AuthServer::start().await;
     let store = MemoryStore::default();
     let session =
@@ -490,7 +489,7 @@ impl TokenStore for Moody {
 }
 
 #[tokio::test]
-async fn what_could_not_be_saved_is_not_put_over_what_could_not_be_read() {
+async fn unreadable_documents_are_not_overwritten() {
     let server = AuthServer::start().await;
     let store = Moody::default();
     let session =
@@ -509,7 +508,7 @@ async fn what_could_not_be_saved_is_not_put_over_what_could_not_be_read() {
 }
 
 #[tokio::test]
-async fn a_captured_token_is_saved_over_a_broken_file_which_is_kept_aside() {
+async fn a_capture_moves_a_broken_file_aside() {
     let server = AuthServer::start().await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
@@ -535,7 +534,7 @@ async fn a_captured_token_is_saved_over_a_broken_file_which_is_kept_aside() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_store_that_is_down_never_fails_a_request() {
+async fn a_store_that_is_down_fails_no_request() {
     use std::os::unix::fs::PermissionsExt;
 
     let server = AuthServer::start().await;

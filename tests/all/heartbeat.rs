@@ -127,7 +127,7 @@ fn wants_t1() -> Api {
 }
 
 #[tokio::test(start_paused = true)]
-async fn beats_at_once_and_then_each_period_a_little_early_at_random() {
+async fn beats_at_once_and_then_each_period() {
     let api = Api::statuses([200]);
     let handle = heartbeat(api.client()).every(10 * SECOND).spawn().unwrap();
     let health = after_beat(&handle, 101).await;
@@ -147,7 +147,7 @@ async fn beats_at_once_and_then_each_period_a_little_early_at_random() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn never_two_at_once_and_what_is_missed_is_not_made_up() {
+async fn beats_neither_overlap_nor_burst() {
     let api = Api::new(|number, _| async move {
         sleep(if number == 1 { 35 * SECOND } else { SECOND }).await;
         Ok(answer(200))
@@ -162,7 +162,7 @@ async fn never_two_at_once_and_what_is_missed_is_not_made_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_in_a_row_are_counted_each_with_its_typed_reason() {
+async fn failures_in_a_row_are_counted() {
     let api = Api::new(|number, _| async move {
         match number {
             1 => Err(reqwest_middleware::Error::middleware(std::io::Error::other("no route"))),
@@ -223,7 +223,7 @@ async fn failures_in_a_row_are_counted_each_with_its_typed_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_of_the_closure_is_a_failed_beat() {
+async fn a_panicking_closure_is_a_failed_beat() {
     let calls = AtomicUsize::new(0);
     let handle = Heartbeat::new(Api::statuses([200]).client(), move |client| {
         assert!(calls.fetch_add(1, Ordering::SeqCst) > 0, "the closure panics, as the test says");
@@ -288,7 +288,7 @@ async fn a_login_that_is_over_ends_it_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_endpoint_that_is_down_is_a_failed_beat_and_no_more() {
+async fn a_token_endpoint_down_is_a_failed_beat() {
     for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
         // It is asked again by itself when the cool-down of ten seconds is over.
         let issuer = Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Issue(SECOND, None)]);
@@ -332,7 +332,7 @@ async fn a_beat_that_gives_up_leaves_the_refresh_going() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn beat_now_returns_when_that_beat_is_done_and_moves_no_tick() {
+async fn beat_now_returns_after_its_beat() {
     let api = Api::new(|_, _| async {
         sleep(SECOND).await;
         Ok(answer(200))
@@ -353,7 +353,7 @@ async fn beat_now_returns_when_that_beat_is_done_and_moves_no_tick() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_beat_asked_for_while_one_is_in_flight_is_a_new_one_that_all_who_asked_share() {
+async fn beat_now_during_a_beat_is_shared() {
     let gate = Arc::new(Semaphore::new(0));
     let api = Api::new({
         let gate = Arc::clone(&gate);
@@ -405,7 +405,7 @@ async fn stopping_waits_for_the_beat_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropping_the_handle_stops_the_loop_after_the_beat_in_flight() {
+async fn dropping_the_handle_stops_the_loop() {
     let api = Api::new(|_, _| async {
         sleep(3 * SECOND).await;
         Ok(answer(200))
@@ -467,7 +467,7 @@ impl Middleware for Pieces {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answers_body_is_read_for_the_connections_sake_and_only_so_far() {
+async fn a_beats_body_is_read_within_bounds() {
     // A piece more than the bound shows that it is over.
     for (most, ends, expected) in [(40, true, 40), (usize::MAX, true, 65), (3, false, 3)] {
         let read = Arc::new(AtomicUsize::new(0));
@@ -483,7 +483,7 @@ async fn an_answers_body_is_read_for_the_connections_sake_and_only_so_far() {
 }
 
 #[test]
-fn finished_does_not_hang_when_the_runtime_is_gone() {
+fn finished_returns_without_its_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let handle = runtime.block_on(async {
         let api = Api::new(|_, _| async { std::future::pending().await });
@@ -605,7 +605,7 @@ async fn job(every: Duration, age: Duration, window: bool, length: Duration) -> 
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_the_window_a_job_dies_of_its_tokens_with_it_it_lives_for_200() {
+async fn the_reissue_window_keeps_a_job_alive() {
     // Beats each nine seconds are in time for tokens of ten only as long as the job and its token
     // began together. A job that has waited two seconds for its start asks at the ages of 2 and 11.
     let (died, _) = job(9 * SECOND, 2 * SECOND, false, 2000 * SECOND).await;
@@ -617,7 +617,7 @@ async fn without_the_window_a_job_dies_of_its_tokens_with_it_it_lives_for_200() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_window_is_met_whatever_the_period_and_the_tokens_age() {
+async fn any_period_and_age_meets_the_window() {
     for every in [1, 3, 5, 6, 7, 8, 9, 10, 13, 60, 3600] {
         for age in [0, 1, 2, 5, 7, 9] {
             let (died, _) = job(every * SECOND, age * SECOND, true, 200 * SECOND).await;
@@ -658,7 +658,7 @@ async fn two_beats_at_least_fall_into_the_window() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_comes_by_another_way_moves_the_beats_too() {
+async fn any_new_token_moves_the_beats() {
     let api = Api::statuses([204]);
     let session = Session::builder(Tokens::new("opaque").unwrap()).origin(ORIGIN).build().unwrap();
     let client = api.signed_in(&session);

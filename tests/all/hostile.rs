@@ -91,7 +91,7 @@ fn assert_printable(error: &Error) {
 }
 
 #[tokio::test]
-async fn a_2xx_that_is_no_token_answer_is_a_bad_response() {
+async fn a_2xx_without_tokens_is_a_bad_response() {
     let deep = |open: &str, close: &str| format!("{}{}", open.repeat(10_000), close.repeat(10_000));
     let utf16 = |bom: &[u8]| {
         let units = r#"{"access_token":"planted"}"#.encode_utf16().flat_map(u16::to_le_bytes);
@@ -205,7 +205,7 @@ async fn what_is_odd_but_clear_is_taken() {
 }
 
 #[tokio::test]
-async fn hostile_lifetimes_spoil_nothing_but_themselves() {
+async fn hostile_lifetimes_are_passed_over() {
     for value in [
         "-1",
         "1e400",
@@ -347,7 +347,7 @@ async fn cookies_are_read_with_the_same_care() {
 }
 
 #[tokio::test]
-async fn a_retry_after_beyond_all_measure_ends_the_refresh_and_nothing_overflows() {
+async fn a_huge_retry_after_ends_the_refresh() {
     for value in [
         "99999999999999999999",
         "18446744073709551615",
@@ -390,7 +390,7 @@ async fn a_retry_after_beyond_all_measure_ends_the_refresh_and_nothing_overflows
 }
 
 #[tokio::test]
-async fn what_the_token_endpoint_says_is_bounded_escaped_and_repeats_no_secret() {
+async fn server_text_is_bounded_and_escaped() {
     let base64 = URL_SAFE_NO_PAD.encode(OLD);
     let percent: String =
         OLD.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat();
@@ -434,7 +434,7 @@ async fn what_the_token_endpoint_says_is_bounded_escaped_and_repeats_no_secret()
 }
 
 #[tokio::test]
-async fn a_slow_or_broken_token_endpoint_is_unavailable() {
+async fn a_slow_or_broken_endpoint_is_unavailable() {
     let cases = [
         ("headers only", Reply::status(200).stalled(100)),
         (
@@ -491,7 +491,7 @@ async fn a_slow_or_broken_token_endpoint_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_broken_api_is_the_callers_transport_error_and_spends_no_refresh() {
+async fn a_broken_api_spends_no_refresh() {
     let cases = [
         ("no HTTP", Reply::bytes("hello\r\n\r\n")),
         ("1 MiB of token", Reply::status(401).header("Refreshed-API-Token", "x".repeat(1 << 20))),
@@ -532,7 +532,7 @@ async fn a_broken_api_is_the_callers_transport_error_and_spends_no_refresh() {
 }
 
 #[tokio::test]
-async fn challenges_without_end_are_judged_in_no_time() {
+async fn endless_challenges_are_judged_quickly() {
     let fill = |piece: &str| piece.repeat((200 << 10) / piece.len());
     for piece in [
         ",",
@@ -567,7 +567,7 @@ async fn challenges_without_end_are_judged_in_no_time() {
 }
 
 #[tokio::test]
-async fn a_token_endpoint_that_issues_what_the_api_refuses_is_not_stormed() {
+async fn an_api_that_rejects_all_is_no_stampede() {
     let server = Server::simple(|_| Reply::status(401)).await;
     let endpoint = Server::simple(|seen| {
         Reply::status(200).json(format!(r#"{{"access_token":"n{}"}}"#, seen.number))

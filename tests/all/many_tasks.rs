@@ -67,7 +67,7 @@ fn from(name: &str) -> (Option<String>, u16) {
 // ---- which session
 
 #[tokio::test]
-async fn the_requests_own_session_goes_before_the_tasks_and_the_clients_own_before_the_tasks_too() {
+async fn the_sessions_precedence() {
     let server = AuthServer::start().await;
     let [task, inner, request, own] =
         ["task", "inner", "request", "own"].map(|name| sign_in(&server, name));
@@ -97,7 +97,7 @@ async fn the_requests_own_session_goes_before_the_tasks_and_the_clients_own_befo
 }
 
 #[tokio::test]
-async fn a_scoped_client_without_any_session_sends_nothing() {
+async fn a_scoped_client_without_a_session_fails() {
     let server = AuthServer::start().await;
     let (client, task) = (scoped_client(), sign_in(&server, "task"));
     let send = || client.get(server.url("/")).send();
@@ -122,7 +122,7 @@ async fn a_scoped_client_without_any_session_sends_nothing() {
 }
 
 #[tokio::test]
-async fn a_closed_session_sends_nothing_wherever_it_was_found() {
+async fn a_closed_session_sends_nothing() {
     let server = AuthServer::start().await;
     let [closed, open] = ["closed", "open"].map(|name| sign_in(&server, name));
     let (scoped, fixed) = (scoped_client(), own_client(&closed));
@@ -147,7 +147,7 @@ async fn a_closed_session_sends_nothing_wherever_it_was_found() {
 }
 
 #[tokio::test]
-async fn a_requests_own_session_is_the_one_that_learns_refreshes_and_replays() {
+async fn a_requests_own_session_does_it_all() {
     let server = AuthServer::start().await;
     let [task, request] = ["task", "request"].map(|name| sign_in(&server, name));
     let client = scoped_client();
@@ -169,7 +169,7 @@ async fn a_requests_own_session_is_the_one_that_learns_refreshes_and_replays() {
 
 /// Futures that several tasks share are polled by whoever comes.
 #[tokio::test]
-async fn a_request_that_is_polled_on_by_another_task_keeps_its_session() {
+async fn a_request_moved_to_a_task_keeps_its_own() {
     let server = AuthServer::start().await;
     let [first, second] = ["first", "second"].map(|name| sign_in(&server, name));
     let client = scoped_client();
@@ -218,7 +218,7 @@ fn tempting() -> Answer {
 }
 
 #[tokio::test]
-async fn the_callers_own_authorization_and_anonymous_are_sent_as_they_are_and_left_alone() {
+async fn own_authorization_and_anonymous_are_kept() {
     let server = AuthServer::start().await;
     let session = sign_in(&server, "task");
     for client in [scoped_client(), own_client(&session)] {
@@ -333,7 +333,7 @@ async fn a_file_is_opened_anew_for_the_replay() {
 }
 
 #[tokio::test]
-async fn a_multipart_form_with_a_file_is_replayed_within_the_boundary_that_its_header_names() {
+async fn a_multipart_file_keeps_its_boundary() {
     let server = AuthServer::start().await;
     let session = sign_in(&server, "task");
     let (file, content) = report();
@@ -394,7 +394,7 @@ fn read_form(body: &[u8], boundary: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn a_small_multipart_form_is_encoded_once_and_replayed_as_any_buffered_body() {
+async fn a_small_multipart_form_is_buffered() {
     let server = AuthServer::start().await;
     let session = sign_in(&server, "task");
     let form = multipart::Form::new()
@@ -415,8 +415,7 @@ async fn a_small_multipart_form_is_encoded_once_and_replayed_as_any_buffered_bod
 }
 
 #[tokio::test]
-async fn a_form_that_nobody_can_make_anew_is_sent_once_whole_and_the_next_request_has_the_new_token()
- {
+async fn a_streamed_form_is_sent_once_and_whole() {
     let server = AuthServer::start().await;
     let session = sign_in(&server, "task");
     let client = scoped_client();
@@ -449,7 +448,7 @@ async fn a_form_that_nobody_can_make_anew_is_sent_once_whole_and_the_next_reques
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_at_the_replay_leaves_the_refusal() {
+async fn a_file_gone_at_the_replay_is_no_replay() {
     let server = AuthServer::start().await;
     let session = sign_in(&server, "task");
     let (file, content) = report();
@@ -476,7 +475,7 @@ async fn a_file_that_is_gone_at_the_replay_leaves_the_refusal() {
 // ---- independent
 
 #[tokio::test]
-async fn a_tenant_that_waits_for_its_token_holds_nobody_else_up() {
+async fn a_waiting_tenant_delays_nobody() {
     let (server, elsewhere) = (AuthServer::start().await, AuthServer::start().await);
     let client = scoped_client();
     let [slow, fast] = ["slow", "fast"].map(|name| sign_in(&server, name));
@@ -506,7 +505,7 @@ async fn a_tenant_that_waits_for_its_token_holds_nobody_else_up() {
 /// On the clock that only the servers' own delays move: 10 ms for an answer of the API, two seconds
 /// for a token.
 #[tokio::test(start_paused = true)]
-async fn a_tenants_two_second_refresh_leaves_the_latency_of_others_where_it_was() {
+async fn a_slow_refresh_leaves_others_latency() {
     let api = Api::new(|seen| async move {
         tokio::time::sleep(Duration::from_millis(10)).await;
         crate::support::answer(if seen.token() == Some("old") { 401 } else { 200 })
@@ -786,11 +785,11 @@ fn run_storm(workers: usize) {
 }
 
 #[test]
-fn two_hundred_tasks_on_one_thread_never_cross_a_token() {
+fn tasks_on_one_thread_never_cross_tokens() {
     run_storm(1);
 }
 
 #[test]
-fn two_hundred_tasks_on_four_threads_never_cross_a_token() {
+fn tasks_on_four_threads_never_cross_tokens() {
     run_storm(4);
 }

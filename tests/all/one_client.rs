@@ -25,7 +25,7 @@ async fn a_scoped_client_may_be_the_refreshers_own() {
 }
 
 #[tokio::test]
-async fn a_session_may_be_refreshed_through_a_client_of_its_own() {
+async fn a_session_may_refresh_through_its_client() {
     let server = AuthServer::start().await;
     let login = server.login();
     let first = Session::builder(login.clone()).origin(server.origin()).build().unwrap();
@@ -40,7 +40,7 @@ async fn a_session_may_be_refreshed_through_a_client_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_left_alone_gets_the_first_body_of_its_replay_body_too() {
+async fn replay_body_serves_anonymous_too() {
     let server = AuthServer::start().await;
     let session = Session::builder(server.login()).origin(server.origin()).build().unwrap();
     let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();

@@ -163,7 +163,7 @@ async fn a_host_in_the_user_info_is_no_host() {
 }
 
 #[tokio::test]
-async fn a_redirect_elsewhere_takes_no_token_along_and_brings_none_back() {
+async fn a_redirect_elsewhere_moves_no_token() {
     for status in [301, 302, 303, 307, 308] {
         for path in ["/200", "/401", "/403"] {
             let enemy = enemy().await;
@@ -193,7 +193,7 @@ async fn a_redirect_elsewhere_takes_no_token_along_and_brings_none_back() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_another_name_of_the_same_server_is_one_elsewhere() {
+async fn another_name_is_another_origin() {
     let server = Server::start(|seen| async move {
         let host = seen.all("host")[0].to_owned();
         match &*seen.target {
@@ -215,7 +215,7 @@ async fn a_redirect_to_another_name_of_the_same_server_is_one_elsewhere() {
 }
 
 #[tokio::test]
-async fn there_and_back_again_is_ours_and_the_replay_starts_at_the_first_url() {
+async fn a_round_trip_is_replayed_from_its_start() {
     /// `/start` sends strangers on a trip that ends at `/end`, which wants a token that the trip
     /// has lost.
     fn home(target: String, renewed_stay: bool) -> impl Fn(&Seen) -> Reply {
@@ -270,7 +270,7 @@ async fn there_and_back_again_is_ours_and_the_replay_starts_at_the_first_url() {
 }
 
 #[tokio::test]
-async fn a_redirect_within_the_origin_keeps_token_and_body() {
+async fn a_redirect_within_keeps_token_and_body() {
     for status in [307, 308] {
         let home = Server::simple(move |seen| match (&*seen.target, seen.token()) {
             ("/start", _) => Reply::status(status).header("Location", "/end?x"),
@@ -317,7 +317,7 @@ async fn a_session_can_trust_two_origins() {
 }
 
 #[tokio::test]
-async fn a_refusal_at_the_end_of_a_redirect_between_two_trusted_origins_spends_no_refresh() {
+async fn a_rejection_across_origins_is_none() {
     let second = Server::simple(|seen| match &*seen.target {
         "/401" => Reply::status(401).header("WWW-Authenticate", "Bearer error=\"invalid_token\""),
         _ => Reply::status(200).header(HEADER, "captured"),
@@ -355,7 +355,7 @@ async fn a_redirect_without_end_is_the_callers_error() {
 }
 
 #[test]
-fn plain_http_is_refused_unless_it_stays_on_the_machine_or_is_allowed() {
+fn plain_http_needs_loopback_or_permission() {
     let build = |origin: &str, allowed: bool| {
         let builder = Session::builder(Tokens::new("old").unwrap()).origin(origin);
         if allowed { builder.allow_plain_http().build() } else { builder.build() }
@@ -426,7 +426,7 @@ fn plain_http_is_refused_unless_it_stays_on_the_machine_or_is_allowed() {
 }
 
 #[test]
-fn each_switch_for_plain_http_is_for_its_own_side() {
+fn each_plain_http_switch_has_one_side() {
     let session = |origin: &str, endpoint: OAuthRefresh| {
         Session::builder(Tokens::new("old").unwrap()).origin(origin).refresher(endpoint)
     };
@@ -469,7 +469,7 @@ fn each_switch_for_plain_http_is_for_its_own_side() {
 }
 
 #[tokio::test]
-async fn no_redirect_of_the_token_endpoint_is_followed() {
+async fn token_endpoint_redirects_are_not_followed() {
     for status in [301, 302, 303, 307, 308] {
         let (api, enemy) = (AuthServer::start().await, enemy().await);
         let target = enemy.url("/steal");
@@ -504,7 +504,7 @@ async fn no_redirect_of_the_token_endpoint_is_followed() {
 }
 
 #[tokio::test]
-async fn the_callers_own_authorization_goes_where_the_caller_sends_it_and_costs_nothing() {
+async fn own_authorization_goes_anywhere() {
     let home = Server::simple(|_| Reply::status(401).header(HEADER, "planted")).await;
     let (counter, events) = (Counter::default(), Events::default());
     let session = builder(home.origin(), &counter, &events).build().unwrap();

@@ -230,7 +230,7 @@ proptest! {
     })]
 
     #[test]
-    fn whatever_happens_no_token_is_lost_and_nobody_waits_for_ever(
+    fn no_token_is_lost_and_nobody_hangs(
         acts in acts(),
         grants in grants(),
         faults in faults(),

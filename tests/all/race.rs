@@ -43,7 +43,7 @@ async fn race(server: &AuthServer, can_refresh: bool) -> Response {
 }
 
 #[tokio::test]
-async fn with_the_grace_the_client_lives_on_the_header_alone() {
+async fn with_the_grace_the_header_is_enough() {
     for can_refresh in [false, true] {
         let server = airflow().grace(Duration::from_secs(60)).start().await;
         let response = race(&server, can_refresh).await;
@@ -77,7 +77,7 @@ async fn without_the_grace_it_lives_on_the_refresh() {
 }
 
 #[tokio::test]
-async fn without_either_the_refusal_is_handed_through() {
+async fn without_either_the_rejection_is_returned() {
     let server = airflow().start().await;
     assert_eq!(race(&server, false).await.status(), 403);
     assert_eq!((server.api_hits(), server.refused()), (1, 1));

@@ -22,7 +22,7 @@ fn newest(token: &str) -> impl Fn(&str) -> bool + Send + Sync + 'static {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_request_is_replayed_with_the_fresh_token() {
+async fn a_rejected_request_is_replayed() {
     let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
     let session = session(&issuer);
     let api = Api::accepting(newest("t1"));
@@ -63,7 +63,7 @@ async fn ten_thousand_refused_at_once_cost_one_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_outlives_everyone_who_waits_for_it() {
+async fn a_refresh_outlives_its_callers() {
     let issuer = Issuer::new([Turn::Gated]);
     let session = session(&issuer);
     let api = Api::accepting(newest("t1"));
@@ -79,7 +79,7 @@ async fn a_flight_outlives_everyone_who_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_refresh_names_both_servers_and_cools_down() {
+async fn a_failed_refresh_names_both_servers() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let events = Events::default();
     let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap();
@@ -115,7 +115,7 @@ async fn a_failed_refresh_names_both_servers_and_cools_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_counts_the_attempts_unless_the_refresher_has() {
+async fn attempts_are_counted_by_whoever_can() {
     for (error, attempts) in [(unavailable(), 1), (unavailable().with_attempts(5), 5)] {
         let issuer = Issuer::new([Turn::Fail(SECOND, error)]);
         assert_eq!(session(&issuer).refresh().await.unwrap_err().attempts(), attempts);
@@ -160,7 +160,7 @@ async fn a_dead_grant_is_asked_for_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_is_one_internal_error_and_the_next_request_starts_afresh() {
+async fn a_panicking_refresher_is_internal() {
     let issuer = Issuer::new([Turn::Panic]);
     let session = session(&issuer);
     let api = Api::accepting(newest("t2"));
@@ -181,7 +181,7 @@ async fn a_hanging_refresher_is_cut_off_by_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expired_token_is_renewed_before_sending_and_a_good_one_in_the_background() {
+async fn only_expired_tokens_make_requests_wait() {
     let issuer = Issuer::new([Turn::Issue(SECOND, Some(100 * SECOND)), Turn::Gated]);
     let tokens = Tokens::new("t0")
         .unwrap()
@@ -204,7 +204,7 @@ async fn an_expired_token_is_renewed_before_sending_and_a_good_one_in_the_backgr
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_arrives_expired_causes_one_flight_per_cool_down() {
+async fn a_token_expired_on_arrival_cools_down() {
     let issuer = Issuer::new((0..9).map(|_| Turn::Issue(Duration::ZERO, Some(Duration::ZERO))));
     let session = session(&issuer);
     session.refresh().await.unwrap();
@@ -218,7 +218,7 @@ async fn a_token_that_arrives_expired_causes_one_flight_per_cool_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_that_refuses_every_token_is_no_stampede_on_the_token_endpoint() {
+async fn rejecting_every_token_is_no_stampede() {
     let issuer = Issuer::new([]);
     let session = session(&issuer);
     let api = Api::accepting(|_| false);
@@ -230,7 +230,7 @@ async fn an_api_that_refuses_every_token_is_no_stampede_on_the_token_endpoint() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_users_word_overtakes_a_flight() {
+async fn replace_and_clear_overtake_a_refresh() {
     let issuer = Issuer::new([Turn::Gated, Turn::Gated]);
     let session = session(&issuer);
     let refresh = tokio::spawn({
@@ -249,7 +249,7 @@ async fn the_users_word_overtakes_a_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_frees_the_waiters_and_lets_the_flight_end() {
+async fn close_frees_waiters_and_ends_the_refresh() {
     let issuer = Issuer::new([Turn::Issue(5 * SECOND, None)]);
     let session = session(&issuer);
     let api = Api::accepting(newest("t1"));
@@ -275,7 +275,7 @@ async fn close_frees_the_waiters_and_lets_the_flight_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_is_cut_off_while_it_asks_may_have_spent_the_refresh_token() {
+async fn a_cut_off_call_is_possibly_consumed() {
     for (tokens, may_have) in
         [(crate::support::pair("t0", "r0"), true), (Tokens::new("t0").unwrap(), false)]
     {
@@ -295,7 +295,7 @@ async fn a_refresh_that_is_cut_off_while_it_asks_may_have_spent_the_refresh_toke
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_is_cut_off_between_attempts_has_counted_them() {
+async fn a_cut_off_refresh_counts_its_attempts() {
     struct Retries;
 
     #[async_trait::async_trait]

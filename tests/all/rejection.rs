@@ -56,7 +56,7 @@ async fn renews(status: u16, challenges: &'static [&'static [u8]]) -> bool {
 }
 
 #[tokio::test]
-async fn a_401_is_a_refusal_unless_its_challenges_say_otherwise() {
+async fn a_401_rejects_unless_challenges_differ() {
     let table: &[(&[&[u8]], bool)] = &[
         (&[], true),
         (&[b""], true),
@@ -108,7 +108,7 @@ async fn a_401_is_a_refusal_unless_its_challenges_say_otherwise() {
 }
 
 #[tokio::test]
-async fn a_403_is_a_refusal_only_if_it_says_invalid_token() {
+async fn a_403_rejects_if_it_says_invalid_token() {
     let table: &[(&[&[u8]], bool)] = &[
         (&[], false),
         (&[b"Bearer"], false),
@@ -138,7 +138,7 @@ async fn no_other_status_is_ever_a_refusal() {
 type Told = Arc<Mutex<Vec<(u16, Verdict)>>>;
 
 #[tokio::test]
-async fn a_plain_403_to_an_expired_token_is_a_refusal() {
+async fn a_bare_403_rejects_an_expired_token() {
     // Without a refresher what is there is sent: the verdict shows in the rule.
     for (expired, status, refused) in [
         (true, 403, true),
@@ -177,7 +177,7 @@ async fn a_plain_403_to_an_expired_token_is_a_refusal() {
 }
 
 #[tokio::test]
-async fn a_token_that_runs_out_on_the_way_is_renewed_after_a_plain_403() {
+async fn a_token_that_expires_on_the_way_is_renewed() {
     // The API answers only when the token is over, by the same clock that the session has.
     let server = Server::start(|seen| async move {
         match seen.token() {
@@ -231,7 +231,7 @@ async fn a_rule_of_the_user_replaces_the_built_in_one() {
 }
 
 #[tokio::test]
-async fn a_rule_that_refuses_everything_costs_one_refresh_and_one_replay() {
+async fn a_rule_that_rejects_all_refreshes_once() {
     let server = Server::simple(|_| Reply::status(200)).await;
     let counter = Counter::default();
     let session =
@@ -243,7 +243,7 @@ async fn a_rule_that_refuses_everything_costs_one_refresh_and_one_replay() {
 }
 
 #[tokio::test]
-async fn a_session_that_cannot_refresh_hands_the_refusal_through() {
+async fn without_a_refresher_rejections_pass() {
     let server = Server::simple(|_| Reply::status(401).body("refused")).await;
     let session = builder(&server).build().unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
@@ -252,8 +252,7 @@ async fn a_session_that_cannot_refresh_hands_the_refusal_through() {
 }
 
 #[tokio::test]
-async fn a_request_refused_with_an_older_token_goes_again_with_the_present_one_and_nobody_is_asked()
-{
+async fn an_old_tokens_rejection_is_only_replayed() {
     let held = Arc::new(tokio::sync::Semaphore::new(0));
     let server = Server::start({
         let held = Arc::clone(&held);

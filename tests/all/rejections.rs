@@ -71,7 +71,7 @@ async fn which_answers_renew_the_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_plain_403_refuses_a_token_that_has_ended_meanwhile() {
+async fn a_bare_403_rejects_a_token_that_ended() {
     let issuer = Issuer::new([]);
     let tokens = pair("t0", "r0").with_expires_in(10 * SECOND);
     let session = Session::builder(tokens)
@@ -92,7 +92,7 @@ async fn a_plain_403_refuses_a_token_that_has_ended_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejected_if_replaces_the_rule_and_is_handed_the_verdict() {
+async fn rejected_if_is_handed_the_verdict() {
     let issuer = Issuer::new([]);
     let verdicts = Arc::new(Mutex::new(Vec::new()));
     let rule = {
@@ -121,7 +121,7 @@ async fn rejected_if_replaces_the_rule_and_is_handed_the_verdict() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_refusal_of_an_old_token_is_replayed_without_a_call() {
+async fn a_late_rejection_needs_no_call() {
     let issuer = Issuer::new([]);
     let session = builder(&issuer).build().unwrap();
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
@@ -155,7 +155,7 @@ async fn a_late_refusal_of_an_old_token_is_replayed_without_a_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_cannot_renew_hands_the_refusal_through() {
+async fn no_refresher_no_refresh() {
     let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).build().unwrap();
     let api = Api::accepting(|_| false);
     let response = api.client(&session).get(url("/")).send().await.unwrap();
@@ -164,7 +164,7 @@ async fn a_session_that_cannot_renew_hands_the_refusal_through() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_on_trial_is_not_renewed_again_until_it_was_accepted_or_the_pause_is_over() {
+async fn an_unaccepted_token_is_not_renewed_again() {
     let issuer = Issuer::new([]);
     let session = builder(&issuer).build().unwrap();
     let refusing = Api::accepting(|_| false);
@@ -202,7 +202,7 @@ async fn a_token_from_the_store_is_not_on_trial() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_requests_own_timeout_bounds_its_wait_and_the_flight_goes_on() {
+async fn a_timed_out_wait_leaves_the_refresh() {
     for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
         for answered in [false, true] {
             let issuer = Issuer::new([Turn::Issue(20 * SECOND, None)]);
@@ -237,7 +237,7 @@ async fn a_requests_own_timeout_bounds_its_wait_and_the_flight_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_failed_refresh_the_refused_token_is_not_sent_again() {
+async fn a_rejected_token_is_never_sent_again() {
     for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
         let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
         let session = builder(&issuer).on_refresh_failure(choice).build().unwrap();
@@ -265,7 +265,7 @@ fn under_retry(api: &Api, session: &Session) -> ClientWithMiddleware {
 }
 
 #[tokio::test(start_paused = true)]
-async fn under_an_outer_retry_a_request_is_replayed_once_and_starts_one_refresh() {
+async fn an_outer_retry_shares_one_budget() {
     let issuer = Issuer::new([]);
     let session = builder(&issuer).build().unwrap();
     // 401, replayed: 503, retried: the fresh token is refused too.
@@ -282,7 +282,7 @@ async fn under_an_outer_retry_a_request_is_replayed_once_and_starts_one_refresh(
 }
 
 #[tokio::test(start_paused = true)]
-async fn under_an_outer_retry_an_expired_token_is_renewed_once() {
+async fn an_outer_retry_renews_expiry_once() {
     let short = Some(Duration::from_millis(1));
     let issuer =
         Issuer::new([Turn::Issue(Duration::ZERO, short), Turn::Issue(Duration::ZERO, short)]);
@@ -309,7 +309,7 @@ async fn under_an_outer_retry_an_expired_token_is_renewed_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_has_begun_a_refresh_before_it_was_sent_begins_none_when_it_is_refused() {
+async fn a_refresh_before_sending_is_the_only_one() {
     let issuer = Issuer::new([]);
     let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
     let session = Session::builder(tokens)
@@ -327,7 +327,7 @@ async fn a_request_that_has_begun_a_refresh_before_it_was_sent_begins_none_when_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_has_begun_a_refresh_in_the_background_begins_no_other_when_it_is_refused() {
+async fn a_background_refresh_is_the_only_one() {
     let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable())]);
     let tokens = pair("t0", "r0").with_expires_in(100 * SECOND);
     let session = Session::builder(tokens)
@@ -350,7 +350,7 @@ async fn a_request_that_has_begun_a_refresh_in_the_background_begins_no_other_wh
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_refresh_is_found_under_an_outer_retry_and_not_retried() {
+async fn find_in_sees_through_an_outer_retry() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let session = builder(&issuer).build().unwrap();
     let api = Api::accepting(|_| false);
@@ -374,8 +374,7 @@ fn refusing_after(session: &Session, login: Tokens) -> Api {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_login_without_a_good_access_token_that_comes_during_a_request_is_renewed_for_its_replay()
-{
+async fn a_login_with_a_dead_token_is_renewed() {
     let without = Tokens::from_refresh_token("rn").unwrap();
     let with_one_that_has_run_out = pair("short", "rn").with_expires_in(Duration::ZERO);
     for login in [without, with_one_that_has_run_out] {
@@ -407,7 +406,7 @@ fn refuses_late(session: &Session) -> Api {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_cannot_be_sent_again_for_want_of_a_token_names_the_refusal() {
+async fn no_token_for_the_replay_names_the_status() {
     for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
         let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable())]);
         let session = builder(&issuer).on_refresh_failure(choice).build().unwrap();
@@ -430,7 +429,7 @@ async fn a_request_that_cannot_be_sent_again_for_want_of_a_token_names_the_refus
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_session_is_closed_just_before_its_replay_names_the_refusal() {
+async fn closed_before_the_replay_names_the_status() {
     let issuer = Issuer::new([]);
     let to_close = Arc::new(Mutex::new(None::<Session>));
     let session = builder(&issuer).replay_if({
@@ -454,8 +453,7 @@ async fn a_request_whose_session_is_closed_just_before_its_replay_names_the_refu
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_refresh_is_overtaken_by_a_login_without_an_access_token_goes_on_with_that()
-{
+async fn a_login_without_an_access_token_is_renewed() {
     let issuer = Issuer::new([Turn::Hang]);
     let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
     let session =

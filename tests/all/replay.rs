@@ -58,7 +58,7 @@ fn streamed(parts: Vec<Vec<u8>>) -> Body {
 }
 
 #[tokio::test]
-async fn every_method_is_sent_again_the_same_byte_for_byte() {
+async fn every_method_is_replayed_byte_for_byte() {
     let server = Server::simple(strict).await;
     for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"] {
         for length in [None, Some(0), Some(1), Some(300_000)] {
@@ -150,7 +150,7 @@ async fn a_buffered_body_is_shared_and_not_copied() {
 }
 
 #[tokio::test]
-async fn a_streamed_body_is_sent_once_and_whole_and_the_next_request_has_the_new_token() {
+async fn a_streamed_body_is_sent_once_and_whole() {
     let server = Server::simple(strict).await;
     let events = Events::default();
     let counter = Counter::default();
@@ -271,7 +271,7 @@ async fn a_body_is_made_no_oftener_than_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_body_that_cannot_be_made_fails_the_first_send_and_leaves_the_refusal_of_the_second() {
+async fn a_body_that_cannot_be_made_is_no_replay() {
     let server = Server::simple(strict).await;
     let session = builder(&server).refresher(Counter::default()).build().unwrap();
     let client = client(&session);
@@ -325,7 +325,7 @@ async fn a_rule_of_the_user_can_forbid_the_replay() {
 }
 
 #[tokio::test]
-async fn an_endless_or_stalled_refusal_does_not_hold_the_replay_up() {
+async fn an_endless_rejection_delays_no_replay() {
     let refusals = [
         ("endless", Reply::status(401).endless([b'x'; 4096])),
         ("trickling", Reply::status(401).header("x", "y").endless("x")),
@@ -350,7 +350,7 @@ async fn an_endless_or_stalled_refusal_does_not_hold_the_replay_up() {
 }
 
 #[tokio::test]
-async fn a_short_refusal_is_read_to_its_end_and_the_connection_kept() {
+async fn a_short_rejection_keeps_its_connection() {
     let refusals = [
         ("none", Reply::status(401)),
         ("short", Reply::status(401).body("x".repeat(100))),
@@ -369,7 +369,7 @@ async fn a_short_refusal_is_read_to_its_end_and_the_connection_kept() {
 }
 
 #[tokio::test]
-async fn the_answer_to_a_replay_is_the_callers_whatever_it_is() {
+async fn the_replays_response_is_the_callers() {
     for status in [204, 302, 404, 409, 500, 503] {
         let server =
             Server::simple(move |seen| Reply::status(if seen.number == 1 { 401 } else { status }))
@@ -403,7 +403,7 @@ async fn a_replay_that_is_refused_again_is_the_end() {
 }
 
 #[tokio::test]
-async fn a_transport_error_of_the_replay_is_the_callers_and_nothing_more_is_sent() {
+async fn the_replays_transport_error_is_the_end() {
     let server = Server::simple(|seen| {
         if seen.number == 1 { Reply::status(401).body("x") } else { Reply::bytes("") }
     })
@@ -464,7 +464,7 @@ async fn a_requests_own_timeout_bounds_its_replay() {
 }
 
 #[tokio::test]
-async fn a_requests_own_timeout_bounds_its_wait_for_a_refresh_which_goes_on() {
+async fn a_timeout_bounds_the_wait_for_a_refresh() {
     for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
         let server = AuthServer::start().await;
         let session = Session::builder(server.login())
@@ -505,7 +505,7 @@ async fn a_requests_own_timeout_bounds_its_wait_for_a_refresh_which_goes_on() {
 }
 
 #[tokio::test]
-async fn when_the_refresh_fails_the_refused_token_is_not_sent_again() {
+async fn a_failed_refresh_is_no_replay() {
     for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
         let server = AuthServer::start().await;
         let refresher = OAuthRefresh::new(server.token_endpoint()).max_attempts(1);
@@ -539,7 +539,7 @@ async fn when_the_refresh_fails_the_refused_token_is_not_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_that_are_refused_at_once_are_each_sent_once_more_after_one_refresh() {
+async fn concurrent_rejections_are_one_refresh() {
     const REQUESTS: usize = 256;
     let server = AuthServer::builder().only_newest_token().start().await;
     let tokens = server.login_as("storm");

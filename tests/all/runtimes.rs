@@ -31,7 +31,7 @@ fn session(issuer: &Issuer, store: impl TokenStore) -> Session {
 }
 
 #[test]
-fn a_waiter_is_freed_when_the_runtime_of_the_flight_is_shut_down() {
+fn a_shut_down_runtime_frees_its_waiters() {
     let issuer = Issuer::new([Turn::Hang]);
     let store = FakeStore::default();
     let session = session(&issuer, store.clone());
@@ -70,7 +70,7 @@ fn a_waiter_is_freed_when_the_runtime_of_the_flight_is_shut_down() {
 }
 
 #[test]
-fn what_the_flight_was_saving_when_its_runtime_went_away_is_not_lost() {
+fn a_save_cut_off_with_its_runtime_is_kept() {
     let issuer = Issuer::new([]);
     let store = FakeStore::default();
     store.next(Call::Save, [Fate::Hang]);
@@ -95,7 +95,7 @@ fn what_the_flight_was_saving_when_its_runtime_went_away_is_not_lost() {
 }
 
 #[test]
-fn a_waiter_is_freed_in_time_when_nobody_drives_the_runtime_of_the_flight() {
+fn an_undriven_runtime_frees_its_waiters() {
     let issuer = Issuer::new([]);
     let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
     let session = session
@@ -121,7 +121,7 @@ fn a_waiter_is_freed_in_time_when_nobody_drives_the_runtime_of_the_flight() {
 }
 
 #[test]
-fn a_captured_token_whose_saver_went_away_with_its_runtime_is_saved_later() {
+fn a_captures_save_outlives_its_runtime() {
     let issuer = Issuer::new([]);
     let store = FakeStore::default();
     store.next(Call::Save, [Fate::Hang]);
@@ -140,7 +140,7 @@ fn a_captured_token_whose_saver_went_away_with_its_runtime_is_saved_later() {
 }
 
 #[test]
-fn a_captured_token_whose_saver_was_still_waiting_for_the_lock_is_saved_later() {
+fn a_captures_wait_for_the_lock_is_resumed() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, store.clone());
     let (first, second) = (runtime(), runtime());
@@ -155,7 +155,7 @@ fn a_captured_token_whose_saver_was_still_waiting_for_the_lock_is_saved_later() 
 }
 
 #[test]
-fn a_flight_that_is_begun_without_a_runtime_ends_at_once() {
+fn without_a_runtime_a_refresh_ends_at_once() {
     let issuer = Issuer::new([]);
     let session = session(&issuer, MemoryStore::default());
     let mut refresh = Box::pin(session.refresh());
@@ -170,7 +170,7 @@ fn a_flight_that_is_begun_without_a_runtime_ends_at_once() {
 }
 
 #[test]
-fn there_are_never_two_calls_at_once_though_the_first_cannot_be_called_off() {
+fn a_stuck_call_never_overlaps_another() {
     let issuer = Issuer::new([Turn::Hang]);
     let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
     let session = session.refresh_timeout(Duration::from_millis(200)).build().unwrap();
@@ -194,7 +194,7 @@ fn there_are_never_two_calls_at_once_though_the_first_cannot_be_called_off() {
 }
 
 #[test]
-fn closing_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() {
+fn close_outlasts_a_save_nobody_drives() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, store.clone());
     let api =
@@ -245,7 +245,7 @@ impl TokenStore for Unlocked {
 }
 
 #[test]
-fn a_flight_does_not_wait_for_ever_for_a_save_on_a_runtime_that_nobody_drives() {
+fn a_refresh_outlasts_a_save_nobody_drives() {
     let (issuer, store) = (Issuer::new([]), Unlocked::default());
     let session = Session::builder(pair("t0", "r0"))
         .origin(ORIGIN)

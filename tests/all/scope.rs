@@ -71,7 +71,7 @@ fn next_task(runtime: &Runtime) -> (ThreadId, Option<String>, Option<u32>) {
 // ---- panics
 
 #[test]
-fn a_panic_leaves_nothing_to_the_next_task_on_that_thread() {
+fn a_panic_leaves_nothing_on_its_thread() {
     let runtime = one_worker();
     for yields in [0, 1, 5] {
         let thread = Arc::new(Mutex::new(None));
@@ -104,7 +104,7 @@ fn a_panic_in_nested_scopes_leaves_neither() {
 
 /// Why `scope` does not simply call `with_extensions`.
 #[test]
-fn a_foreign_with_extensions_leaves_its_items_behind_but_never_our_session() {
+fn foreign_extensions_never_leak_a_session() {
     let runtime = one_worker();
     let (thread, ..) = next_task(&runtime);
     let bare = with_extensions(Extensions::new().with(Foreign(1)), async { crash() });
@@ -137,7 +137,7 @@ fn a_foreign_with_extensions_leaves_its_items_behind_but_never_our_session() {
 }
 
 #[tokio::test]
-async fn a_panic_in_an_inner_scope_gives_the_outer_one_back() {
+async fn a_panic_in_a_scope_restores_the_outer() {
     session("a")
         .scope(async {
             let inner = session("b").scope(async {
@@ -156,8 +156,7 @@ async fn a_panic_in_an_inner_scope_gives_the_outer_one_back() {
 }
 
 #[tokio::test]
-async fn a_panic_through_a_foreign_with_extensions_costs_the_outer_scope_the_rest_of_that_poll_at_most()
- {
+async fn a_panic_in_foreign_extensions_costs_a_poll() {
     session("a")
         .scope(async {
             let both = with_extensions(
@@ -176,7 +175,7 @@ async fn a_panic_through_a_foreign_with_extensions_costs_the_outer_scope_the_res
 }
 
 #[test]
-fn what_is_dropped_by_a_panic_sees_its_own_scope() {
+fn drops_in_a_panic_see_their_own_scope() {
     struct Looks(Arc<Mutex<Vec<Option<String>>>>);
     impl Drop for Looks {
         fn drop(&mut self) {
@@ -197,7 +196,7 @@ fn what_is_dropped_by_a_panic_sees_its_own_scope() {
 // ---- nesting, and items of others
 
 #[tokio::test]
-async fn the_innermost_scope_wins_and_the_outer_one_comes_back() {
+async fn the_innermost_scope_wins() {
     session("a")
         .scope(async {
             assert!(is_here("a"));
@@ -220,7 +219,7 @@ async fn the_innermost_scope_wins_and_the_outer_one_comes_back() {
 }
 
 #[tokio::test]
-async fn items_of_others_stay_visible_and_what_they_set_inside_survives() {
+async fn foreign_items_stay_visible() {
     let (items, ()) = with_extensions(
         Extensions::new().with(Foreign(1)).with("text"),
         session("a").scope(async {
@@ -250,7 +249,7 @@ async fn items_of_others_stay_visible_and_what_they_set_inside_survives() {
 }
 
 #[tokio::test]
-async fn a_foreign_with_extensions_inside_hides_the_session_while_it_runs() {
+async fn foreign_extensions_inside_hide_it() {
     session("a")
         .scope(async {
             let (items, ()) = with_extensions(Extensions::new(), async {
@@ -284,7 +283,7 @@ fn nothing_is_set_outside_a_poll() {
 }
 
 #[test]
-fn a_future_takes_its_scope_along_from_thread_to_thread() {
+fn a_scope_moves_between_threads() {
     let mut future = Box::pin(session("a").scope(async {
         let mut threads = Vec::new();
         for _ in 0..4 {
@@ -437,7 +436,7 @@ async fn local_tasks_have_each_their_own() {
 
 /// The set polls all its tasks, whosever they are, in the poll of whoever drives it.
 #[tokio::test]
-async fn tasks_of_a_local_set_that_is_driven_inside_a_scope_are_not_in_it() {
+async fn a_local_sets_tasks_are_not_in_the_scope() {
     let local = LocalSet::new();
     let others = [
         local.spawn_local(keeps(None, 20)),
@@ -459,7 +458,7 @@ async fn tasks_of_a_local_set_that_is_driven_inside_a_scope_are_not_in_it() {
 // ---- what is not inherited
 
 #[tokio::test]
-async fn a_spawned_task_does_not_inherit_it_and_the_one_liner_gives_it() {
+async fn a_spawned_task_does_not_inherit_it() {
     session("a")
         .scope(async {
             tokio::spawn(keeps(None, 5)).await.unwrap();
@@ -470,7 +469,7 @@ async fn a_spawned_task_does_not_inherit_it_and_the_one_liner_gives_it() {
 }
 
 #[tokio::test]
-async fn blocking_work_does_not_inherit_it_and_can_be_given_it() {
+async fn blocking_work_does_not_inherit_it() {
     session("a")
         .scope(async {
             assert_eq!(tokio::task::spawn_blocking(here).await.unwrap(), None);
@@ -490,7 +489,7 @@ async fn blocking_work_does_not_inherit_it_and_can_be_given_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn work_that_blocks_in_place_is_still_in_the_scope_and_the_tasks_that_move_away_are_not() {
+async fn block_in_place_stays_in_the_scope() {
     let scoped = session("a").scope(async {
         let bystander = tokio::spawn(keeps(None, 50));
         let seen = tokio::task::block_in_place(|| {
@@ -510,7 +509,7 @@ async fn work_that_blocks_in_place_is_still_in_the_scope_and_the_tasks_that_move
 }
 
 #[test]
-fn without_a_runtime_there_is_none_and_a_scope_works() {
+fn a_scope_works_without_a_runtime() {
     assert_eq!(here(), None);
     thread::spawn(|| {
         assert_eq!(here(), None);
@@ -524,7 +523,7 @@ fn without_a_runtime_there_is_none_and_a_scope_works() {
 // ---- odd ends
 
 #[test]
-fn a_scoped_future_is_send_and_outlives_the_handle_it_was_made_with() {
+fn a_scoped_future_is_send() {
     fn sendable<F: Future + Send + 'static>(future: F) -> F {
         future
     }
@@ -533,7 +532,7 @@ fn a_scoped_future_is_send_and_outlives_the_handle_it_was_made_with() {
 }
 
 #[test]
-fn what_goes_with_the_last_handle_may_look_for_the_task_s_session() {
+fn the_last_handles_drop_may_look_it_up() {
     struct Looks(Arc<Mutex<Option<bool>>>);
     impl Drop for Looks {
         fn drop(&mut self) {

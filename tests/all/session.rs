@@ -51,7 +51,7 @@ fn record(session: &Session) -> JoinHandle<Vec<SessionState>> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn state_and_subscribers_tell_the_truth_at_each_step() {
+async fn state_and_subscribers_agree_at_each_step() {
     use SessionState::{Active, Closed, CoolingDown, LoginRequired, Refreshing};
     let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
     let issuer =
@@ -95,7 +95,7 @@ async fn state_and_subscribers_tell_the_truth_at_each_step() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_subscribes_in_a_cool_down_hears_when_it_is_over() {
+async fn subscribers_hear_the_cool_downs_end() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let session = session(&issuer);
     session.refresh().await.unwrap_err();
@@ -105,7 +105,7 @@ async fn who_subscribes_in_a_cool_down_hears_when_it_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cool_down_costs_one_timer_however_much_happens_in_it() {
+async fn a_cool_down_costs_one_timer() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let session = session(&issuer);
     let _subscriber = session.subscribe();
@@ -120,7 +120,7 @@ async fn a_cool_down_costs_one_timer_however_much_happens_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_after_lengthens_the_cool_down_up_to_five_minutes() {
+async fn retry_after_lengthens_the_cool_down() {
     for (asked, expected) in [(0, 10), (60, 60), (86_400, 300)] {
         let issuer = Issuer::new([Turn::Fail(
             Duration::ZERO,
@@ -141,7 +141,7 @@ async fn a_retry_after_lengthens_the_cool_down_up_to_five_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refresh_does_not_heed_the_cool_down_and_a_good_token_is_still_sent_in_it() {
+async fn refresh_ignores_the_cool_down() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let session = session(&issuer);
     session.refresh().await.unwrap_err();
@@ -156,7 +156,7 @@ fn store_texts(tokens: &Tokens) -> (String, String) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_capture_during_a_flight_frees_new_requests_and_is_replaced_by_what_the_flight_brings() {
+async fn a_refresh_replaces_a_capture_made_in_it() {
     let issuer = Issuer::new([Turn::Gated]);
     let session = session(&issuer);
     let api = Api::new(|seen| async move {
@@ -197,7 +197,7 @@ async fn a_capture_during_a_flight_frees_new_requests_and_is_replaced_by_what_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_that_fails_is_no_failure_where_the_token_has_changed_meanwhile() {
+async fn a_failure_with_a_newer_token_is_none() {
     let issuer = Issuer::new([Turn::Fail(5 * SECOND, unavailable())]);
     let session = session(&issuer);
     let api = Api::new(|seen| async move {
@@ -239,7 +239,7 @@ async fn a_late_answer_never_undoes_a_newer_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_tokens_free_those_who_wait_and_what_the_flight_brings_is_dropped() {
+async fn replace_tokens_overtakes_a_refresh() {
     let issuer = Issuer::new([Turn::Issue(60 * SECOND, None)]);
     let session = session(&issuer);
     let api = Api::accepting(|token| token == "new");
@@ -280,7 +280,7 @@ async fn clear_frees_those_who_wait_unsent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_flights_in_a_row_are_never_two_calls_at_once() {
+async fn two_refreshes_in_a_row_never_overlap() {
     let issuer = Issuer::new([Turn::Issue(5 * SECOND, None), Turn::Issue(5 * SECOND, None)]);
     let store = FakeStore::default();
     store.next(Call::Save, [Fate::Gated]);
@@ -308,7 +308,7 @@ async fn two_flights_in_a_row_are_never_two_calls_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_lets_a_flight_end_that_has_only_just_begun() {
+async fn close_lets_a_new_refresh_end() {
     let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
     let session = session(&issuer);
     // Polled once: the flight has its place, and its task has not run yet.
@@ -334,7 +334,7 @@ fn futures_poll<T>(future: std::pin::Pin<&mut (impl Future<Output = T> + ?Sized)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_refused_when_the_session_was_closed_is_not_sent_again() {
+async fn a_closed_session_replays_nothing() {
     for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
         let issuer = Issuer::new([]);
         let session = builder(&issuer).on_refresh_failure(choice).build().unwrap();
@@ -357,7 +357,7 @@ async fn a_request_that_is_refused_when_the_session_was_closed_is_not_sent_again
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_listener_can_use_the_session_and_its_panic_changes_nothing() {
+async fn a_listeners_panic_changes_nothing() {
     let issuer = Issuer::new([]);
     let events = Events::default();
     let slot: std::sync::Arc<std::sync::Mutex<Option<Session>>> = std::sync::Arc::default();
@@ -411,7 +411,7 @@ impl Refresher for NeedsRefreshToken {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresher_with_nothing_to_ask_with_is_not_asked_unless_the_store_may_have_it() {
+async fn nothing_to_ask_with_is_no_refresh() {
     let issuer = Issuer::new([]);
     let events = Events::default();
     let builder = |tokens| {
@@ -456,7 +456,7 @@ async fn a_stored_token_is_taken_if_it_has_not_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_stores_lock_is_held_for_the_whole_of_a_flight_and_serves_the_sessions_own_saves() {
+async fn a_refresh_holds_the_lock_throughout() {
     let issuer = Issuer::new([Turn::Gated]);
     let store = FakeStore::default();
     let session = builder(&issuer).store(store.clone()).build().unwrap();
@@ -474,7 +474,7 @@ async fn the_stores_lock_is_held_for_the_whole_of_a_flight_and_serves_the_sessio
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_requests_wait_for_a_flight_from_the_moment_that_its_token_is_refused() {
+async fn new_requests_wait_after_a_rejection() {
     let issuer = Issuer::new([Turn::Gated]);
     let session = session(&issuer);
     let refuses = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -506,7 +506,7 @@ async fn new_requests_wait_for_a_flight_from_the_moment_that_its_token_is_refuse
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cool_down_that_nobody_watches_costs_no_task() {
+async fn an_unwatched_cool_down_costs_no_task() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let session = session(&issuer);
     drop(session.subscribe());
@@ -519,7 +519,7 @@ async fn a_cool_down_that_nobody_watches_costs_no_task() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn debug_shows_where_a_session_stands_and_no_token() {
+async fn debug_shows_the_state_and_no_token() {
     let issuer = Issuer::new([]);
     let (built, unbuilt) = (format!("{:?}", session(&issuer)), format!("{:?}", builder(&issuer)));
     assert!(built.contains("Active") && built.contains(ORIGIN), "{built}");
@@ -530,7 +530,7 @@ async fn debug_shows_where_a_session_stands_and_no_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_says_which_generation_it_renews() {
+async fn a_refresh_names_its_generation() {
     let events = Events::default();
     let session = builder(&Issuer::new([])).on_event(events.listener()).build().unwrap();
     session.refresh().await.unwrap();
@@ -542,7 +542,7 @@ async fn a_flight_says_which_generation_it_renews() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shared_refresher_is_asked_all_that_it_would_be_asked_alone() {
+async fn arc_and_box_forward_every_method() {
     struct Picky {
         works: bool,
         asked: AtomicUsize,

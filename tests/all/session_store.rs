@@ -41,7 +41,7 @@ fn reissuing(token: &str) -> Api {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_flight_brings_is_saved_before_it_is_seen() {
+async fn a_grant_is_saved_before_it_is_used() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     store.next(Call::Save, [Fate::Gated]);
     let session = session(&issuer, &store);
@@ -60,7 +60,7 @@ async fn what_a_flight_brings_is_saved_before_it_is_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_store_goes_before_the_tokens_that_the_session_was_given() {
+async fn stored_tokens_precede_given_ones() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("s", "rs")));
     let session = session(&issuer, &store);
     let api = Api::accepting(|token| token == "s");
@@ -75,7 +75,7 @@ async fn the_store_goes_before_the_tokens_that_the_session_was_given() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stored_refresh_token_that_is_dead_does_not_block_the_one_that_was_given() {
+async fn a_dead_stored_token_yields_to_the_given() {
     let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Issue(SECOND, None)]);
     let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
     let session = session(&issuer, &store);
@@ -86,7 +86,7 @@ async fn a_stored_refresh_token_that_is_dead_does_not_block_the_one_that_was_giv
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_both_are_dead_a_login_is_required_and_the_borrowed_one_may_have_been_spent() {
+async fn both_dead_is_login_required() {
     let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Fail(SECOND, dead())]);
     let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
     let session = session(&issuer, &store);
@@ -106,7 +106,7 @@ async fn when_both_are_dead_a_login_is_required_and_the_borrowed_one_may_have_be
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_process_stored_is_adopted_when_the_grant_is_said_to_be_dead() {
+async fn invalid_grant_looks_into_the_store() {
     let (issuer, store) =
         (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
@@ -121,7 +121,7 @@ async fn what_another_process_stored_is_adopted_when_the_grant_is_said_to_be_dea
 }
 
 #[tokio::test(start_paused = true)]
-async fn restore_gives_the_first_request_the_stored_token() {
+async fn restore_serves_the_first_request() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("s", "rs")));
     let session = builder(&issuer, &store).restore().await.unwrap();
     let api = Api::accepting(|token| token == "s");
@@ -130,7 +130,7 @@ async fn restore_gives_the_first_request_the_stored_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restored_token_that_has_ended_is_renewed_before_the_first_request() {
+async fn an_expired_restored_token_is_renewed() {
     let ended = pair("s", "rs").with_expires_at(std::time::SystemTime::now() - SECOND);
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(ended));
     let session = builder(&issuer, &store).restore().await.unwrap();
@@ -140,7 +140,7 @@ async fn a_restored_token_that_has_ended_is_renewed_before_the_first_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn restore_fails_only_where_there_is_no_other_token() {
+async fn restore_fails_only_without_tokens() {
     let (issuer, store, events) = (Issuer::new([]), FakeStore::default(), Events::default());
     store.always(Call::Load, Fate::Hang);
     let begun = Instant::now();
@@ -154,7 +154,7 @@ async fn restore_fails_only_where_there_is_no_other_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_fails_hangs_or_panics_never_fails_a_request_and_nothing_is_lost() {
+async fn a_broken_store_fails_no_request() {
     for fate in [Fate::Down, Fate::Hang, Fate::Panic] {
         for call in [Call::Load, Call::Save, Call::Lock] {
             if (call, fate) == (Call::Lock, Fate::Hang) {
@@ -179,7 +179,7 @@ async fn a_store_that_fails_hangs_or_panics_never_fails_a_request_and_nothing_is
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_saved_is_saved_before_it_is_spent() {
+async fn an_unsaved_token_is_saved_before_use() {
     let (issuer, store, events) = (Issuer::new([]), FakeStore::default(), Events::default());
     store.next(Call::Save, [Fate::Down]);
     let session = builder(&issuer, &store).on_event(events.listener()).build().unwrap();
@@ -192,7 +192,7 @@ async fn what_could_not_be_saved_is_saved_before_it_is_spent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_saved_gives_way_to_what_somebody_else_has_stored_since() {
+async fn unsaved_tokens_yield_to_newer_ones() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     store.next(Call::Save, [Fate::Down]);
     let session = session(&issuer, &store);
@@ -204,7 +204,7 @@ async fn what_could_not_be_saved_gives_way_to_what_somebody_else_has_stored_sinc
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_save_that_was_made_and_said_to_have_failed_is_not_taken_for_somebody_elses() {
+async fn a_save_that_claims_failure_is_recognised() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     store.next(Call::Save, [Fate::Lies]);
     let session = session(&issuer, &store);
@@ -215,7 +215,7 @@ async fn a_save_that_was_made_and_said_to_have_failed_is_not_taken_for_somebody_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_waits_for_the_lock_and_then_finds_that_another_has_been_there() {
+async fn after_the_lock_a_newer_token_is_adopted() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     let other = store.occupy().await;
@@ -232,7 +232,7 @@ async fn a_flight_waits_for_the_lock_and_then_finds_that_another_has_been_there(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lock_that_is_never_free_ends_the_flight_in_time() {
+async fn a_lock_never_free_ends_the_refresh() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     let other = store.occupy().await;
@@ -247,7 +247,7 @@ async fn a_lock_that_is_never_free_ends_the_flight_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_captured_token_is_saved_behind_the_request_and_the_newest_last() {
+async fn captures_are_saved_in_order_behind() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     store.next(Call::Save, [Fate::Gated]);
@@ -264,7 +264,7 @@ async fn a_captured_token_is_saved_behind_the_request_and_the_newest_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_capture_never_puts_back_a_refresh_token_that_another_process_has_rotated() {
+async fn a_capture_never_undoes_a_rotation() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     store.put(pair("other", "ro"));
@@ -274,7 +274,7 @@ async fn a_capture_never_puts_back_a_refresh_token_that_another_process_has_rota
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_save_that_was_made_all_the_same_is_known_again_after_another_that_failed() {
+async fn a_late_save_is_recognised() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     store.next(Call::Save, [Fate::Lies, Fate::Down, Fate::Down]);
     let session = session(&issuer, &store);
@@ -288,7 +288,7 @@ async fn a_save_that_was_made_all_the_same_is_known_again_after_another_that_fai
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_capture_beside_a_dead_login_on_disk_does_not_forget_the_one_that_was_given() {
+async fn a_capture_keeps_the_given_refresh_token() {
     let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Issue(SECOND, None)]);
     let store = FakeStore::holding(pair("old", "ro"));
     let session = session(&issuer, &store);
@@ -305,7 +305,7 @@ fn ended() -> Tokens {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_refresh_token_that_was_never_in_the_store_was_spent_by_nobody_else() {
+async fn a_private_dead_token_was_not_consumed() {
     for (store, adopts) in [
         (FakeStore::default(), false),
         (FakeStore::holding(ended()), false),
@@ -327,7 +327,7 @@ async fn a_dead_refresh_token_that_was_never_in_the_store_was_spent_by_nobody_el
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_refresh_token_that_was_once_in_the_store_may_have_been_spent_by_another() {
+async fn a_stored_dead_token_may_be_consumed() {
     // Taken from there.
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable()), Turn::Fail(SECOND, dead())]);
     let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
@@ -352,7 +352,7 @@ async fn a_dead_refresh_token_that_was_once_in_the_store_may_have_been_spent_by_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_refresh_token_that_was_given_is_for_a_dead_one_in_the_store_and_not_for_an_outage() {
+async fn an_outage_keeps_the_given_token_unused() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
     let session = session(&issuer, &store);
@@ -361,7 +361,7 @@ async fn the_refresh_token_that_was_given_is_for_a_dead_one_in_the_store_and_not
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restored_refresh_token_that_is_dead_does_not_block_the_one_that_was_given() {
+async fn a_dead_restored_token_yields_to_the_given() {
     let issuer = Issuer::new([Turn::Fail(SECOND, dead()), Turn::Issue(SECOND, None)]);
     let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
     let session = builder(&issuer, &store).restore().await.unwrap();
@@ -370,7 +370,7 @@ async fn a_restored_refresh_token_that_is_dead_does_not_block_the_one_that_was_g
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_refresh_token_that_was_given_is_nothing_to_fall_back_on_once_it_was_in_the_store() {
+async fn a_stored_given_token_is_no_fallback() {
     // Found there.
     let (issuer, store) =
         (Issuer::new([Turn::Fail(SECOND, dead())]), FakeStore::holding(pair("t0", "r0")));
@@ -390,7 +390,7 @@ async fn the_refresh_token_that_was_given_is_nothing_to_fall_back_on_once_it_was
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_asks_with_what_a_saver_found_while_it_waited_for_the_lock() {
+async fn a_refresh_uses_what_a_saver_found() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     let other = store.occupy().await;
@@ -422,7 +422,7 @@ async fn what_is_saved_is_not_saved_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_token_that_was_kept_on_the_way_is_the_one_that_is_dead() {
+async fn the_kept_refresh_token_is_the_dead_one() {
     /// Brings a new refresh token without an access token, then is told that it is dead.
     struct KeepsThenFails;
 
@@ -446,7 +446,7 @@ async fn a_refresh_token_that_was_kept_on_the_way_is_the_one_that_is_dead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_waits_for_the_save_of_a_captured_token_and_no_longer() {
+async fn close_waits_for_a_captures_save() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     reissuing("c1").client(&session).get(url("/")).send().await.unwrap();

@@ -26,7 +26,7 @@ fn reissuing(token: &'static str) -> Api {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_capture_does_not_save_over_what_it_could_not_look_at() {
+async fn a_capture_overwrites_nothing_unseen() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("other", "ro")));
     store.next(Call::Load, [Fate::Down]);
     let session = session(&issuer, &store);
@@ -39,7 +39,7 @@ async fn a_capture_does_not_save_over_what_it_could_not_look_at() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_login_that_could_not_be_saved_is_not_undone_by_the_old_one_on_disk() {
+async fn an_unsaved_login_survives_the_old_one() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("old", "ro")));
     let session = session(&issuer, &store);
     store.next(Call::Lock, [Fate::Down]);
@@ -55,7 +55,7 @@ async fn a_new_login_that_could_not_be_saved_is_not_undone_by_the_old_one_on_dis
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_that_begins_before_a_new_login_is_saved_does_not_take_the_old_one() {
+async fn a_refresh_never_adopts_the_old_login() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("old", "ro")));
     let session = session(&issuer, &store);
     let other = store.occupy().await;
@@ -81,7 +81,7 @@ async fn a_flight_that_begins_before_a_new_login_is_saved_does_not_take_the_old_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_login_whose_caller_is_dropped_is_saved_before_it_is_spent() {
+async fn a_dropped_logins_save_precedes_its_use() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     store.next(Call::Save, [Fate::Hang]);
@@ -93,7 +93,7 @@ async fn a_new_login_whose_caller_is_dropped_is_saved_before_it_is_spent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_overtaken_flight_does_not_save_over_the_users_word() {
+async fn an_overtaken_refresh_saves_nothing() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     // The flight has no lock, and waits for one when it wants to save. The user's save gets it
@@ -113,7 +113,7 @@ async fn an_overtaken_flight_does_not_save_over_the_users_word() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_without_the_lock_does_not_save_over_what_came_meanwhile() {
+async fn without_the_lock_newer_tokens_stay() {
     let (issuer, store) = (Issuer::new([Turn::Gated]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     store.next(Call::Lock, [Fate::Down]);
@@ -132,7 +132,7 @@ async fn a_flight_without_the_lock_does_not_save_over_what_came_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clear_empties_the_store_and_a_saver_under_way_does_not_fill_it_again() {
+async fn clear_empties_the_store_for_good() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     store.next(Call::Save, [Fate::Gated]);
@@ -150,7 +150,7 @@ async fn clear_empties_the_store_and_a_saver_under_way_does_not_fill_it_again() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_clear_says_so_and_the_session_is_logged_out_all_the_same() {
+async fn a_failing_clear_still_logs_out() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     store.next(Call::Clear, [Fate::Down]);
@@ -161,7 +161,7 @@ async fn a_failing_clear_says_so_and_the_session_is_logged_out_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_waits_for_the_save_behind_a_capture_and_tries_once_more_what_failed() {
+async fn close_tries_a_failed_save_once_more() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     store.next(Call::Save, [Fate::Down]);
@@ -184,7 +184,7 @@ async fn close_waits_for_the_save_behind_a_capture_and_tries_once_more_what_fail
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_refresh_token_that_was_given_is_not_tried_again_once_another_has_taken_its_place() {
+async fn a_replaced_given_token_is_no_fallback() {
     let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
     let kept = Tokens::from_refresh_token("k1").unwrap();
     let issuer = Issuer::new([Turn::Bring(SECOND, kept), Turn::Fail(SECOND, dead)]);
@@ -197,7 +197,7 @@ async fn the_refresh_token_that_was_given_is_not_tried_again_once_another_has_ta
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_login_after_a_clear_that_failed_is_not_undone_by_what_was_left() {
+async fn a_login_after_a_failed_clear_stays() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     session.refresh().await.unwrap();
@@ -209,7 +209,7 @@ async fn a_new_login_after_a_clear_that_failed_is_not_undone_by_what_was_left() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_refresh_token_that_was_given_is_not_tried_again_once_it_was_spent() {
+async fn a_spent_given_token_is_no_fallback() {
     let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
     let (issuer, store) =
         (Issuer::new([Turn::Issue(SECOND, None), Turn::Fail(SECOND, dead)]), FakeStore::default());
@@ -221,7 +221,7 @@ async fn the_refresh_token_that_was_given_is_not_tried_again_once_it_was_spent()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_login_that_could_not_be_saved_gives_way_to_what_somebody_else_has_stored_since() {
+async fn an_unsaved_login_yields_to_a_newer_one() {
     for store in [FakeStore::default(), FakeStore::holding(pair("t0", "r0"))] {
         let issuer = Issuer::new([]);
         let session = Session::builder(pair("t0", "r0"))
@@ -242,7 +242,7 @@ async fn a_new_login_that_could_not_be_saved_gives_way_to_what_somebody_else_has
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_login_whose_save_failed_gives_way_to_what_somebody_else_has_stored_since() {
+async fn a_failed_save_yields_to_a_newer_login() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     store.next(Call::Save, [Fate::Down]);
@@ -256,7 +256,7 @@ async fn a_new_login_whose_save_failed_gives_way_to_what_somebody_else_has_store
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_that_gets_the_lock_late_saves_what_it_brought() {
+async fn a_late_lock_still_saves() {
     // What is there, or comes meanwhile with the refresh token that was spent, is older.
     for meanwhile in [pair("t0", "r0"), pair("c1", "r0")] {
         let (issuer, store) = (Issuer::new([Turn::Gated]), FakeStore::holding(pair("t0", "r0")));
@@ -276,7 +276,7 @@ async fn a_flight_that_gets_the_lock_late_saves_what_it_brought() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_that_could_not_look_before_saves_what_it_brought_over_what_it_finds() {
+async fn a_blind_refresh_saves_over_what_it_finds() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("old", "ro")));
     let session = session(&issuer, &store);
     store.next(Call::Lock, [Fate::Down]);
@@ -291,8 +291,7 @@ async fn a_flight_that_could_not_look_before_saves_what_it_brought_over_what_it_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_login_that_was_saved_gives_way_to_a_newer_one_though_the_store_could_not_be_looked_into()
- {
+async fn a_saved_login_yields_without_a_look() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     store.next(Call::Load, [Fate::Down]);
@@ -304,7 +303,7 @@ async fn a_new_login_that_was_saved_gives_way_to_a_newer_one_though_the_store_co
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_captured_token_that_a_new_login_has_replaced_is_not_saved() {
+async fn a_replaced_capture_is_not_saved() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     store.next(Call::Save, [Fate::Gated]);
@@ -324,7 +323,7 @@ async fn a_captured_token_that_a_new_login_has_replaced_is_not_saved() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_is_waited_for_while_a_slow_store_saves_what_it_brought() {
+async fn a_slow_save_is_waited_for() {
     let (issuer, store) = (Issuer::new([Turn::Issue(89 * SECOND, None)]), FakeStore::default());
     store.always(Call::Save, Fate::Hang);
     let session = session(&issuer, &store);
@@ -332,7 +331,7 @@ async fn a_flight_is_waited_for_while_a_slow_store_saves_what_it_brought() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_captured_token_is_saved_over_a_broken_store_where_no_refresh_token_can_be_lost() {
+async fn a_capture_replaces_a_broken_document() {
     let store = FakeStore::default();
     store.always(Call::Load, Fate::Down);
     let session = Session::builder(Tokens::new("t0").unwrap())
@@ -346,7 +345,7 @@ async fn a_captured_token_is_saved_over_a_broken_store_where_no_refresh_token_ca
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_saver_that_gets_the_lock_after_a_logout_saves_nothing() {
+async fn after_a_logout_a_saver_saves_nothing() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     store.next(Call::Lock, [Fate::Gated]);
@@ -359,7 +358,7 @@ async fn a_saver_that_gets_the_lock_after_a_logout_saves_nothing() {
 }
 
 #[test]
-fn a_captured_token_whose_savers_runtime_is_gone_is_saved_once_by_the_next_flight() {
+fn the_next_refresh_saves_an_orphaned_capture() {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -383,8 +382,7 @@ fn a_captured_token_whose_savers_runtime_is_gone_is_saved_once_by_the_next_fligh
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_token_that_came_without_an_access_token_is_no_reason_to_forget_the_one_that_was_given()
- {
+async fn a_lone_refresh_token_keeps_the_given_one() {
     let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
     let kept = Tokens::from_refresh_token("k1").unwrap();
     let issuer = Issuer::new([Turn::Bring(SECOND, kept), Turn::Fail(SECOND, dead)]);
@@ -395,7 +393,7 @@ async fn a_refresh_token_that_came_without_an_access_token_is_no_reason_to_forge
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_refresh_token_that_was_given_is_not_tried_once_the_stored_login_has_proved_alive() {
+async fn a_live_stored_login_ends_the_fallback() {
     let dead = reqwest_reauth::Error::new(ErrorKind::LoginRequired, "scripted");
     let issuer = Issuer::new([Turn::Issue(SECOND, None), Turn::Fail(SECOND, dead)]);
     let session = session(&issuer, &FakeStore::holding(Tokens::from_refresh_token("s0").unwrap()));

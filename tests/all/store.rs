@@ -243,7 +243,7 @@ async fn files_are_the_owners_alone() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_directory_that_others_can_write_is_refused_by_name_and_reason() {
+async fn a_directory_others_can_write_is_an_error() {
     use std::os::unix::fs::PermissionsExt;
 
     let dir = tempfile::tempdir().unwrap();
@@ -290,7 +290,7 @@ async fn a_directory_that_others_can_write_is_refused_by_name_and_reason() {
 }
 
 #[tokio::test]
-async fn a_broken_file_is_an_error_that_names_it_and_a_save_moves_it_aside() {
+async fn a_save_moves_a_broken_file_aside() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
     let store = FileStore::new(&path);
@@ -322,7 +322,7 @@ async fn a_broken_file_is_an_error_that_names_it_and_a_save_moves_it_aside() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_broken_file_that_cannot_be_moved_aside_stays() {
+async fn a_broken_file_that_stays_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     // A name of 255 bytes is the longest: there is room for `.lock`, and none for `.broken`.
     let path = dir.path().join("t".repeat(249));
@@ -334,7 +334,7 @@ async fn a_broken_file_that_cannot_be_moved_aside_stays() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_an_error_and_not_an_empty_store() {
+async fn an_unreadable_file_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("folder")).unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
@@ -399,7 +399,7 @@ async fn unknown_members_survive_saves_and_a_clear() {
 }
 
 #[tokio::test]
-async fn leftovers_of_the_dead_are_removed_by_a_save_and_nothing_else_is() {
+async fn a_save_removes_leftovers_only() {
     let dir = tempfile::tempdir().unwrap();
     let store = FileStore::new(dir.path().join("tokens.json"));
     for name in
@@ -415,7 +415,7 @@ async fn leftovers_of_the_dead_are_removed_by_a_save_and_nothing_else_is() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_symbolic_link_is_followed_stays_and_has_the_same_lock() {
+async fn a_link_is_followed_and_shares_the_lock() {
     let dir = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     fs::write(elsewhere.path().join("real.json"), r#"{"version":1}"#).unwrap();
@@ -459,7 +459,7 @@ async fn two_stores_on_one_file_exclude_each_other() {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_dropped_leaves_no_lock_behind() {
+async fn a_dropped_wait_leaves_no_lock() {
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(FileStore::new(dir.path().join("tokens.json")));
     for _ in 0..50 {
@@ -517,7 +517,7 @@ async fn a_lock_whose_file_was_deleted_no_longer_saves() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_lock_is_held_against_other_processes_and_free_when_its_holder_is_killed() {
+async fn a_killed_holder_frees_its_lock() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
     let store = FileStore::new(&path);
@@ -529,7 +529,7 @@ async fn a_lock_is_held_against_other_processes_and_free_when_its_holder_is_kill
 }
 
 #[tokio::test]
-async fn four_processes_never_undo_each_others_saves() {
+async fn four_processes_never_undo_saves() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
     let mut others: Vec<_> = (0..4).map(|_| Other::start("count to 50", &path)).collect();
@@ -548,7 +548,7 @@ async fn four_processes_never_undo_each_others_saves() {
 /// Two hundred moments between the start of one save and the end of one a few later.
 #[cfg(unix)]
 #[tokio::test]
-async fn at_any_moment_of_a_kill_the_file_is_whole_the_old_or_the_new() {
+async fn a_killed_save_leaves_old_or_new() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
     let store = FileStore::new(&path);

@@ -59,7 +59,7 @@ fn sent(subset: Subset, tokens: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_is_captured_with_capture_and_authorize() {
+async fn capture_and_authorize_capture() {
     for subset in subsets() {
         let issuer = Issuer::new([]);
         let session = session(&issuer);
@@ -83,7 +83,7 @@ async fn a_token_is_captured_with_capture_and_authorize() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_renews_with_refresh_and_is_sent_again_with_replay() {
+async fn refresh_and_replay_recover() {
     for subset in subsets() {
         let issuer = Issuer::new([]);
         let session = session(&issuer);
@@ -139,7 +139,7 @@ async fn replay_does_not_care_who_brought_the_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_that_brings_a_token_needs_no_refresh() {
+async fn a_captured_token_needs_no_refresh() {
     for subset in subsets() {
         let issuer = Issuer::new([]);
         let session = session(&issuer);
@@ -157,7 +157,7 @@ async fn a_refusal_that_brings_a_token_needs_no_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_refresh_waits_for_an_expired_token_and_only_authorize_fails_without_one() {
+async fn each_layer_does_its_own_part() {
     for subset in subsets() {
         let issuer = Issuer::new([]);
         let tokens = pair("t0", "r0").with_expires_in(Duration::ZERO);
@@ -187,7 +187,7 @@ async fn only_refresh_waits_for_an_expired_token_and_only_authorize_fails_withou
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_not_ours_passes_every_subset_untouched() {
+async fn a_foreign_request_passes_every_subset() {
     for subset in subsets() {
         let issuer = Issuer::new([]);
         let session = session(&issuer);
@@ -224,7 +224,7 @@ impl Middleware for Probe {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_chain_below_is_told_nothing_of_a_clients_own_session() {
+async fn a_chain_below_learns_no_session() {
     let issuer = Issuer::new([]);
     let session = session(&issuer);
     let api = Api::accepting(|token| token == "t1");

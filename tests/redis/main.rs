@@ -35,7 +35,7 @@ fn main() {
             a_lapsed_lease_without_a_successor_saves,
             the_fence_survives_restarts_and_losses,
             a_holder_from_before_a_loss_is_fenced,
-            four_processes_never_undo_each_others_saves,
+            four_processes_never_undo_saves,
             calls_fail_soon_while_redis_is_away,
             a_lock_dropped_while_away_is_freed_later,
             a_restart_between_two_calls_goes_unnoticed,

@@ -369,7 +369,7 @@ pub(crate) async fn a_holder_from_before_a_loss_is_fenced() {
     assert_eq!(stored(&store).await, 1);
 }
 
-pub(crate) async fn four_processes_never_undo_each_others_saves() {
+pub(crate) async fn four_processes_never_undo_saves() {
     let server = Server::start();
     let mut others: Vec<_> =
         (0..4).map(|_| Other::start("count to 25", &server.url(), None)).collect();
