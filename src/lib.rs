@@ -107,6 +107,7 @@ mod store;
 mod telemetry;
 #[cfg(feature = "test-util")]
 pub mod testing;
+mod time;
 mod token;
 
 pub use anonymous::Anonymous;

@@ -3,7 +3,7 @@ use std::time::Duration;
 use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next, Result};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{
     SessionSource,
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     session::{Ending, Join, OnRefreshFailure, Session, Waiter},
+    time::within,
 };
 
 /// Makes sure that a usable token is there before a request is sent, and renews it when the API
@@ -211,7 +212,7 @@ async fn wait(
     limit: Option<Duration>,
 ) -> std::result::Result<Ending, Error> {
     match limit {
-        Some(limit) => timeout(limit, session.wait(waiter))
+        Some(limit) => within(limit, session.wait(waiter))
             .await
             .unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
         None => session.wait(waiter).await,

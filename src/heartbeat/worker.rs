@@ -25,6 +25,7 @@ use crate::{
     outcome::Outcome,
     session::Session,
     telemetry,
+    time::within,
 };
 
 pub(super) type Beat = Box<dyn Fn(&ClientWithMiddleware) -> RequestBuilder + Send + Sync>;
@@ -115,7 +116,7 @@ impl Worker {
         let Ok(request) = catch_unwind(AssertUnwindSafe(|| self.request())) else {
             return failed(Failure::Panicked);
         };
-        let response = match timeout(self.timeout, catch_panic(request.send())).await {
+        let response = match within(self.timeout, catch_panic(request.send())).await {
             Err(_) => return failed(Failure::TimedOut),
             Ok(None) => return failed(Failure::Panicked),
             Ok(Some(Err(error))) => return not_sent(error),

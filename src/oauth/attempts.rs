@@ -19,7 +19,7 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next a
 use reqwest_retry::{
     RetryDecision, RetryPolicy, RetryTransientMiddleware, Retryable, RetryableStrategy,
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use url::Url;
 
 use super::{
@@ -35,6 +35,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     refresher::RefreshContext,
+    time::Limit,
     token::{RefreshToken, Tokens},
 };
 
@@ -49,6 +50,7 @@ pub(super) struct Inner {
     http: ClientWithMiddleware,
     pub(super) flight: RefreshContext,
     begun: Instant,
+    deadline: Limit,
     /// The tokens that were there at the start: no text may repeat them.
     pub(super) first_tokens: Tokens,
     state: Mutex<State>,
@@ -93,6 +95,7 @@ impl Attempts {
             http,
             flight: flight.share(),
             begun: Instant::now(),
+            deadline: Limit::after(settings.pace.deadline),
             first_tokens: flight.tokens(),
             state: Mutex::default(),
         })))
@@ -103,9 +106,8 @@ impl Attempts {
             RetryTransientMiddleware::new_with_policy_and_strategy(self.clone(), self.clone());
         let head = self.0.http.as_ref().clone();
         let chain = ClientBuilder::new(head).with(retry).with(self.clone()).build();
-        let ran =
-            timeout(self.0.settings.pace.deadline, chain.post(self.0.endpoint.clone()).send())
-                .await;
+        let request = chain.post(self.0.endpoint.clone());
+        let ran = self.0.deadline.clone().run(request.send()).await;
         let mut state = self.state();
         if ran.is_err() && std::mem::take(&mut state.in_the_air) {
             state.lost = true;
@@ -122,6 +124,14 @@ impl Attempts {
 
     async fn attempt(&self) {
         let Inner { settings, endpoint, http, flight, .. } = &*self.0;
+        if self.0.deadline.is_over()
+            && let Some(ended) = &mut self.state().last
+        {
+            // The process was not run during the wait before this attempt. Its response could not
+            // be waited for.
+            ended.next = Next::End;
+            return;
+        }
         let Some(asked_with) = flight.tokens().refresh_token().cloned() else {
             self.state().last = Some(Ended::without_answer(
                 Failure::NothingToAskWith,

@@ -1,7 +1,7 @@
 //! Asks the token endpoint once: the form, the client's own authorization, and an answer read
 //! within limits.
 
-use std::{iter::once, sync::OnceLock, time::Duration};
+use std::{iter::once, sync::OnceLock};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -12,12 +12,11 @@ use http::{
 };
 use reqwest::{Client, Response, redirect, retry};
 use reqwest_middleware::ClientWithMiddleware;
-use tokio::time::{Instant, timeout};
 use url::Url;
 use zeroize::Zeroizing;
 
 use super::{ClientAuth, Settings};
-use crate::{anonymous::Anonymous, token::RefreshToken};
+use crate::{anonymous::Anonymous, time::Limit, token::RefreshToken};
 
 /// The most that is read of an answer, in bytes.
 pub(super) const BODY_LIMIT: usize = 1024 * 1024;
@@ -55,8 +54,7 @@ pub(super) async fn ask(
     settings: &Settings,
     refresh_token: &RefreshToken,
 ) -> Result<Answer, NoAnswer> {
-    let begun = Instant::now();
-    let limit = settings.attempt_timeout;
+    let mut limit = Limit::after(settings.attempt_timeout);
     let request = http
         .post(endpoint.clone())
         .headers(headers(&settings.client))
@@ -64,13 +62,14 @@ pub(super) async fn ask(
         // A client that was passed in may have this crate's chain. It would sign, or wait for the
         // very refresh that this is.
         .with_extension(Anonymous);
-    let response = timeout(limit, request.send())
+    let response = limit
+        .run(request.send())
         .await
         .map_err(|_| NoAnswer::TimedOut)?
         .map_err(NoAnswer::Failed)?;
     let status = response.status();
     let headers = response.headers().clone();
-    let body = read(response, limit.saturating_sub(begun.elapsed())).await;
+    let body = read(response, &mut limit).await;
     Ok(Answer { status, headers, body })
 }
 
@@ -151,9 +150,9 @@ pub(super) fn basic(id: &str, secret: &str) -> Zeroizing<String> {
     value
 }
 
-async fn read(mut response: Response, limit: Duration) -> Body {
+async fn read(mut response: Response, limit: &mut Limit) -> Body {
     let mut bytes = Zeroizing::new(Vec::new());
-    let end = timeout(limit, async {
+    let read = limit.run(async {
         loop {
             match response.chunk().await {
                 Ok(Some(chunk)) => {
@@ -167,9 +166,8 @@ async fn read(mut response: Response, limit: Duration) -> Body {
                 Err(_) => return End::Cut,
             }
         }
-    })
-    .await
-    .unwrap_or(End::Cut);
+    });
+    let end = read.await.unwrap_or(End::Cut);
     Body { bytes, end }
 }
 

@@ -18,10 +18,7 @@ use std::{
 use arc_swap::ArcSwap;
 use http::HeaderName;
 use reqwest::{Request, Response};
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::{sync::watch, time::Instant};
 use url::Url;
 
 pub use self::{
@@ -42,6 +39,7 @@ use crate::{
     policy::{Origin, Verdict},
     refresher::Refresher,
     telemetry,
+    time::within,
     token::{AccessToken, Arrival, Lifetime, Tokens},
 };
 
@@ -188,10 +186,10 @@ impl Session {
             drop(self.0.turn.lock().await);
         };
         // Not for ever: their runtime may have come to a stop.
-        let _ = timeout(self.longest_refresh(), flights_end).await;
+        let _ = within(self.longest_refresh(), flights_end).await;
         if let Some(store) = &self.0.store {
             self.save_what_is_left(true);
-            let _ = timeout(self.longest_refresh(), store.settled()).await;
+            let _ = within(self.longest_refresh(), store.settled()).await;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ mod capture;
 mod chain;
 mod expiry;
 mod fleet;
+mod frozen;
 mod heartbeat;
 mod hostile;
 mod many_tasks;

@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Mutex as AsyncMutex, MutexGuard, watch},
-    time::timeout,
-};
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard, watch};
 
 use super::{
     super::{Session, refresh::InFlight},
@@ -24,6 +21,7 @@ use crate::{
     error::{Error, ErrorKind},
     event::Event,
     store::{StoreLock, TokenStore},
+    time::within,
     token::{RefreshToken, Tokens},
 };
 
@@ -75,7 +73,7 @@ impl StoreSync {
     }
 
     async fn bounded<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        match timeout(self.limit, catch_panic(work)).await {
+        match within(self.limit, catch_panic(work)).await {
             Ok(Some(done)) => done,
             // What the flight has brought is not to be lost with it.
             Ok(None) => Err(panicked()),
@@ -86,7 +84,7 @@ impl StoreSync {
     /// The turn to save. Not waited for for ever: whoever has it may be on a runtime that nobody
     /// drives any more.
     async fn turn(&self) -> Result<MutexGuard<'_, ()>, Error> {
-        let turn = timeout(self.limit.saturating_mul(4), self.saving.lock()).await;
+        let turn = within(self.limit.saturating_mul(4), self.saving.lock()).await;
         turn.map_err(|_| Error::new(ErrorKind::Store, "the save before did not end in time"))
     }
 
@@ -244,7 +242,7 @@ impl StoreSync {
         if let Some(lock) = session.load().in_flight.as_ref().and_then(|refresh| refresh.lock()) {
             return Ok(lock);
         }
-        match timeout(session.0.refresh_timeout, self.lock()).await {
+        match within(session.0.refresh_timeout, self.lock()).await {
             Ok(lock) => lock,
             Err(_) => Err(Error::new(ErrorKind::Store, "the store's lock was not free in time")),
         }

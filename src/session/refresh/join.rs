@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    runtime::Handle,
-    time::{Instant, timeout},
-};
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     super::{
@@ -18,6 +15,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     telemetry,
+    time::within,
 };
 
 /// What a request does next, with the refresh to wait for.
@@ -87,7 +85,7 @@ impl Session {
             // Nothing here could tell the time.
             return in_flight.wait().await;
         }
-        if let Ok(outcome) = timeout(self.longest_refresh(), in_flight.wait()).await {
+        if let Ok(outcome) = within(self.longest_refresh(), in_flight.wait()).await {
             return outcome;
         }
         // The runtime that runs it is not shut down, but nobody drives it any more.

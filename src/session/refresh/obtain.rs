@@ -61,6 +61,10 @@ async fn ask(refresher: &dyn Refresher, progress: &Arc<Progress>) -> Result<NewT
     if !can_refresh(refresher, &progress.tokens()) {
         return Err(no_token());
     }
+    if progress.is_over() {
+        // The process was not run while this waited, and the refresh token would be spent in vain.
+        return Err(progress.cut_short());
+    }
     let context = RefreshContext::new(Arc::clone(progress) as Arc<dyn RefreshLog>);
     progress.is_at(Stage::Asking { failed_attempts: 0 });
     let result = refresher.refresh(&context).await;

@@ -13,6 +13,7 @@ use crate::{
     error::{Error, ErrorKind},
     event::Event,
     refresher::RefreshLog,
+    time::Limit,
     token::{RefreshToken, Tokens},
 };
 
@@ -20,6 +21,7 @@ use crate::{
 pub(super) struct Progress {
     session: Session,
     in_flight: Arc<InFlight>,
+    limit: Limit,
     /// What the token endpoint is asked with.
     asked: Mutex<Tokens>,
     stage: Mutex<Stage>,
@@ -37,10 +39,11 @@ pub(super) enum Stage {
 }
 
 impl Progress {
-    pub(super) fn new(session: &Session, in_flight: &Arc<InFlight>) -> Self {
+    pub(super) fn new(session: &Session, in_flight: &Arc<InFlight>, limit: Limit) -> Self {
         Self {
             session: session.clone(),
             in_flight: Arc::clone(in_flight),
+            limit,
             asked: Mutex::new(session.load().tokens()),
             stage: Mutex::new(Stage::Looking),
         }
@@ -48,6 +51,11 @@ impl Progress {
 
     pub(super) fn is_at(&self, stage: Stage) {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    /// Whether its time is up. The response to a call that begins now could not be waited for.
+    pub(super) fn is_over(&self) -> bool {
+        self.limit.is_over()
     }
 
     /// The error of a refresh whose time is up.

@@ -6,10 +6,7 @@
 
 use std::sync::Arc;
 
-use tokio::{
-    runtime::Handle,
-    time::{Instant, timeout},
-};
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     super::Session,
@@ -23,6 +20,7 @@ use crate::{
     event::Event,
     refresher::RefreshLog,
     telemetry,
+    time::Limit,
     token::Arrival,
 };
 
@@ -38,8 +36,9 @@ async fn run(guard: Guard) {
     let Guard { session, in_flight } = &guard;
     let begun = Instant::now();
     let mut turn = None;
-    let progress = Arc::new(Progress::new(session, in_flight));
-    let obtained = timeout(session.0.refresh_timeout, async {
+    let mut limit = Limit::after(session.0.refresh_timeout);
+    let progress = Arc::new(Progress::new(session, in_flight, limit.clone()));
+    let work = async {
         // One that was superseded may still be winding up. Never two calls at once.
         turn = Some(session.0.turn.lock().await);
         progress.catch_up();
@@ -51,9 +50,8 @@ async fn run(guard: Guard) {
                 Some(obtained.unwrap_or_else(|| Err(panicked())))
             }
         }
-    })
-    .await;
-    let outcome = match obtained {
+    };
+    let outcome = match limit.run(work).await {
         Ok(Some(Ok(brought))) => adopt(brought, session, in_flight, &progress).await,
         Ok(Some(Err(error))) => Err(error),
         Ok(None) => Ok(Ending::Superseded),

@@ -17,6 +17,7 @@ use redis::{
 use crate::{
     error::{Error, printable},
     store::failure::{failure, io_failure},
+    time::within,
 };
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -64,9 +65,9 @@ impl Link {
                 done => done,
             }
         };
-        match tokio::time::timeout(CALL_LIMIT, put).await {
+        match within(CALL_LIMIT, put).await {
             Ok(done) => done.map_err(|lost| lost.error),
-            Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            Err(_) => Err(timed_out()),
         }
     }
 
@@ -85,7 +86,9 @@ impl Link {
         let (Numbered { number, mut connection }, had_served) =
             self.connection().await.map_err(|error| Lost { error, had_served: false })?;
         let mut discard = Discard { link: self, number, armed: true };
-        let answer = script.invoke_async(&mut connection).await;
+        let answer = within(ANSWER_LIMIT, script.invoke_async(&mut connection))
+            .await
+            .unwrap_or_else(|_| Err(timed_out()));
         discard.armed = matches!(&answer, Err(error) if is_worn_out(error));
         answer.map_err(|error| Lost { error, had_served })
     }
@@ -96,14 +99,21 @@ impl Link {
         if let Some(current) = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone() {
             return Ok((current, true));
         }
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_LIMIT))
-            .set_response_timeout(Some(ANSWER_LIMIT));
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        // Without limits of its own, which would not look at the sockets of a process that was
+        // stopped.
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
+        let connection =
+            within(CONNECT_LIMIT, connecting).await.unwrap_or_else(|_| Err(timed_out()))?;
         let new = Numbered { number: self.made.fetch_add(1, Ordering::Relaxed), connection };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(new.clone());
         Ok((new, false))
     }
+}
+
+fn timed_out() -> RedisError {
+    io::Error::from(io::ErrorKind::TimedOut).into()
 }
 
 struct Lost {

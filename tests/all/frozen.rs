@@ -1,0 +1,305 @@
+//! A process that is not run for a while, stopped or starved, keeps its login: what the kernel holds
+//! is read before a limit counts (contract 12.1). The token endpoint forgives nothing: a refresh
+//! token that comes twice ends the login.
+
+use std::{
+    io::{BufRead, BufReader, Lines, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{Arc, Barrier},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::workers::form;
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
+use reqwest_reauth::{
+    ClientBuilderExt, Error, ErrorKind, FileStore, OAuthRefresh, Session, SessionBuilder, Tokens,
+    heartbeat::Heartbeat, testing::AuthServer,
+};
+use tokio::runtime::{Builder, Runtime};
+
+/// Longer than it takes to start everything, shorter than a freeze.
+const LIMIT: Duration = Duration::from_millis(2000);
+const FREEZE: Duration = Duration::from_millis(2600);
+/// How many logins are at stake in each test.
+const LOGINS: usize = 20;
+
+// ---- the process that is stopped
+
+/// A process of its own: this test binary, running nothing but [`child`].
+struct Process {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    _input: ChildStdin,
+}
+
+impl Process {
+    fn start(task: &str, server: &AuthServer, store: &str, logins: &[Tokens]) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "frozen::child", "--nocapture", "--test-threads=1"])
+            .envs([("FROZEN_TASK", task), ("FROZEN_API", server.origin()), ("FROZEN_STORE", store)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut input = process.stdin.take().unwrap();
+        for login in logins {
+            let access = login.access_token().unwrap().expose_secret();
+            let refresh = login.refresh_token().unwrap().expose_secret();
+            writeln!(input, "{access} {refresh}").unwrap();
+        }
+        writeln!(input).unwrap();
+        Self { process, lines, _input: input }
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.process.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// What it says at the end.
+    fn says(&mut self) -> String {
+        let mut lines = self.lines.by_ref().map_while(Result::ok);
+        lines.find_map(|line| line.strip_prefix("> ").map(str::to_owned)).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The other process's part. Does nothing in a usual run.
+#[test]
+fn child() {
+    let Ok(task) = std::env::var("FROZEN_TASK") else { return };
+    let api = std::env::var("FROZEN_API").unwrap();
+    let store = std::env::var("FROZEN_STORE").unwrap();
+    let lines = std::io::stdin().lines().map_while(Result::ok);
+    let logins: Vec<_> = lines
+        .take_while(|line| !line.is_empty())
+        .map(|line| {
+            let (access, refresh) = line.split_once(' ').unwrap();
+            Tokens::new(access).unwrap().with_refresh_token(refresh).unwrap()
+        })
+        .collect();
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let said = runtime.block_on(async {
+        match task.as_str() {
+            "refresh" => refresh(&sessions(logins, &api)).await,
+            "beat" => beat(&sessions(logins, &api), &api).await,
+            "share" => share(logins, &api, store).await,
+            task => panic!("no such task: {task}"),
+        }
+    });
+    println!("\n> {said}");
+}
+
+fn sessions(logins: Vec<Tokens>, api: &str) -> Vec<Session> {
+    logins.into_iter().map(|login| session(login, api).build().unwrap()).collect()
+}
+
+fn session(login: Tokens, api: &str) -> SessionBuilder {
+    Session::builder(login).origin(api).refresher(refresher(api))
+}
+
+fn refresher(api: &str) -> OAuthRefresh {
+    OAuthRefresh::new(format!("{api}/oauth/token")).attempt_timeout(LIMIT)
+}
+
+fn client(session: &Session) -> ClientWithMiddleware {
+    ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).build()
+}
+
+/// Refreshes all at once. How many are alive, and what the first of the others failed with.
+async fn refresh(sessions: &[Session]) -> String {
+    let refreshes: Vec<_> = sessions
+        .iter()
+        .cloned()
+        .map(|session| tokio::spawn(async move { session.refresh().await }))
+        .collect();
+    let (mut alive, mut failed) = (0, String::new());
+    for refresh in refreshes {
+        match refresh.await.unwrap() {
+            Ok(_) => alive += 1,
+            Err(error) => failed = format!(", {error:?}"),
+        }
+    }
+    format!("{alive} alive{failed}")
+}
+
+/// One beat for each, whose response brings a token.
+async fn beat(sessions: &[Session], api: &str) -> String {
+    let beats: Vec<_> = sessions
+        .iter()
+        .map(|session| {
+            let url = format!("{api}/heartbeat");
+            Heartbeat::new(client(session), move |client| client.get(&url))
+                .session(session.clone())
+                .every(Duration::from_secs(3600))
+                .timeout(LIMIT)
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for beat in &beats {
+        beat.beat_now().await;
+    }
+    let alive = sessions.iter().filter(|session| session.generation() > 1).count();
+    format!("{alive} alive")
+}
+
+/// A request with a token that was revoked, in a session that shares its login by a file.
+async fn share(logins: Vec<Tokens>, api: &str, store: String) -> String {
+    let name = std::process::id().to_string();
+    let refresher = refresher(api).param("worker", name);
+    let [login] = &logins[..] else { panic!("one login") };
+    let session = session(login.clone(), api).refresher(refresher).store(FileStore::new(store));
+    let session = session.build().unwrap();
+    match client(&session).get(format!("{api}/jobs")).send().await {
+        Ok(response) => response.status().as_u16().to_string(),
+        Err(error) => format!("{:?}", Error::find_in(&error)),
+    }
+}
+
+fn logins(server: &AuthServer, number: usize) -> Vec<Tokens> {
+    (0..number).map(|number| server.login_as(&format!("user {number}"))).collect()
+}
+
+/// The process is stopped while the responses are on their way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stopped_process_takes_the_answers() {
+    let server = AuthServer::start().await;
+    let logins = logins(&server, LOGINS);
+    let hold = server.hold_token_calls();
+    let mut process = Process::start("refresh", &server, "", &logins);
+    hold.waiting(LOGINS).await;
+    process.signal("-STOP");
+    hold.release();
+    tokio::time::sleep(FREEZE).await;
+    process.signal("-CONT");
+    assert_eq!(process.says(), format!("{LOGINS} alive"));
+    assert_eq!((server.token_calls(), server.counts().reuses), (LOGINS as u64, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stopped_process_takes_its_beats() {
+    let server = AuthServer::start().await;
+    let logins = logins(&server, LOGINS);
+    server.reissue_next(LOGINS);
+    let hold = server.hold_api();
+    let mut process = Process::start("beat", &server, "", &logins);
+    hold.waiting(LOGINS).await;
+    process.signal("-STOP");
+    hold.release();
+    tokio::time::sleep(FREEZE).await;
+    process.signal("-CONT");
+    assert_eq!(process.says(), format!("{LOGINS} alive"));
+}
+
+/// Four processes on one file, of which the one that asks is stopped for longer than its call may
+/// take.
+#[test]
+fn a_stopped_member_loses_no_fleet() {
+    let fleets = std::env::var("FROZEN_FLEETS").map_or(2, |number| number.parse().unwrap());
+    thread::scope(|scope| {
+        for _ in 0..fleets {
+            scope.spawn(|| runtime(1).block_on(one_fleet()));
+        }
+    });
+}
+
+async fn one_fleet() {
+    let server = AuthServer::start().await;
+    let login = server.login();
+    server.expire_now();
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("tokens.json");
+    let hold = server.hold_token_calls();
+    let start = |_| Process::start("share", &server, store.to_str().unwrap(), &[login.clone()]);
+    let mut fleet: Vec<_> = (0..4).map(start).collect();
+    hold.waiting(1).await;
+    let holder = form(&server.token_requests()[0], "worker").unwrap();
+    let holder = fleet.iter().find(|member| member.process.id().to_string() == holder).unwrap();
+    holder.signal("-STOP");
+    hold.release();
+    tokio::time::sleep(FREEZE).await;
+    holder.signal("-CONT");
+    for member in &mut fleet {
+        assert_eq!(member.says(), "200");
+    }
+    assert_eq!((server.token_calls(), server.counts().reuses), (1, 0));
+}
+
+// ---- the runtime that is starved
+
+fn runtime(workers: usize) -> Runtime {
+    Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap()
+}
+
+/// Keeps every worker busy. Returns once it does.
+fn starve(runtime: &Runtime, workers: usize, span: Duration) {
+    let all = Arc::new(Barrier::new(workers + 1));
+    for _ in 0..workers {
+        let all = Arc::clone(&all);
+        runtime.spawn(async move {
+            all.wait();
+            thread::sleep(span);
+        });
+    }
+    all.wait();
+}
+
+#[test]
+fn a_starved_runtime_takes_the_answers() {
+    for workers in [1, 2] {
+        let (servers, clients) = (runtime(1), runtime(workers));
+        let (server, logins) = servers.block_on(async {
+            let server = AuthServer::start().await;
+            let logins = logins(&server, LOGINS);
+            (server, logins)
+        });
+        let sessions = sessions(logins, server.origin());
+        let hold = server.hold_token_calls();
+        let alive = clients.spawn(async move { refresh(&sessions).await });
+        servers.block_on(hold.waiting(LOGINS));
+        starve(&clients, workers, FREEZE);
+        hold.release();
+        let alive = servers.block_on(alive).unwrap();
+        assert_eq!(alive, format!("{LOGINS} alive"), "{workers} workers");
+        assert_eq!(server.counts().reuses, 0, "{workers} workers");
+    }
+}
+
+/// An endpoint that never answers costs its limit and no more, and 250 ms more after a late
+/// wake-up.
+#[test]
+fn an_endpoint_that_hangs_costs_its_limit() {
+    let (servers, clients) = (runtime(1), runtime(1));
+    let server = servers.block_on(AuthServer::start());
+    let hold = server.hold_token_calls();
+    let limit = Duration::from_millis(500);
+    for busy in [Duration::ZERO, limit * 2] {
+        let refresher = refresher(server.origin()).attempt_timeout(limit).max_attempts(1);
+        let session = session(server.login(), server.origin()).refresher(refresher);
+        let session = session.build().unwrap();
+        let begun = Instant::now();
+        let refresh = clients.spawn(async move { session.refresh().await });
+        if !busy.is_zero() {
+            starve(&clients, 1, busy);
+        }
+        let error = servers.block_on(refresh).unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.possibly_consumed());
+        let least = limit.max(busy);
+        let look = if busy.is_zero() { 0 } else { 250 };
+        let took = begun.elapsed();
+        // What the machine itself takes, busy with other tests, is on top.
+        let most = least + Duration::from_millis(look + 200);
+        assert!(took >= least && took < most, "{took:?}");
+    }
+    drop(hold);
+}
