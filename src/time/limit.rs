@@ -9,7 +9,7 @@
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     task::Poll,
     time::Duration,
 };
@@ -47,8 +47,14 @@ pub(crate) struct Limit {
 }
 
 /// Runs the work with a [`Limit`] of its own.
-pub(crate) async fn within<F: Future>(limit: Duration, work: F) -> Result<F::Output, Elapsed> {
-    Limit::after(limit).run(work).await
+pub(crate) fn within<F: Future>(
+    limit: Duration,
+    work: F,
+) -> impl Future<Output = Result<F::Output, Elapsed>> {
+    let mut limit = Limit::after(limit);
+    // Moved to the heap before the `async` block, which would hold it twice.
+    let work = Box::pin(work);
+    async move { limit.poll(work).await }
 }
 
 impl Limit {
@@ -64,8 +70,14 @@ impl Limit {
     }
 
     /// Runs the work until it ends or the limit is over.
-    pub(crate) async fn run<F: Future>(&mut self, work: F) -> Result<F::Output, Elapsed> {
-        let mut work = pin!(work);
+    pub(crate) fn run<F: Future>(
+        &mut self,
+        work: F,
+    ) -> impl Future<Output = Result<F::Output, Elapsed>> {
+        self.poll(Box::pin(work))
+    }
+
+    async fn poll<F: Future>(&mut self, mut work: Pin<Box<F>>) -> Result<F::Output, Elapsed> {
         // Work that is always ready would use up tokio's budget for this task, and the timer would
         // never be asked.
         let mut timer = pin!(unconstrained(sleep_until(self.look.unwrap_or(self.due))));

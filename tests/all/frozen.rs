@@ -19,7 +19,7 @@ use reqwest_reauth::{
 use tokio::runtime::{Builder, Runtime};
 
 /// Longer than it takes to start everything, shorter than a freeze.
-const LIMIT: Duration = Duration::from_millis(2000);
+const LIMIT: Duration = Duration::from_secs(2);
 const FREEZE: Duration = Duration::from_millis(2600);
 /// How many logins are at stake in each test.
 const LOGINS: usize = 20;
@@ -28,33 +28,33 @@ const LOGINS: usize = 20;
 
 /// A process of its own: this test binary, running nothing but [`child`].
 struct Process {
-    process: Child,
+    child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     _input: ChildStdin,
 }
 
 impl Process {
     fn start(task: &str, server: &AuthServer, store: &str, logins: &[Tokens]) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
+        let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "frozen::child", "--nocapture", "--test-threads=1"])
             .envs([("FROZEN_TASK", task), ("FROZEN_API", server.origin()), ("FROZEN_STORE", store)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let mut input = process.stdin.take().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut input = child.stdin.take().unwrap();
         for login in logins {
             let access = login.access_token().unwrap().expose_secret();
             let refresh = login.refresh_token().unwrap().expose_secret();
             writeln!(input, "{access} {refresh}").unwrap();
         }
         writeln!(input).unwrap();
-        Self { process, lines, _input: input }
+        Self { child, lines, _input: input }
     }
 
     fn signal(&self, signal: &str) {
-        let id = self.process.id().to_string();
+        let id = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
@@ -67,8 +67,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -219,11 +219,12 @@ async fn one_fleet() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("tokens.json");
     let hold = server.hold_token_calls();
-    let start = |_| Process::start("share", &server, store.to_str().unwrap(), &[login.clone()]);
+    let start =
+        |_| Process::start("share", &server, store.to_str().unwrap(), std::slice::from_ref(&login));
     let mut fleet: Vec<_> = (0..4).map(start).collect();
     hold.waiting(1).await;
     let holder = form(&server.token_requests()[0], "worker").unwrap();
-    let holder = fleet.iter().find(|member| member.process.id().to_string() == holder).unwrap();
+    let holder = fleet.iter().find(|member| member.child.id().to_string() == holder).unwrap();
     holder.signal("-STOP");
     hold.release();
     tokio::time::sleep(FREEZE).await;
