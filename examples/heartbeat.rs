@@ -267,7 +267,7 @@ impl Story {
                     counts.refreshed += 1;
                     format!("refreshed at attempt {attempts}")
                 }
-                Event::RefreshFailed { error } => {
+                Event::RefreshFailed { error, .. } => {
                     counts.token_calls += u64::from(error.attempts() > 0);
                     format!("refresh failed: {error}")
                 }

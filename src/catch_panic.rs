@@ -16,3 +16,8 @@ pub(crate) async fn catch_panic<F: Future>(future: F) -> Option<F::Output> {
     })
     .await
 }
+
+/// A call of the store panicked. An error's cause, by which its repetition is told at a slower pace.
+#[derive(Debug, thiserror::Error)]
+#[error("the store panicked")]
+pub(crate) struct StorePanicked;

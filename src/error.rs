@@ -22,6 +22,8 @@ struct Repr {
     kind: ErrorKind,
     source: Option<Arc<dyn StdError + Send + Sync>>,
     status: Option<StatusCode>,
+    /// Host and port of the token endpoint that caused it.
+    token_endpoint: Option<Arc<str>>,
     oauth_error: Option<Arc<str>>,
     attempts: u32,
     retry_after: Option<Duration>,
@@ -83,6 +85,7 @@ impl Error {
             kind,
             source: None,
             status: None,
+            token_endpoint: None,
             oauth_error: None,
             attempts: 0,
             retry_after: None,
@@ -126,6 +129,28 @@ impl Error {
     pub(crate) fn with_api_status(mut self, status: StatusCode) -> Self {
         self.0.api_status = Some(status);
         self
+    }
+
+    /// Names the token endpoint that caused it, unless an earlier one is named, or no token
+    /// endpoint had a part in it.
+    pub(crate) fn with_token_endpoint(mut self, host: impl FnOnce() -> Arc<str>) -> Self {
+        let caused = matches!(
+            self.0.kind,
+            ErrorKind::LoginRequired
+                | ErrorKind::ClientRejected
+                | ErrorKind::Unavailable
+                | ErrorKind::BadResponse
+                | ErrorKind::CoolingDown
+        );
+        if caused && !self.0.nothing_to_ask_with && self.0.token_endpoint.is_none() {
+            self.0.token_endpoint = Some(host());
+        }
+        self
+    }
+
+    /// The token endpoint that caused it, as host and port.
+    pub(crate) fn token_endpoint(&self) -> Option<&Arc<str>> {
+        self.0.token_endpoint.as_ref()
     }
 
     /// There was no refresh token to ask with, and the store had none either: a rejected answer is
@@ -252,8 +277,15 @@ impl fmt::Display for Error {
             f.write_str(std::mem::replace(&mut separator, ", "))?;
             f.write_fmt(text)
         };
-        if let Some(status) = self.0.status {
-            detail(f, format_args!("token endpoint answered {}", status.as_u16()))?;
+        match (&self.0.token_endpoint, self.0.status) {
+            (Some(host), Some(status)) => {
+                detail(f, format_args!("token endpoint {host} answered {}", status.as_u16()))?;
+            }
+            (Some(host), None) => detail(f, format_args!("token endpoint {host}"))?,
+            (None, Some(status)) => {
+                detail(f, format_args!("token endpoint answered {}", status.as_u16()))?;
+            }
+            (None, None) => {}
         }
         if let Some(code) = &self.0.oauth_error {
             detail(f, format_args!("error {code}"))?;

@@ -1,4 +1,4 @@
-//! What a session did, told to listeners and to `tracing`. Nothing here can change what happens.
+//! What a session did, told to its listeners. Nothing here can change what happens.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -13,26 +13,32 @@ use crate::error::Error;
 /// Something that a session did. Told to the listeners of
 /// [`SessionBuilder::on_event`](crate::SessionBuilder::on_event), and to `tracing` under the target
 /// `reqwest_reauth`.
+///
+/// Variants may get more fields: match them with `..`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
     /// The API replaced the token through the response header.
+    #[non_exhaustive]
     Captured {
         /// The session's generation with the new token.
         generation: u64,
     },
     /// An answer carried the header, and it was not taken.
+    #[non_exhaustive]
     CaptureIgnored {
         /// Why not.
         reason: CaptureIgnored,
     },
     /// A refresh begins. Unless a new login or a logout overtakes it, `Refreshed` or
     /// `RefreshFailed` follows.
+    #[non_exhaustive]
     RefreshStarted {
         /// The generation to be renewed.
         generation: u64,
     },
     /// An attempt of the refresh failed, and another follows.
+    #[non_exhaustive]
     RefreshRetrying {
         /// The attempt that failed, from 1.
         attempt: u32,
@@ -42,6 +48,7 @@ pub enum Event {
         status: Option<StatusCode>,
     },
     /// A refresh brought a token.
+    #[non_exhaustive]
     Refreshed {
         /// The session's generation with the new token.
         generation: u64,
@@ -49,11 +56,13 @@ pub enum Event {
         attempts: u32,
     },
     /// A refresh ended without a token.
+    #[non_exhaustive]
     RefreshFailed {
         /// Why.
         error: Error,
     },
     /// A rejected request was sent again.
+    #[non_exhaustive]
     Replayed {
         /// The generation it was sent again with.
         generation: u64,
@@ -61,12 +70,44 @@ pub enum Event {
         status: StatusCode,
     },
     /// A rejected request was not sent again.
+    #[non_exhaustive]
     NotReplayed {
         /// Why not.
         reason: NotReplayed,
     },
     /// The token store failed. The request goes on.
+    #[non_exhaustive]
     StoreFailed {
+        /// Why.
+        error: Error,
+    },
+    /// A request to an origin of the session brought an `Authorization` header of its own, and was
+    /// sent as it is: the session did nothing for it.
+    #[non_exhaustive]
+    CallerAuthorization {},
+    /// A login that another process had stored took the place of one that was over.
+    #[non_exhaustive]
+    StoredLoginAdopted {
+        /// The session's generation with the stored token.
+        generation: u64,
+    },
+    /// The store holds a login that is bound to another key than the session's, and that is not
+    /// used (RFC 7800).
+    #[non_exhaustive]
+    StoredLoginIgnored {
+        /// The thumbprint (RFC 7638) of the key that the stored login is bound to.
+        thumbprint: String,
+    },
+    /// The first refresher had nothing to ask with, or its login was over, and the other one is
+    /// asked.
+    #[non_exhaustive]
+    FellBack {
+        /// Why the first one was of no use.
+        error: Arc<str>,
+    },
+    /// A logout could not revoke a token at the authorization server. The logout stands.
+    #[non_exhaustive]
+    RevocationFailed {
         /// Why.
         error: Error,
     },
@@ -112,135 +153,12 @@ impl Listeners {
     }
 
     /// Tells everybody. Never call it with a lock held: a listener may use the session.
-    pub(crate) fn emit(&self, event: &Event) {
-        event.trace();
+    /// `panicked` is called for each listener that panics: an observer cannot change what happens.
+    pub(crate) fn emit(&self, event: &Event, panicked: impl Fn()) {
         for listener in &self.0 {
-            // A listener's panic is its own: an observer cannot change what happens.
             if catch_unwind(AssertUnwindSafe(|| listener(event))).is_err() {
-                tracing::error!(target: "reqwest_reauth", "an event listener panicked");
+                panicked();
             }
-        }
-    }
-}
-
-impl Event {
-    fn trace(&self) {
-        match self {
-            Event::Captured { generation } => {
-                tracing::debug!(target: "reqwest_reauth", generation, "token captured");
-            }
-            Event::CaptureIgnored { reason } => {
-                tracing::debug!(target: "reqwest_reauth", ?reason, "token header ignored");
-            }
-            Event::RefreshStarted { generation } => {
-                tracing::debug!(target: "reqwest_reauth", generation, "token refresh started");
-            }
-            Event::RefreshRetrying { attempt, delay, status } => {
-                let status = status.map(|status| status.as_u16());
-                tracing::warn!(target: "reqwest_reauth", attempt, ?delay, status, "token refresh attempt failed");
-            }
-            Event::Refreshed { generation, attempts } => {
-                tracing::info!(target: "reqwest_reauth", generation, attempts, "token refreshed");
-            }
-            Event::RefreshFailed { error } => {
-                tracing::warn!(target: "reqwest_reauth", %error, "token refresh failed");
-            }
-            Event::Replayed { generation, status } => {
-                tracing::debug!(target: "reqwest_reauth", generation, status = status.as_u16(), "request replayed");
-            }
-            Event::NotReplayed { reason } => {
-                tracing::debug!(target: "reqwest_reauth", ?reason, "rejected request not replayed");
-            }
-            Event::StoreFailed { error } => {
-                let cause = std::error::Error::source(error).map(tracing::field::display);
-                tracing::warn!(target: "reqwest_reauth", %error, cause, "token store failed");
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        io,
-        sync::{Mutex, MutexGuard, PoisonError},
-    };
-
-    use super::*;
-    use crate::error::ErrorKind;
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl Log {
-        fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner)
-        }
-    }
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.lock().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn each_event_is_a_line_for_tracing() {
-        let error = || Error::new(ErrorKind::Store, "the cause");
-        let delay = Duration::from_secs(2);
-        let status = StatusCode::BAD_GATEWAY;
-        let table = [
-            (
-                Event::Captured { generation: 7 },
-                "DEBUG reqwest_reauth: token captured generation=7",
-            ),
-            (
-                Event::CaptureIgnored { reason: CaptureIgnored::Malformed },
-                "DEBUG reqwest_reauth: token header ignored reason=Malformed",
-            ),
-            (
-                Event::RefreshStarted { generation: 7 },
-                "DEBUG reqwest_reauth: token refresh started generation=7",
-            ),
-            (
-                Event::RefreshRetrying { attempt: 1, delay, status: Some(status) },
-                "WARN reqwest_reauth: token refresh attempt failed attempt=1 delay=2s status=502",
-            ),
-            (
-                Event::Refreshed { generation: 8, attempts: 2 },
-                "INFO reqwest_reauth: token refreshed generation=8 attempts=2",
-            ),
-            (
-                Event::RefreshFailed { error: error() },
-                "WARN reqwest_reauth: token refresh failed error=the token store failed",
-            ),
-            (
-                Event::Replayed { generation: 8, status },
-                "DEBUG reqwest_reauth: request replayed generation=8 status=502",
-            ),
-            (
-                Event::NotReplayed { reason: NotReplayed::RuledOut },
-                "DEBUG reqwest_reauth: rejected request not replayed reason=RuledOut",
-            ),
-            (
-                Event::StoreFailed { error: error() },
-                "WARN reqwest_reauth: token store failed error=the token store failed cause=the cause",
-            ),
-        ];
-        for (event, line) in table {
-            let log = Log::default();
-            let to = log.clone();
-            let subscriber = tracing_subscriber::fmt()
-                .with_max_level(tracing::Level::DEBUG)
-                .with_ansi(false)
-                .without_time();
-            let subscriber = subscriber.with_writer(move || to.clone()).finish();
-            tracing::subscriber::with_default(subscriber, || Listeners::default().emit(&event));
-            assert_eq!(String::from_utf8_lossy(&log.lock()).trim(), line);
         }
     }
 }

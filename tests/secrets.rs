@@ -88,7 +88,7 @@ fn builder(origin: &str) -> SessionBuilder {
 
 fn show_event(event: &Event) {
     show(event);
-    if let Event::RefreshFailed { error } | Event::StoreFailed { error } = event {
+    if let Event::RefreshFailed { error, .. } | Event::StoreFailed { error, .. } = event {
         show_error(error);
     }
 }

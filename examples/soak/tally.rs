@@ -50,7 +50,7 @@ impl Tally {
         match event {
             Event::Refreshed { .. } => _ = self.refreshes.fetch_add(1, Ordering::Relaxed),
             Event::RefreshRetrying { .. } => _ = self.retries.fetch_add(1, Ordering::Relaxed),
-            Event::RefreshFailed { error } if error.oauth_error() == Some("invalid_grant") => {
+            Event::RefreshFailed { error, .. } if error.oauth_error() == Some("invalid_grant") => {
                 self.invalid_grants.fetch_add(1, Ordering::Relaxed);
             }
             _ => {}

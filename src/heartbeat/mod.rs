@@ -58,6 +58,7 @@ use self::worker::{Beat, Rule, Worker};
 use crate::{
     error::{Error, ErrorKind},
     session::Session,
+    telemetry::Telemetry,
 };
 
 /// Settings of a heartbeat.
@@ -193,6 +194,7 @@ impl Heartbeat {
             client: self.client,
             beat: self.beat,
             session,
+            telemetry: Telemetry::new(None),
             every: self.every,
             timeout: self.timeout,
             max_failures: self.max_failures,

@@ -24,7 +24,7 @@ use crate::{
     error::{Error, ErrorKind},
     outcome::Outcome,
     session::Session,
-    telemetry,
+    telemetry::{BeatTold, Telemetry},
     time::within,
 };
 
@@ -42,6 +42,8 @@ pub(super) struct Worker {
     pub(super) client: ClientWithMiddleware,
     pub(super) beat: Beat,
     pub(super) session: Option<Session>,
+    /// For a heartbeat without a session.
+    pub(super) telemetry: Telemetry,
     pub(super) every: Duration,
     pub(super) timeout: Duration,
     pub(super) max_failures: Option<u32>,
@@ -160,7 +162,6 @@ impl Worker {
             ),
             Beaten::Failed { status, why } => (status, Some(why), None),
         };
-        telemetry::beat(failure.as_ref().map(Failure::name), took);
         let mut failures = 0;
         self.health.send_modify(|health| {
             health.beats = health.beats.saturating_add(1);
@@ -175,12 +176,10 @@ impl Worker {
             }
             failures = health.consecutive_failures;
         });
-        let status = status.as_ref().map(StatusCode::as_u16);
-        if let Some(error) = &failure {
-            tracing::warn!(target: "reqwest_reauth", status, failures, %error, "heartbeat failed");
-        } else {
-            tracing::debug!(target: "reqwest_reauth", status, "heartbeat");
-        }
+        let text = failure.as_ref().map(ToString::to_string).unwrap_or_default();
+        let failed = failure.as_ref().map(|failure| (failure.name(), text.as_str()));
+        let telemetry = self.session.as_ref().map_or(&self.telemetry, Session::telemetry);
+        telemetry.beat(&BeatTold { status, failures, failure: failed, took });
         verdict(failure.as_ref(), told, failures, self.max_failures)
     }
 }

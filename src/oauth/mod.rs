@@ -202,7 +202,8 @@ impl OAuthRefresh {
 impl Refresher for OAuthRefresh {
     async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
         let endpoint = self.0.checked()?;
-        Attempts::new(&self.0, endpoint.clone(), flight)?.run().await
+        let tokens = Attempts::new(&self.0, endpoint.clone(), flight)?.run().await;
+        tokens.map_err(|error| error.with_token_endpoint(|| host_and_port(endpoint)))
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -223,6 +224,15 @@ impl fmt::Debug for OAuthRefresh {
             .as_ref()
             .map_or_else(|_| String::from("invalid"), |url| url.origin().ascii_serialization());
         f.debug_struct("OAuthRefresh").field("origin", &origin).finish_non_exhaustive()
+    }
+}
+
+/// What errors call a token endpoint. Its path and query may carry a tenant or a key.
+fn host_and_port(endpoint: &Url) -> Arc<str> {
+    let host = endpoint.host_str().unwrap_or_default();
+    match endpoint.port_or_known_default() {
+        Some(port) => format!("{host}:{port}").into(),
+        None => host.into(),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     policy::{Origin, Verdict},
     refresher::Refresher,
     store::TokenStore,
+    telemetry::Telemetry,
     token::{Arrival, Tokens},
 };
 
@@ -29,6 +30,7 @@ pub enum OnRefreshFailure {
 /// | setting | default |
 /// | --- | --- |
 /// | [`origin`](Self::origin) | none: at least one is required |
+/// | [`name`](Self::name) | none |
 /// | [`refresher`](Self::refresher) | none: tokens come only from the response header and from [`Session::replace_tokens`] |
 /// | [`store`](Self::store) | none: tokens live as long as the process |
 /// | [`capture_header`](Self::capture_header) | `Refreshed-API-Token` |
@@ -43,6 +45,7 @@ pub enum OnRefreshFailure {
 #[must_use]
 pub struct SessionBuilder {
     tokens: Tokens,
+    name: Option<String>,
     origins: Vec<String>,
     refresher: Option<Box<dyn Refresher>>,
     store: Option<Box<dyn TokenStore>>,
@@ -62,6 +65,7 @@ impl SessionBuilder {
     pub(super) fn new(tokens: Tokens) -> Self {
         Self {
             tokens,
+            name: None,
             origins: Vec::new(),
             refresher: None,
             store: None,
@@ -76,6 +80,15 @@ impl SessionBuilder {
             replay_if: None,
             allow_plain_http: false,
         }
+    }
+
+    /// What the session is called in logs and metrics: the field `session` of every `tracing`
+    /// event and the label `reauth.session` of every metric, the heartbeat's included. Default:
+    /// none, and neither is there. Give each login a name of its own, and not one for each task:
+    /// metrics keep a series for each name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
     }
 
     /// Adds an origin that the token may be sent to: scheme, host and port of this URL, compared
@@ -224,6 +237,7 @@ impl SessionBuilder {
                 .store
                 .map(|store| Box::new(StoreSync::new(store, self.store_timeout, given))),
             listeners: self.listeners,
+            telemetry: Telemetry::new(self.name),
             capture_header: self.capture_header,
             refresh_ahead: self.refresh_ahead,
             cooldown: self.cooldown,

@@ -38,7 +38,7 @@ use crate::{
     event::{Event, Listeners},
     policy::{Origin, Verdict},
     refresher::Refresher,
-    telemetry,
+    telemetry::Telemetry,
     time::within,
     token::{AccessToken, Arrival, Lifetime, Tokens},
 };
@@ -62,6 +62,7 @@ struct Inner {
     refresher: Option<Box<dyn Refresher>>,
     store: Option<Box<StoreSync>>,
     listeners: Listeners,
+    telemetry: Telemetry,
     capture_header: HeaderName,
     refresh_ahead: Option<Duration>,
     cooldown: Duration,
@@ -84,6 +85,12 @@ impl Session {
     pub fn tokens(&self) -> Option<Tokens> {
         let state = self.load();
         state.has_tokens().then(|| state.tokens())
+    }
+
+    /// What the session is called in logs and metrics
+    /// ([`SessionBuilder::name`](crate::SessionBuilder::name)); `None` if it has no name.
+    pub fn name(&self) -> Option<&str> {
+        self.telemetry().name()
     }
 
     /// A counter that rises each time the access token changes.
@@ -223,8 +230,13 @@ impl Session {
     }
 
     pub(crate) fn emit(&self, event: &Event) {
-        telemetry::event(event);
-        self.0.listeners.emit(event);
+        let telemetry = self.telemetry();
+        telemetry.event(event);
+        self.0.listeners.emit(event, || telemetry.listener_panicked());
+    }
+
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.0.telemetry
     }
 
     pub(crate) fn capture_header(&self) -> &HeaderName {
@@ -287,6 +299,7 @@ fn can_refresh(refresher: &dyn Refresher, tokens: &Tokens) -> bool {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
+            .field("name", &self.name())
             .field("generation", &self.generation())
             .field("state", &self.state())
             .field("origins", &self.0.origins)

@@ -397,6 +397,9 @@ fn cooling_down(cause: &Error) -> Error {
     if let Some(wait) = cause.retry_after() {
         error = error.with_retry_after(wait);
     }
+    if let Some(host) = cause.token_endpoint() {
+        error = error.with_token_endpoint(|| std::sync::Arc::clone(host));
+    }
     error
 }
 

@@ -95,6 +95,8 @@ impl Session {
         state.renewable = self.0.is_renewable(&state);
         let state = Arc::new(state);
         self.0.current.store(Arc::clone(&state));
+        #[cfg(feature = "metrics")]
+        self.telemetry().state(Some(state.public(Instant::now())));
         self.tell_subscribers(&state, false);
         result
     }

@@ -34,7 +34,7 @@ fn token(session: &Session) -> String {
 
 fn ignored(events: &Events) -> Vec<CaptureIgnored> {
     let reason = |event| match event {
-        Event::CaptureIgnored { reason } => Some(reason),
+        Event::CaptureIgnored { reason, .. } => Some(reason),
         _ => None,
     };
     events.all().into_iter().filter_map(reason).collect()

@@ -545,7 +545,7 @@ async fn a_store_that_is_down_fails_no_request() {
     let heard = Arc::clone(&failures);
     let session = session(server.login(), server.origin(), "alone").store(store.clone()).on_event(
         move |event| {
-            if let Event::StoreFailed { error } = event {
+            if let Event::StoreFailed { error, .. } = event {
                 heard.lock().unwrap().push(error.kind());
             }
         },

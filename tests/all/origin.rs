@@ -184,7 +184,7 @@ async fn a_redirect_elsewhere_moves_no_token() {
             assert!(
                 matches!(
                     &all[..],
-                    [Event::CaptureIgnored { reason: CaptureIgnored::UntrustedOrigin }]
+                    [Event::CaptureIgnored { reason: CaptureIgnored::UntrustedOrigin, .. }]
                 ),
                 "{status} {path}: {all:?}"
             );

@@ -176,7 +176,7 @@ async fn a_streamed_body_is_sent_once_and_whole() {
     assert_eq!(
         events.count(|event| matches!(
             event,
-            Event::NotReplayed { reason: NotReplayed::BodyNotReplayable }
+            Event::NotReplayed { reason: NotReplayed::BodyNotReplayable, .. }
         )),
         1
     );
@@ -315,7 +315,7 @@ async fn a_rule_of_the_user_can_forbid_the_replay() {
         assert_eq!(
             events.count(|event| matches!(
                 event,
-                Event::NotReplayed { reason: NotReplayed::RuledOut }
+                Event::NotReplayed { reason: NotReplayed::RuledOut, .. }
             )),
             usize::from(!replayed)
         );
@@ -396,7 +396,7 @@ async fn a_replay_that_is_refused_again_is_the_end() {
     assert_eq!(
         events.count(|event| matches!(
             event,
-            Event::NotReplayed { reason: NotReplayed::AlreadyReplayed }
+            Event::NotReplayed { reason: NotReplayed::AlreadyReplayed, .. }
         )),
         1
     );

@@ -385,11 +385,11 @@ async fn a_listeners_panic_changes_nothing() {
 
 fn name(event: &Event) -> String {
     match event {
-        Event::RefreshStarted { generation } => format!("started {generation}"),
-        Event::Refreshed { generation, attempts } => {
+        Event::RefreshStarted { generation, .. } => format!("started {generation}"),
+        Event::Refreshed { generation, attempts, .. } => {
             format!("refreshed {generation} after {attempts}")
         }
-        Event::Replayed { generation, status } => {
+        Event::Replayed { generation, status, .. } => {
             format!("replayed {generation}: {}", status.as_u16())
         }
         other => format!("{other:?}"),
@@ -536,7 +536,7 @@ async fn a_refresh_names_its_generation() {
     session.refresh().await.unwrap();
     session.refresh().await.unwrap();
     let begun = |event: &Event| {
-        if let Event::RefreshStarted { generation } = event { Some(*generation) } else { None }
+        if let Event::RefreshStarted { generation, .. } = event { Some(*generation) } else { None }
     };
     assert_eq!(events.all().iter().filter_map(begun).collect::<Vec<_>>(), [1, 2]);
 }

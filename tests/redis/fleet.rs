@@ -40,7 +40,7 @@ fn counting_failures(session: SessionBuilder) -> (SessionBuilder, Arc<Mutex<Vec<
     let failures = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&failures);
     let session = session.on_event(move |event| {
-        if let Event::StoreFailed { error } = event {
+        if let Event::StoreFailed { error, .. } = event {
             heard.lock().unwrap().push(error.kind());
         }
     });

@@ -200,7 +200,7 @@ async fn serve(session: SessionBuilder, api: &str) {
     let session = session.on_event(move |event| match event {
         Event::Refreshed { attempts: 0, .. } => drop(counts.1.fetch_add(1, SeqCst)),
         Event::Refreshed { .. } => drop(counts.0.fetch_add(1, SeqCst)),
-        Event::RefreshFailed { error } | Event::StoreFailed { error } => {
+        Event::RefreshFailed { error, .. } | Event::StoreFailed { error, .. } => {
             say(format_args!("failed: {error:?}"));
         }
         _ => {}
@@ -258,7 +258,7 @@ async fn stall(session: SessionBuilder, api: &str) {
     let refresher =
         OAuthRefresh::new(format!("{api}/oauth/token")).client_id("fleet").param(NAME, "stalled");
     let session = session.refresher(Stalling(refresher)).on_event(|event| match event {
-        Event::StoreFailed { error } => {
+        Event::StoreFailed { error, .. } => {
             say(format_args!("store failed: {}", std::error::Error::source(error).unwrap()));
         }
         Event::Refreshed { attempts, .. } => say(format_args!("refreshed after {attempts} calls")),

@@ -17,7 +17,7 @@ use super::{
     known::Known,
 };
 use crate::{
-    catch_panic::catch_panic,
+    catch_panic::{StorePanicked, catch_panic},
     error::{Error, ErrorKind},
     event::Event,
     store::{StoreLock, TokenStore},
@@ -295,5 +295,5 @@ impl StoreSync {
 }
 
 fn panicked() -> Error {
-    Error::new(ErrorKind::Store, "the store panicked")
+    Error::new(ErrorKind::Store, StorePanicked)
 }

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    telemetry,
     time::within,
 };
 
@@ -67,7 +66,7 @@ impl Session {
     pub(crate) async fn wait(&self, waiter: &Waiter) -> Result<Ending, Error> {
         let begun = Instant::now();
         let outcome = self.outcome_of(&waiter.in_flight).await;
-        telemetry::wait(begun.elapsed());
+        self.telemetry().wait(begun.elapsed());
         if outcome.is_err() {
             let state = self.load();
             if state.generation != waiter.generation

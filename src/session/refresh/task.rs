@@ -19,7 +19,6 @@ use crate::{
     error::{Error, ErrorKind},
     event::Event,
     refresher::RefreshLog,
-    telemetry,
     time::Limit,
     token::Arrival,
 };
@@ -58,8 +57,8 @@ async fn run(guard: Guard) {
         Err(_) => Err(progress.cut_short()),
     };
     match &outcome {
-        Ok(Ending::Refreshed) => telemetry::flight(None, begun.elapsed()),
-        Err(error) => telemetry::flight(Some(error), begun.elapsed()),
+        Ok(Ending::Refreshed) => session.telemetry().refresh(None, begun.elapsed()),
+        Err(error) => session.telemetry().refresh(Some(error), begun.elapsed()),
         Ok(Ending::Superseded) => {}
     }
     guard.finish(outcome);
