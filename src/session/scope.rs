@@ -6,12 +6,13 @@
 //! all that a request needs of it.
 
 use std::{
-    future::{Future, poll_fn},
-    pin::pin,
+    future::Future,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
 };
 
+use pin_project_lite::pin_project;
 use task_local_extensions::{get_local_item, set_local_item};
 use tokio::task;
 
@@ -71,20 +72,32 @@ impl Session {
     /// Scopes nest: the inner one holds while it runs. Items that others keep in
     /// `task-local-extensions` stay visible.
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
-        let session = self.clone();
-        async move {
-            let mut future = pin!(future);
-            poll_fn(|context| {
-                let _restore = Restore::entering(&session);
-                future.as_mut().poll(context)
-            })
-            .await
-        }
+        Scoped { session: self.clone(), future }
     }
 
     /// The session of the innermost [`scope`](Self::scope) that is running on this task.
     pub fn current() -> Option<Session> {
         Slot::here().and_then(|slot| slot.session())
+    }
+}
+
+pin_project! {
+    /// A future in its session's scope. It holds the future once: an `async` block would hold what
+    /// it captures and what it pins, at twice the size.
+    struct Scoped<F> {
+        session: Session,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Scoped<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _restore = Restore::entering(this.session);
+        this.future.poll(context)
     }
 }
 

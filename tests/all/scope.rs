@@ -1,7 +1,5 @@
 //! `Session::scope`: the task's session, for that future alone, at every poll.
 
-// Helpers of tests may unwrap as tests do.
-
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
@@ -623,4 +621,18 @@ fn random_programs_see_what_they_should() {
         }
         assert_eq!(here(), None, "seed {seed}");
     }
+}
+
+#[tokio::test]
+async fn a_scope_is_little_larger_than_its_future() {
+    let session = session("a");
+    let future = async {
+        let large = [7_u8; 1024];
+        yield_now().await;
+        large.len()
+    };
+    let inside = size_of_val(&future);
+    let scoped = session.scope(future);
+    assert!(size_of_val(&scoped) <= inside + 32, "{} around {inside}", size_of_val(&scoped));
+    assert_eq!(scoped.await, 1024);
 }
