@@ -2,6 +2,8 @@
 //! can do to a request.
 #![allow(clippy::unwrap_used)] // helpers outside of test functions
 
+mod redirect;
+
 use std::{
     collections::VecDeque,
     net::Ipv4Addr,
@@ -11,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Version, header};
+use rcgen::{CertifiedKey, KeyPair};
 use reqwest::{Certificate, ClientBuilder as HttpBuilder, retry};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
@@ -158,16 +161,8 @@ struct Script {
 
 impl Front {
     async fn before(server: &AuthServer, protocol: &'static str) -> Self {
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-        let mut tls = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        tls.alpn_protocols = vec![protocol.into()];
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        let made = self_signed();
+        let acceptor = acceptor(&made, protocol);
 
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let origin = format!("https://{}", listener.local_addr().unwrap());
@@ -248,6 +243,22 @@ impl Front {
     fn connections(&self) -> usize {
         self.script.lock().unwrap().connections
     }
+}
+
+fn self_signed() -> CertifiedKey<KeyPair> {
+    rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap()
+}
+
+fn acceptor(made: &CertifiedKey<KeyPair>, protocol: &str) -> TlsAcceptor {
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let mut tls = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    tls.alpn_protocols = vec![protocol.into()];
+    TlsAcceptor::from(Arc::new(tls))
 }
 
 fn client(session: &Session, http: reqwest::Client) -> ClientWithMiddleware {
