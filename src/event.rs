@@ -114,7 +114,7 @@ pub enum Event {
 }
 
 /// Why a token in a response header was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CaptureIgnored {
     /// The answer came from somewhere that is none of the session's origins, e.g. after a redirect.
@@ -130,7 +130,7 @@ pub enum CaptureIgnored {
 }
 
 /// Why a rejected request was not sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NotReplayed {
     /// Its body is a stream, and no [`ReplayBody`](crate::ReplayBody) can make a fresh one.

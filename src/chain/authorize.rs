@@ -33,7 +33,7 @@ use crate::{anonymous::Anonymous, error::Error, session::State};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Authorize {
     source: SessionSource,
 }

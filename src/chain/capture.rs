@@ -23,7 +23,7 @@ use crate::{
 ///
 /// Unlike [`Refresh`](super::Refresh) it never asks for a token. It needs
 /// [`Authorize`](super::Authorize) below it, which notes what was sent.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Capture {
     source: SessionSource,
 }

@@ -27,7 +27,7 @@ use crate::{
 ///
 /// When the refresh fails, the caller gets an [`Error`] that names both what the API and what the
 /// token endpoint answered, or with [`OnRefreshFailure::ReturnResponse`] the API's own answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Refresh {
     source: SessionSource,
 }

@@ -32,7 +32,7 @@ const DRAIN_TIME: Duration = Duration::from_millis(100);
 /// Every method is sent again: a rejection means that the request was not executed.
 /// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) can say no. A buffered body is
 /// shared with the copy. A streamed one is sent once, and never again without a [`ReplayBody`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Replay {
     source: SessionSource,
 }

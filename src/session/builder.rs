@@ -16,10 +16,11 @@ use crate::{
 };
 
 /// What a request's caller gets when its token was rejected and could not be renewed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnRefreshFailure {
     /// The typed [`Error`](crate::Error).
+    #[default]
     ReturnError,
     /// The API's own answer, with the error in its [`Outcome`](crate::Outcome).
     ReturnResponse,

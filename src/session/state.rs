@@ -3,7 +3,7 @@
 //! A [`State`] is immutable once published: requests read it with one atomic load, writers publish
 //! a changed copy.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -17,7 +17,7 @@ use crate::{
 const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
 
 /// What a session is doing. See [`Session::state`](super::Session::state).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SessionState {
     /// It has a token, or can get one.
@@ -32,6 +32,19 @@ pub enum SessionState {
     LoginRequired,
     /// The session was closed.
     Closed,
+}
+
+/// In words, for logs: `cooling down`.
+impl fmt::Display for SessionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Refreshing => "refreshing",
+            Self::CoolingDown => "cooling down",
+            Self::LoginRequired => "login required",
+            Self::Closed => "closed",
+        })
+    }
 }
 
 #[derive(Clone)]

@@ -74,6 +74,8 @@ impl PartialEq for AccessToken {
     }
 }
 
+impl Eq for AccessToken {}
+
 impl fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AccessToken(..)")
@@ -109,6 +111,8 @@ impl PartialEq for RefreshToken {
         Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
     }
 }
+
+impl Eq for RefreshToken {}
 
 impl fmt::Debug for RefreshToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,6 +8,7 @@ mod support;
 #[path = "../support/workers.rs"]
 mod workers;
 
+mod api;
 mod auth_server;
 mod cancel;
 mod capture;
