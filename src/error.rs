@@ -1,7 +1,7 @@
 //! One error for the whole crate: opaque, typed by [`ErrorKind`], with what the API and the token
 //! endpoint said kept apart.
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use reqwest_retry::RetryError;
@@ -65,6 +65,8 @@ pub enum ErrorKind {
     /// The session was closed: no token is sent any more. With an [`api_status`](Error::api_status)
     /// the request had been sent before, and was rejected.
     Closed,
+    /// The URL is not of an origin of the session, so that no credential is given for it.
+    UntrustedOrigin,
     /// A refresher panicked, or the runtime that ran the refresh was shut down. The next request
     /// starts afresh.
     Internal,
@@ -120,13 +122,20 @@ impl Error {
         self
     }
 
+    /// The `error` code of RFC 6749 §5.2 that the token endpoint responded with. It is cut to 256
+    /// characters, and control and non-ASCII characters are escaped.
+    pub fn with_oauth_error(self, code: impl Into<String>) -> Self {
+        self.with_escaped_oauth_error(&printable(&code.into()))
+    }
+
     /// Bounded and escaped by the caller ([`printable`]).
-    pub(crate) fn with_oauth_error(mut self, code: &str) -> Self {
+    pub(crate) fn with_escaped_oauth_error(mut self, code: &str) -> Self {
         self.0.oauth_error = Some(code.into());
         self
     }
 
-    pub(crate) fn with_api_status(mut self, status: StatusCode) -> Self {
+    /// The status with which the API rejected the request.
+    pub fn with_api_status(mut self, status: StatusCode) -> Self {
         self.0.api_status = Some(status);
         self
     }
@@ -164,8 +173,14 @@ impl Error {
         self.0.nothing_to_ask_with
     }
 
-    /// Finds this crate's error in the one that a request returned, also under the wrappers of
-    /// `reqwest-retry` and `anyhow`.
+    /// Finds this crate's error in the one that a request returned, or in any other error that has
+    /// it inside. If there are several, the outermost is found.
+    ///
+    /// It follows [`source`](StdError::source), and looks into wrappers that skip their content
+    /// there: `std::io::Error`, `reqwest_retry::RetryError`, the `anyhow::Error` in a
+    /// [`reqwest_middleware::Error`], and `Arc` and `Box` of these. For a `Box<dyn Error>` write
+    /// `Error::find_in(&*boxed)`, for an `anyhow::Error` `Error::find_in(error.as_ref())`. An
+    /// `anyhow::Error` that was converted to a `Box<dyn Error>` hides its content for good.
     ///
     /// ```no_run
     /// # async fn f(client: reqwest_middleware::ClientWithMiddleware) {
@@ -174,31 +189,14 @@ impl Error {
     /// if let Err(error) = client.get("https://api.example.com/jobs").send().await {
     ///     match Error::find_in(&error).map(Error::kind) {
     ///         Some(ErrorKind::LoginRequired) => println!("please sign in again"),
-    ///         Some(kind) => println!("no token for now: {kind:?}"),
+    ///         Some(kind) => println!("no token for now: {kind}"),
     ///         None => println!("the request itself failed: {error}"),
     ///     }
     /// }
     /// # }
     /// ```
-    pub fn find_in(error: &reqwest_middleware::Error) -> Option<&Error> {
-        match error {
-            reqwest_middleware::Error::Middleware(inner) => inner.chain().find_map(Self::find_at),
-            reqwest_middleware::Error::Reqwest(_) => None,
-        }
-    }
-
-    // A transparent wrapper's `source()` skips the wrapped error itself, so each link is opened by
-    // its type.
-    fn find_at<'a>(link: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
-        if let Some(found) = link.downcast_ref::<Error>() {
-            return Some(found);
-        }
-        if let Some(RetryError::Error(err) | RetryError::WithRetries { err, .. }) =
-            link.downcast_ref()
-        {
-            return Self::find_in(err);
-        }
-        link.downcast_ref::<reqwest_middleware::Error>().and_then(Self::find_in)
+    pub fn find_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e Error> {
+        find(error, LONGEST_CHAIN)
     }
 
     /// What went wrong.
@@ -256,22 +254,29 @@ impl Error {
     }
 }
 
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InvalidToken => "invalid token",
+            Self::InvalidConfig => "invalid configuration",
+            Self::LoginRequired => "a new login is required",
+            Self::ClientRejected => "the token endpoint rejected the client",
+            Self::Unavailable => "the token endpoint is unavailable",
+            Self::BadResponse => "the token endpoint's answer was unusable",
+            Self::CoolingDown => "a token refresh failed a moment ago",
+            Self::TimedOut => "the request timed out while it waited for a token refresh",
+            Self::NoSession => "no session in this task's scope",
+            Self::Store => "the token store failed",
+            Self::Closed => "the session is closed",
+            Self::Internal => "the token refresh broke off",
+            Self::UntrustedOrigin => "the URL is of no origin of the session",
+        })
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0.kind {
-            ErrorKind::InvalidToken => "invalid token",
-            ErrorKind::InvalidConfig => "invalid configuration",
-            ErrorKind::LoginRequired => "a new login is required",
-            ErrorKind::ClientRejected => "the token endpoint rejected the client",
-            ErrorKind::Unavailable => "the token endpoint is unavailable",
-            ErrorKind::BadResponse => "the token endpoint's answer was unusable",
-            ErrorKind::CoolingDown => "a token refresh failed a moment ago",
-            ErrorKind::TimedOut => "the request timed out while it waited for a token refresh",
-            ErrorKind::NoSession => "no session in this task's scope",
-            ErrorKind::Store => "the token store failed",
-            ErrorKind::Closed => "the session is closed",
-            ErrorKind::Internal => "the token refresh broke off",
-        })?;
+        self.0.kind.fmt(f)?;
         let mut separator = " (";
         let mut detail = |f: &mut fmt::Formatter<'_>, text: fmt::Arguments<'_>| {
             f.write_str(std::mem::replace(&mut separator, ", "))?;
@@ -352,6 +357,43 @@ impl From<Error> for reqwest_middleware::Error {
     }
 }
 
+/// More links than any real chain of errors has.
+const LONGEST_CHAIN: usize = 128;
+
+/// `left` bounds the links, since `source()` is somebody else's code.
+fn find<'e>(link: &'e (dyn StdError + 'static), left: usize) -> Option<&'e Error> {
+    let left = left.checked_sub(1)?;
+    if let Some(found) = content::<Error>(link) {
+        return Some(found);
+    }
+    let hidden: Option<&'e (dyn StdError + 'static)> = if let Some(error) =
+        content::<reqwest_middleware::Error>(link)
+    {
+        // A transparent wrapper's `source()` skips the wrapped error itself.
+        Some(match error {
+            reqwest_middleware::Error::Middleware(inner) => inner.as_ref(),
+            reqwest_middleware::Error::Reqwest(inner) => inner,
+        })
+    } else if let Some(RetryError::Error(err) | RetryError::WithRetries { err, .. }) = content(link)
+    {
+        Some(err)
+    } else if let Some(error) = content::<io::Error>(link) {
+        error.get_ref().map(|inner| inner as &(dyn StdError + 'static))
+    } else if let Some(error) = link.downcast_ref::<Arc<dyn StdError + Send + Sync>>() {
+        Some(&**error)
+    } else {
+        None
+    };
+    find(hidden.or_else(|| link.source())?, left)
+}
+
+/// The link itself, or what it has in an `Arc` or a `Box`, whose `source()` skips it.
+fn content<'e, E: StdError + 'static>(link: &'e (dyn StdError + 'static)) -> Option<&'e E> {
+    link.downcast_ref::<E>()
+        .or_else(|| link.downcast_ref::<Arc<E>>().map(AsRef::as_ref))
+        .or_else(|| link.downcast_ref::<Box<E>>().map(AsRef::as_ref))
+}
+
 /// Text from a server, safe to print: at most 256 characters, control and non-ASCII characters
 /// escaped.
 pub(crate) fn printable(text: &str) -> String {
@@ -398,6 +440,78 @@ mod tests {
         }
         let other = reqwest_middleware::Error::Middleware(anyhow::anyhow!("other"));
         assert!(Error::find_in(&other).is_none());
+    }
+
+    /// A stranger's error, with its cause where `source()` finds it.
+    #[derive(Debug, thiserror::Error)]
+    #[error("a stranger's")]
+    struct Foreign(#[source] Box<dyn StdError + Send + Sync>);
+
+    #[test]
+    fn is_found_in_anything_that_wraps_it() {
+        let ours = || Error::of(ErrorKind::LoginRequired);
+        let middleware = || reqwest_middleware::Error::from(ours());
+        let retried = || RetryError::WithRetries { retries: 1, err: middleware() };
+        let table: Vec<(&str, Box<dyn StdError + Send + Sync>)> = vec![
+            ("itself", Box::new(ours())),
+            ("arc", Box::new(Arc::new(ours()))),
+            ("box", Box::new(Box::new(ours()))),
+            ("foreign", Box::new(Foreign(Box::new(ours())))),
+            ("foreign, middleware", Box::new(Foreign(Box::new(middleware())))),
+            ("arc of middleware", Box::new(Foreign(Box::new(Arc::new(middleware()))))),
+            ("box of middleware", Box::new(Foreign(Box::new(Box::new(middleware()))))),
+            ("retry", Box::new(Foreign(Box::new(retried())))),
+            ("arc of retry", Box::new(Arc::new(retried()))),
+            ("io", Box::new(io::Error::other(ours()))),
+            ("io of middleware", Box::new(io::Error::other(middleware()))),
+            ("io of io", Box::new(io::Error::other(io::Error::other(Foreign(Box::new(ours())))))),
+            ("arc of io", Box::new(Arc::new(io::Error::other(ours())))),
+            ("arc of any", {
+                let any: Arc<dyn StdError + Send + Sync> = Arc::new(middleware());
+                Box::new(Foreign(Box::new(any)))
+            }),
+        ];
+        for (name, error) in table {
+            let found = Error::find_in(&*error).map(Error::kind);
+            assert_eq!(found, Some(ErrorKind::LoginRequired), "{name}");
+        }
+        let any = anyhow::Error::new(Foreign(Box::new(middleware()))).context("while beating");
+        assert!(Error::find_in(any.as_ref()).is_some());
+        assert!(Error::find_in(&Foreign("other".into())).is_none());
+        assert!(Error::find_in(&io::Error::from(io::ErrorKind::NotFound)).is_none());
+    }
+
+    #[test]
+    fn the_outermost_is_found() {
+        let inner = Error::of(ErrorKind::Unavailable);
+        let outer = Error::new(ErrorKind::CoolingDown, inner);
+        let error = io::Error::other(reqwest_middleware::Error::from(outer));
+        assert_eq!(Error::find_in(&error).map(Error::kind), Some(ErrorKind::CoolingDown));
+    }
+
+    #[test]
+    fn an_endless_chain_ends() {
+        #[derive(Debug)]
+        struct Endless;
+        impl fmt::Display for Endless {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("endless")
+            }
+        }
+        impl StdError for Endless {
+            fn source(&self) -> Option<&(dyn StdError + 'static)> {
+                Some(self)
+            }
+        }
+        assert!(Error::find_in(&Endless).is_none());
+    }
+
+    #[test]
+    fn a_code_is_bounded_and_escaped() {
+        let error = Error::of(ErrorKind::ClientRejected).with_oauth_error("a\u{1b}b");
+        assert_eq!(error.oauth_error(), Some("a\\u{1b}b"));
+        let long = Error::of(ErrorKind::ClientRejected).with_oauth_error("x".repeat(300));
+        assert_eq!(long.oauth_error().map(str::len), Some(256));
     }
 
     #[test]
@@ -468,9 +582,16 @@ mod tests {
         for kind in [Unavailable, BadResponse, TimedOut, Internal, CoolingDown] {
             assert!(Error::of(kind).is_transient(), "{kind:?}");
         }
-        for kind in
-            [InvalidToken, InvalidConfig, LoginRequired, ClientRejected, NoSession, Store, Closed]
-        {
+        for kind in [
+            InvalidToken,
+            InvalidConfig,
+            LoginRequired,
+            ClientRejected,
+            NoSession,
+            Store,
+            Closed,
+            UntrustedOrigin,
+        ] {
             assert!(!Error::of(kind).is_transient(), "{kind:?}");
         }
     }

@@ -30,6 +30,14 @@ pub enum Event {
         /// Why not.
         reason: CaptureIgnored,
     },
+    /// A request to an origin of the session has an `Authorization` header of its own (with
+    /// [`Placement::header`](crate::Placement::header), a header of that name), and was sent with
+    /// that one: nothing is captured, refreshed or replayed for it. Generated clients with a bearer
+    /// field of their own do this. Told for each such request.
+    /// [`SessionBuilder::override_authorization`](crate::SessionBuilder::override_authorization)
+    /// makes the session's token win.
+    #[non_exhaustive]
+    CallerAuthorization {},
     /// A refresh begins. Unless a new login or a logout overtakes it, `Refreshed` or
     /// `RefreshFailed` follows.
     #[non_exhaustive]
@@ -81,10 +89,6 @@ pub enum Event {
         /// Why.
         error: Error,
     },
-    /// A request to an origin of the session brought an `Authorization` header of its own, and was
-    /// sent as it is: the session did nothing for it.
-    #[non_exhaustive]
-    CallerAuthorization {},
     /// A login that another process had stored took the place of one that was over.
     #[non_exhaustive]
     StoredLoginAdopted {

@@ -8,13 +8,14 @@ use url::Url;
 
 pub use crate::oauth::fuzzing::{cookies, retry_after, token_answer};
 use crate::{
-    chain, policy,
+    policy,
     token::{AccessToken, Arrival, Tokens},
 };
 
 /// The token that a response header brings.
 pub fn captured_header(headers: &HeaderMap, name: &HeaderName) -> Option<AccessToken> {
-    chain::token_in(headers.get_all(name)).ok()
+    let channels = policy::Channels::new(vec![name.clone().into()]).ok()?;
+    Some(channels.read(headers, SystemTime::UNIX_EPOCH).ok()??.access)
 }
 
 /// Whether an answer refuses the token.

@@ -102,6 +102,7 @@ mod oauth;
 mod outcome;
 mod policy;
 mod refresher;
+mod retry;
 mod session;
 mod store;
 mod telemetry;
@@ -116,13 +117,16 @@ pub use error::{Error, ErrorKind};
 pub use event::{CaptureIgnored, Event, NotReplayed};
 pub use oauth::OAuthRefresh;
 pub use outcome::Outcome;
-pub use policy::Verdict;
+pub use policy::{CaptureFrom, Placement, Verdict, same_origin_redirects};
 pub use refresher::{RefreshContext, Refresher, refresh_with};
+pub use retry::{AuthRetryStrategy, is_retryable};
 pub use session::{OnRefreshFailure, Session, SessionBuilder, SessionState};
 #[cfg(feature = "redis")]
 pub use store::RedisStore;
 pub use store::{FileStore, MemoryStore, StoreLock, TokenStore};
 pub use token::{AccessToken, RefreshToken, Tokens};
+
+pub use {reqwest, reqwest_middleware};
 
 /// Compiles the README's examples.
 #[cfg(doctest)]

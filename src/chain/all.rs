@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{Extensions, header::AUTHORIZATION};
+use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next, Result};
 use tokio::time::Instant;
@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use super::{
     SessionSource,
     authorize::{self, Signed},
-    capture, refresh,
+    buffer, capture, refresh,
     replay::{self, After, Again, ReplayBody},
-    source::{Found, Handling, Pinned, is_left_alone},
+    source::{Found, Handling, Pinned, has_own_header},
 };
+use crate::anonymous::Anonymous;
 
 /// The four as one: a request that none of them has a question about pays for one future and one
 /// place in the client's list, not for four of both.
@@ -42,6 +43,7 @@ impl Middleware for Chain {
             };
             let limit = request.timeout().copied();
             let mut response = next.clone().run(request, &mut *extensions).await?;
+            signed.check_where_it_went(&response);
             if !signed.needs_note(&response) {
                 if let Found::Brought(_) = signed.session {
                     capture::conceal_own(source, &mut response);
@@ -61,17 +63,19 @@ fn prepare<'a>(
     request: &mut Request,
     extensions: &Extensions,
 ) -> Option<(Again, Signed<'a>)> {
-    if is_left_alone(request, extensions) || extensions.get::<ReplayBody>().is_some() {
+    let (session, origin) = source.for_origin(request, extensions).ok()??;
+    let asks = !extensions.is_empty()
+        && (extensions.get::<Anonymous>().is_some() || extensions.get::<ReplayBody>().is_some());
+    if asks || has_own_header(&session, request) || buffer::is_wanted(&session, request) {
         return None;
     }
-    let (session, origin) = source.for_origin(request, extensions).ok()??;
     let state = session.load_full();
     if !state.is_quiet(Instant::now) {
         return None;
     }
-    let header = state.token_to_send().ok()?.header().clone();
+    let header = state.header_to_send().ok()?.clone();
     let again = Again::plain(request);
-    request.headers_mut().insert(AUTHORIZATION, header);
+    request.headers_mut().insert(session.placement().name(), header);
     Some((again, Signed { session, state, origin }))
 }
 
@@ -98,10 +102,12 @@ async fn send(
     extensions: &mut Extensions,
     next: Next<'_>,
 ) -> Result<Response> {
-    if is_left_alone(&request, extensions) {
+    if source.leaves_alone(&request, extensions) {
+        source.tell_own_header(&request, extensions);
         replay::give_first_body(&mut request, extensions)?;
         return capture::unsigned(source, request, extensions, next).await;
     }
+    buffer::read(source, &mut request, extensions).await?;
     let again = Again::of(&mut request, extensions)?;
     let response = send_once(source, request, extensions, next.clone()).await?;
     replay(response, again, source, extensions, next).await

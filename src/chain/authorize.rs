@@ -1,25 +1,22 @@
 use std::sync::Arc;
 
-use http::{
-    Extensions,
-    header::{AUTHORIZATION, Entry},
-};
+use http::{Extensions, header::Entry};
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next, Result};
 
 use super::{
     SessionSource,
     sent::{Sent, may_be_rejection},
-    source::{Found, Handling, is_left_alone},
+    source::{Found, Handling},
 };
 use crate::{anonymous::Anonymous, error::Error, session::State};
 
-/// Puts `Authorization: Bearer …` on requests to the session's origins, and notes which generation
-/// of the token it was.
+/// Puts the token on requests to the session's origins, where the session's
+/// [`Placement`](crate::Placement) says, and notes which generation of the token it was.
 ///
 /// The innermost of the four. It knows neither expiry nor rejections: those are
 /// [`Refresh`](super::Refresh)'s. A request with an `Authorization` of its own, with [`Anonymous`],
-/// or to another origin passes as it is. A session without a token, or a closed one, fails the
+/// or to another origin passes unchanged. A session without a token, or a closed one, fails the
 /// request unsent.
 ///
 /// ```
@@ -71,13 +68,14 @@ pub(super) async fn send(
     let signed = match sign(source, &mut request, extensions) {
         Ok(signed) => signed,
         // The caller's own header is sent whatever speaks against ours.
-        Err(_) if is_left_alone(&request, extensions) => None,
+        Err(_) if source.leaves_alone(&request, extensions) => None,
         Err(error) => return Err(error.into()),
     };
     let mut response = next.run(request, extensions).await?;
     let Some(signed) = signed else {
         return Ok(response);
     };
+    signed.check_where_it_went(&response);
     if signed.needs_note(&response) {
         signed.leave_note(&mut response);
     }
@@ -96,12 +94,25 @@ fn sign<'a>(
     let Some((session, origin)) = source.for_origin(request, extensions)? else {
         return Ok(None);
     };
-    let state = session.load_full();
-    let header = state.token_to_send()?.header();
+    let placement = session.placement();
+    let overrides = session.overrides_authorization();
+    let taken = placement.is_taken_by_userinfo(request.url()) && !overrides;
     // One look for the caller's own header and for the place of ours.
-    match request.headers_mut().entry(AUTHORIZATION) {
-        Entry::Occupied(_) => return Ok(None),
-        Entry::Vacant(place) => place.insert(header.clone()),
+    let state = match request.headers_mut().entry(placement.name()) {
+        Entry::Vacant(place) if !taken => {
+            let state = session.load_full();
+            place.insert(state.header_to_send()?.clone());
+            state
+        }
+        Entry::Occupied(mut own) if overrides => {
+            let state = session.load_full();
+            own.insert(state.header_to_send()?.clone());
+            state
+        }
+        Entry::Vacant(_) | Entry::Occupied(_) => {
+            source.tell_own_header(request, extensions);
+            return Ok(None);
+        }
     };
     Ok(Some(Signed { session, state, origin }))
 }
@@ -120,7 +131,27 @@ impl Signed<'_> {
         may_be_rejection(response.status())
             || self.state.is_on_probation()
             || self.session.rejected_if().is_some()
-            || response.headers().contains_key(self.session.capture_header())
+            || self.session.channels().may_bring(response.headers())
+    }
+
+    /// reqwest carries a header of [`Placement::header`](crate::Placement::header) along when it
+    /// follows a redirect to another server.
+    pub(super) fn check_where_it_went(&self, response: &Response) {
+        if self.session.placement().survives_redirects() {
+            self.tell_if_elsewhere(response);
+        }
+    }
+
+    #[cold]
+    fn tell_if_elsewhere(&self, response: &Response) {
+        if self.session.origin_of(response.url()).is_none() {
+            tracing::error!(
+                target: "reqwest_reauth",
+                host = response.url().host_str(),
+                "a redirect has carried the token to another server: build the client with \
+                 same_origin_redirects()"
+            );
+        }
     }
 
     #[cold]

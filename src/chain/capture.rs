@@ -1,24 +1,21 @@
-use http::{Extensions, HeaderName, HeaderValue, header::GetAll};
+use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next, Result};
 
 use super::{
     SessionSource,
     sent::{Sent, note_outcome},
-    source::{Handling, is_left_alone},
+    source::{Found, Handling},
 };
-use crate::{
-    event::{CaptureIgnored, Event},
-    session::{Captured, Session},
-    token::{AccessToken, Trimmed, trim_header},
-};
+use crate::session::Session;
 
-/// Takes a new token off the `Refreshed-API-Token` header of every answer, whatever its status.
+/// Takes new tokens from every response, whatever its status: from the header
+/// `Refreshed-API-Token`, or where [`SessionBuilder::capture`](crate::SessionBuilder::capture) says.
 ///
 /// It stands inside everything that turns a status into an error, so that a 404 or 409 renews the
 /// token too (apache/airflow#67939). A token is taken only from the session's origins, only for the
 /// session that signed the request, and only if the session has had no other token since: a late
-/// answer never undoes a newer one. The header's value is marked sensitive, so that nothing outside
+/// response never undoes a newer one. What was captured is marked sensitive, so that nothing outside
 /// prints it.
 ///
 /// Unlike [`Refresh`](super::Refresh) it never asks for a token. It needs
@@ -50,7 +47,7 @@ impl Middleware for Capture {
     {
         let source = &self.source;
         Box::pin(async move {
-            if is_left_alone(&request, extensions) {
+            if source.leaves_alone(&request, extensions) {
                 return Box::pin(unsigned(source, request, extensions, next)).await;
             }
             let mut response = next.run(request, extensions).await?;
@@ -69,7 +66,7 @@ pub(super) fn up(source: &SessionSource, response: &mut Response) {
         return;
     }
     let (session, generation) = (sent.session.clone(), sent.state.generation());
-    if response.headers().contains_key(session.capture_header()) {
+    if session.channels().may_bring(response.headers()) {
         take(&session, generation, response);
     }
 }
@@ -77,15 +74,13 @@ pub(super) fn up(source: &SessionSource, response: &mut Response) {
 /// Nobody's request, another session's, or one that went elsewhere: nothing is taken, but nothing
 /// is to be printed either.
 pub(super) fn conceal_own(source: &SessionSource, response: &mut Response) {
-    if let SessionSource::Fixed(session) = source
-        && response.headers().contains_key(session.capture_header())
-    {
-        conceal(session.capture_header(), response);
+    if let SessionSource::Fixed(session) = source {
+        session.channels().conceal(response.headers_mut());
     }
 }
 
-/// A request that is not the session's: nothing is taken from its answer, but nothing of that is to
-/// be printed either.
+/// A request that is not the session's: nothing is taken from its response, but nothing of that is
+/// to be printed either.
 #[cold]
 pub(super) async fn unsigned(
     source: &SessionSource,
@@ -93,73 +88,24 @@ pub(super) async fn unsigned(
     extensions: &mut Extensions,
     next: Next<'_>,
 ) -> Result<Response> {
-    let name = source.find(extensions).ok().map(|session| session.capture_header().clone());
+    let session = source.find(extensions).ok().map(Found::into_session);
     let mut response = next.run(request, extensions).await?;
-    if let Some(name) = name {
-        conceal(&name, &mut response);
+    if let Some(session) = session {
+        session.channels().conceal(response.headers_mut());
     }
     Ok(response)
 }
 
 #[cold]
 fn take(session: &Session, sent: u64, response: &mut Response) {
-    conceal(session.capture_header(), response);
-    let captured = match read(session, response) {
-        Ok(token) => session.capture(sent, &token),
-        Err(reason) => return session.emit(&Event::CaptureIgnored { reason }),
-    };
+    session.channels().conceal(response.headers_mut());
+    let taken = session.take(sent, response.url(), response.headers());
     // A rejection that brings a token is superseded by that token, or by a newer one that another
-    // answer brought.
-    let brought_token = session.generation() != sent;
+    // response brought.
     if let Some(sent) = response.extensions_mut().get_mut::<Sent>() {
-        sent.brought_token = brought_token;
+        sent.brought_token = taken.replaced;
     }
-    match captured {
-        Captured::Adopted { generation } => {
-            note_outcome(response, |outcome| outcome.captured = true);
-            session.emit(&Event::Captured { generation });
-        }
-        Captured::Unchanged => {
-            session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Unchanged });
-        }
-        Captured::Superseded => {
-            session.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Superseded });
-        }
-    }
-}
-
-/// The token in the header, if it is one and comes from where it may.
-fn read(
-    session: &Session,
-    response: &Response,
-) -> std::result::Result<AccessToken, CaptureIgnored> {
-    if session.origin_of(response.url()).is_none() {
-        return Err(CaptureIgnored::UntrustedOrigin);
-    }
-    token_in(response.headers().get_all(session.capture_header()))
-}
-
-/// The one token that all the values agree on.
-#[allow(clippy::needless_pass_by_value, reason = "it is what `get_all` gives")]
-pub(crate) fn token_in(
-    values: GetAll<'_, HeaderValue>,
-) -> std::result::Result<AccessToken, CaptureIgnored> {
-    let mut values = values.iter();
-    let first = values.next().and_then(trim_header).ok_or(CaptureIgnored::Malformed)?;
-    if values.any(|other| trim_header(other).as_ref() != Some(&first)) {
-        return Err(CaptureIgnored::Malformed);
-    }
-    match first {
-        // A list of several values in one (RFC 9110 §5.3) is no token.
-        Trimmed::Token(text) if !text.contains(',') => {
-            AccessToken::new(text).map_err(|_| CaptureIgnored::Malformed)
-        }
-        Trimmed::Token(_) | Trimmed::Nothing => Err(CaptureIgnored::Malformed),
-    }
-}
-
-fn conceal(name: &HeaderName, response: &mut Response) {
-    if let http::header::Entry::Occupied(mut values) = response.headers_mut().entry(name) {
-        values.iter_mut().for_each(|value| value.set_sensitive(true));
+    if taken.adopted {
+        note_outcome(response, |outcome| outcome.captured = true);
     }
 }

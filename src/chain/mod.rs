@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `replay` `refresh` `capture` `authorize` | one middleware each, as what it does before a request is sent and what it does with the response |
 //! | `all` | the four in one, for a client that has them all |
+//! | `buffer` | streams that are read before they are sent |
 //! | `sent` | what a request carries: how it was sent, and what it has spent |
 //! | `source` | which session a request is sent for |
 //!
@@ -17,17 +18,16 @@
 
 mod all;
 mod authorize;
+mod buffer;
 mod capture;
 mod refresh;
 mod replay;
 mod sent;
 mod source;
 
-use reqwest_middleware::ClientBuilder;
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 
 use self::all::Chain;
-#[cfg(fuzzing)]
-pub(crate) use self::capture::token_in;
 pub use self::{
     authorize::Authorize,
     capture::Capture,
@@ -72,5 +72,22 @@ pub enum SessionSource {
 impl From<Session> for SessionSource {
     fn from(session: Session) -> Self {
         Self::Fixed(session)
+    }
+}
+
+impl Session {
+    /// Wraps a client in the whole chain: short for
+    /// `ClientBuilder::new(client).with_session(session.clone()).build()`.
+    ///
+    /// ```
+    /// # use reqwest_reauth::{Error, Session, Tokens};
+    /// # fn main() -> Result<(), Error> {
+    /// let session = Session::builder(Tokens::new("token")?).origin("https://api.example.com").build()?;
+    /// let client = session.wrap(reqwest::Client::new());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn wrap(&self, client: reqwest::Client) -> ClientWithMiddleware {
+        ClientBuilder::new(client).with_session(self.clone()).build()
     }
 }

@@ -7,9 +7,9 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::{
-    SessionSource,
+    SessionSource, buffer,
     sent::{Budget, Sent, note_outcome},
-    source::{Handling, Pinned, is_left_alone},
+    source::{Handling, Pinned},
 };
 use crate::{
     event::{Event, NotReplayed},
@@ -59,10 +59,11 @@ impl Middleware for Replay {
     {
         let source = &self.source;
         Box::pin(async move {
-            if is_left_alone(&request, extensions) {
+            if source.leaves_alone(&request, extensions) {
                 give_first_body(&mut request, extensions)?;
                 return next.run(request, extensions).await;
             }
+            buffer::read(source, &mut request, extensions).await?;
             let again = Again::of(&mut request, extensions)?;
             let response = next.clone().run(request, &mut *extensions).await?;
             if response.extensions().get::<Sent>().is_none() {

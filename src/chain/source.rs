@@ -9,6 +9,8 @@ use super::SessionSource;
 use crate::{
     anonymous::Anonymous,
     error::{Error, ErrorKind},
+    event::Event,
+    policy::Placement,
     session::Session,
 };
 
@@ -53,17 +55,49 @@ impl SessionSource {
     }
 
     /// The session that is to sign this request, and which of its origins the request goes to.
-    /// `None` for a request that is none of ours: it has an `Authorization` of its own, is
-    /// anonymous, or goes elsewhere.
+    /// `None` for a request that is none of ours: it has a header of its own, is anonymous, or goes
+    /// elsewhere.
     pub(super) fn signing(
         &self,
         request: &Request,
         extensions: &Extensions,
     ) -> Result<Option<(Found<'_>, usize)>, Error> {
-        if is_left_alone(request, extensions) {
+        if self.leaves_alone(request, extensions) {
             return Ok(None);
         }
         self.for_origin(request, extensions)
+    }
+
+    /// Whether the chain does nothing for this request: the caller's own header wins, and so does
+    /// [`Anonymous`]. Where no session says otherwise, `Authorization` is the header.
+    pub(super) fn leaves_alone(&self, request: &Request, extensions: &Extensions) -> bool {
+        if extensions.get::<Anonymous>().is_some() {
+            return true;
+        }
+        match self.find(extensions) {
+            Ok(session) => has_own_header(&session, request),
+            Err(_) => {
+                request.headers().contains_key(AUTHORIZATION)
+                    || Placement::bearer().is_taken_by_userinfo(request.url())
+            }
+        }
+    }
+
+    /// Tells of the caller's own header on a request that would have been signed.
+    #[cold]
+    pub(super) fn tell_own_header(&self, request: &Request, extensions: &Extensions) {
+        if extensions.get::<Anonymous>().is_some() {
+            return;
+        }
+        let Ok(Some((session, _))) = self.for_origin(request, extensions) else {
+            return;
+        };
+        // A chain of the same session may stand above.
+        let state = session.load();
+        let ours = state.header_to_send().ok();
+        if ours.is_none() || ours != request.headers().get(session.placement().name()) {
+            session.emit(&Event::CallerAuthorization {});
+        }
     }
 
     /// Likewise, whether the request is left alone or not.
@@ -78,9 +112,12 @@ impl SessionSource {
     }
 }
 
-/// The caller's own `Authorization` wins, and so does [`Anonymous`].
-pub(super) fn is_left_alone(request: &Request, extensions: &Extensions) -> bool {
-    request.headers().contains_key(AUTHORIZATION) || extensions.get::<Anonymous>().is_some()
+/// Whether the request has a header of its own in the token's place, and keeps it.
+pub(super) fn has_own_header(session: &Session, request: &Request) -> bool {
+    let placement = session.placement();
+    (request.headers().contains_key(placement.name())
+        || placement.is_taken_by_userinfo(request.url()))
+        && !session.overrides_authorization()
 }
 
 /// Extensions in which a request that has waited finds the session that it had before: a future

@@ -49,7 +49,7 @@ impl Inner {
             None => secrets.clean(code),
         });
         if let Some(code) = code {
-            error = error.with_oauth_error(&code);
+            error = error.with_escaped_oauth_error(&code);
         }
         let asked_wait =
             if kind == ErrorKind::Unavailable { state.last_asked_wait } else { asked_wait };

@@ -1,8 +1,17 @@
-//! Pure decisions: where a token may go, and which answers refuse it.
+//! Pure decisions: where a token may go, where it is put, where a new one comes from, and which
+//! responses reject it.
 
+mod channel;
+mod names;
 mod origin;
+mod placement;
+mod redirect;
 mod rejection;
 
+pub use channel::CaptureFrom;
+pub(crate) use channel::{Brought, Channels};
 pub(crate) use origin::{Origin, is_loopback};
+pub use placement::Placement;
+pub use redirect::same_origin_redirects;
 pub use rejection::Verdict;
 pub(crate) use rejection::is_rejection;

@@ -1,14 +1,13 @@
 use std::{sync::OnceLock, time::Duration};
 
 use arc_swap::ArcSwap;
-use http::HeaderName;
 use reqwest::{Request, Response};
 
 use super::{Inner, RejectedIf, ReplayIf, Session, expiry, persist::StoreSync, state::State};
 use crate::{
     error::{Error, ErrorKind},
     event::{Event, Listeners},
-    policy::{Origin, Verdict},
+    policy::{CaptureFrom, Channels, Origin, Placement, Verdict},
     refresher::Refresher,
     store::TokenStore,
     telemetry::Telemetry,
@@ -34,7 +33,10 @@ pub enum OnRefreshFailure {
 /// | [`name`](Self::name) | none |
 /// | [`refresher`](Self::refresher) | none: tokens come only from the response header and from [`Session::replace_tokens`] |
 /// | [`store`](Self::store) | none: tokens live as long as the process |
-/// | [`capture_header`](Self::capture_header) | `Refreshed-API-Token` |
+/// | [`placement`](Self::placement) | `Authorization: Bearer …` |
+/// | [`override_authorization`](Self::override_authorization) | off: the caller's own header wins |
+/// | [`capture`](Self::capture) | the response header `Refreshed-API-Token` |
+/// | [`buffer_bodies`](Self::buffer_bodies) | off: a streaming body is sent once |
 /// | [`refresh_ahead`](Self::refresh_ahead) | the last fifth of a token's lifetime, at most 60 s |
 /// | [`cooldown`](Self::cooldown) | 10 s |
 /// | [`refresh_timeout`](Self::refresh_timeout) | 90 s |
@@ -51,7 +53,11 @@ pub struct SessionBuilder {
     refresher: Option<Box<dyn Refresher>>,
     store: Option<Box<dyn TokenStore>>,
     listeners: Listeners,
-    capture_header: HeaderName,
+    placement: Placement,
+    /// Empty: the default.
+    capture: Vec<CaptureFrom>,
+    override_authorization: bool,
+    buffer_bodies: usize,
     refresh_ahead: Option<Duration>,
     cooldown: Duration,
     store_timeout: Duration,
@@ -71,7 +77,10 @@ impl SessionBuilder {
             refresher: None,
             store: None,
             listeners: Listeners::default(),
-            capture_header: HeaderName::from_static("refreshed-api-token"),
+            placement: Placement::bearer(),
+            capture: Vec::new(),
+            override_authorization: false,
+            buffer_bodies: 0,
             refresh_ahead: None,
             cooldown: Duration::from_secs(10),
             store_timeout: Duration::from_secs(5),
@@ -122,9 +131,45 @@ impl SessionBuilder {
         self
     }
 
-    /// The response header that replaces the token. Default: `Refreshed-API-Token` (Airflow's).
-    pub fn capture_header(mut self, name: HeaderName) -> Self {
-        self.capture_header = name;
+    /// Where the access token goes on a request. Default: [`Placement::bearer`].
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
+    }
+
+    /// Where the API's responses bring new tokens. Default: the header `Refreshed-API-Token`
+    /// (Apache Airflow's). The first call replaces the default, each further one adds a channel.
+    ///
+    /// Two channels of one response that bring different tokens are ignored. A
+    /// [`HeaderName`](http::HeaderName) is short for [`CaptureFrom::header`].
+    pub fn capture(mut self, from: impl Into<CaptureFrom>) -> Self {
+        self.capture.push(from.into());
+        self
+    }
+
+    /// Makes the session's token win over the caller's own `Authorization` header (with
+    /// [`Placement::header`], over a header of that name), at the session's origins.
+    ///
+    /// Without this, a request with such a header is sent unchanged, and nothing is captured,
+    /// refreshed or replayed for it. That is how a generated client with a bearer field of its own
+    /// switches the chain off; each such request is an
+    /// [`Event::CallerAuthorization`]. [`Anonymous`](crate::Anonymous) still sends a request without
+    /// a token.
+    pub fn override_authorization(mut self) -> Self {
+        self.override_authorization = true;
+        self
+    }
+
+    /// Reads a streaming body of at most `limit` bytes into memory before it is sent, so that it can
+    /// be replayed: for uploads of generated clients, which cannot attach a
+    /// [`ReplayBody`](crate::ReplayBody). Default: off.
+    ///
+    /// A stream that is longer, or that has not ended after one second (or after the request's own
+    /// timeout, if that is shorter), is sent as a stream, whole and once. A stream that fails while
+    /// it is read fails the request, unsent. The streams of requests that carry no token of the
+    /// session are not read.
+    pub fn buffer_bodies(mut self, limit: usize) -> Self {
+        self.buffer_bodies = limit;
         self
     }
 
@@ -210,7 +255,8 @@ impl SessionBuilder {
     ///
     /// # Errors
     /// [`InvalidConfig`](ErrorKind::InvalidConfig): no origin, one that is no http(s) URL, has a
-    /// user name, or is plain http; or the refresher's settings cannot work.
+    /// user name, or is plain http; a placement or a channel whose name cannot be one; or the
+    /// refresher's settings cannot work.
     pub fn build(self) -> Result<Session, Error> {
         if self.origins.is_empty() {
             return Err(Error::new(
@@ -220,6 +266,12 @@ impl SessionBuilder {
         }
         let origins: Result<_, _> =
             self.origins.iter().map(|text| Origin::parse(text, self.allow_plain_http)).collect();
+        self.placement.check()?;
+        let channels = match self.capture {
+            default if default.is_empty() => vec![CaptureFrom::header("refreshed-api-token")],
+            channels => channels,
+        };
+        let channels = Channels::new(channels)?;
         if let Some(refresher) = &self.refresher {
             refresher.check()?;
         }
@@ -239,7 +291,10 @@ impl SessionBuilder {
                 .map(|store| Box::new(StoreSync::new(store, self.store_timeout, given))),
             listeners: self.listeners,
             telemetry: Telemetry::new(self.name),
-            capture_header: self.capture_header,
+            placement: self.placement,
+            channels,
+            override_authorization: self.override_authorization,
+            buffer_bodies: self.buffer_bodies,
             refresh_ahead: self.refresh_ahead,
             cooldown: self.cooldown,
             refresh_timeout: self.refresh_timeout,

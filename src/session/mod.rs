@@ -1,6 +1,7 @@
 //! The shared state of everybody who uses one login, and its life.
 
 mod builder;
+mod capture;
 mod expiry;
 mod persist;
 mod refresh;
@@ -16,7 +17,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::HeaderName;
 use reqwest::{Request, Response};
 use tokio::{sync::watch, time::Instant};
 use url::Url;
@@ -36,11 +36,11 @@ pub(crate) use self::{
 use crate::{
     error::{Error, ErrorKind},
     event::{Event, Listeners},
-    policy::{Origin, Verdict},
+    policy::{Channels, Origin, Placement, Verdict},
     refresher::Refresher,
     telemetry::Telemetry,
     time::within,
-    token::{AccessToken, Arrival, Lifetime, Tokens},
+    token::{Arrival, Lifetime, Tokens},
 };
 
 /// One login: its tokens, where they may go, and how they are renewed. Shared by every request,
@@ -63,7 +63,10 @@ struct Inner {
     store: Option<Box<StoreSync>>,
     listeners: Listeners,
     telemetry: Telemetry,
-    capture_header: HeaderName,
+    placement: Placement,
+    channels: Channels,
+    override_authorization: bool,
+    buffer_bodies: usize,
     refresh_ahead: Option<Duration>,
     cooldown: Duration,
     refresh_timeout: Duration,
@@ -239,8 +242,22 @@ impl Session {
         &self.0.telemetry
     }
 
-    pub(crate) fn capture_header(&self) -> &HeaderName {
-        &self.0.capture_header
+    pub(crate) fn placement(&self) -> &Placement {
+        &self.0.placement
+    }
+
+    pub(crate) fn channels(&self) -> &Channels {
+        &self.0.channels
+    }
+
+    /// Whether the session's token replaces the caller's own header.
+    pub(crate) fn overrides_authorization(&self) -> bool {
+        self.0.override_authorization
+    }
+
+    /// Up to how many bytes of a stream are read before it is sent.
+    pub(crate) fn buffer_bodies(&self) -> usize {
+        self.0.buffer_bodies
     }
 
     pub(crate) fn on_refresh_failure(&self) -> OnRefreshFailure {
@@ -267,17 +284,6 @@ impl Session {
     /// When the present access token was received, and when it ends.
     pub(crate) fn lifetime(&self) -> Option<Lifetime> {
         self.load().lifetime
-    }
-
-    /// Takes a token that an answer to a request of generation `sent` brought.
-    pub(crate) fn capture(&self, sent: u64, token: &AccessToken) -> Captured {
-        let lifetime = Tokens::of(Some(token.clone()), None).lifetime(Arrival::Issued);
-        let due = self.due(lifetime);
-        let captured = self.update(|state| state.capture(sent, token, lifetime, due));
-        if let Captured::Adopted { .. } = captured {
-            self.save_soon();
-        }
-        captured
     }
 
     /// An answer accepted the token of generation `sent`: should it be rejected now, it is renewed

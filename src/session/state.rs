@@ -5,6 +5,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::refresh::InFlight;
@@ -55,6 +56,8 @@ pub(crate) struct State {
     /// dropped.
     pub(super) login: u64,
     pub(super) access: Option<AccessToken>,
+    /// The access token as it goes on a request. Filled in when the state is published.
+    pub(super) header: Option<HeaderValue>,
     pub(super) refresh: Option<RefreshToken>,
     pub(super) lifetime: Option<Lifetime>,
     /// When renewal ahead of expiry begins.
@@ -109,6 +112,7 @@ impl State {
             generation: 1,
             login: 0,
             access: tokens.access_token().cloned(),
+            header: None,
             refresh: tokens.refresh_token().cloned(),
             lifetime,
             due,
@@ -207,6 +211,11 @@ impl State {
             _ if self.in_flight.is_some() || self.renewable => Step::Wait,
             _ => Step::Fail(no_token()),
         }
+    }
+
+    /// What [`Authorize`](crate::Authorize) puts on a request.
+    pub(crate) fn header_to_send(&self) -> Result<&HeaderValue, Error> {
+        self.token_to_send().map(|token| self.header.as_ref().unwrap_or_else(|| token.header()))
     }
 
     /// What [`Authorize`](crate::Authorize) signs with.
@@ -380,6 +389,7 @@ impl State {
             self.generation += 1;
             self.rejected = false;
             self.access = access;
+            self.header = None;
         }
         self.lifetime = lifetime;
         self.due = due;

@@ -93,6 +93,9 @@ impl Session {
         let mut state = State::clone(&self.0.current.load());
         let result = change(&mut state);
         state.renewable = self.0.is_renewable(&state);
+        if state.header.is_none() {
+            state.header = state.access.as_ref().map(|token| self.0.placement.value(token));
+        }
         let state = Arc::new(state);
         self.0.current.store(Arc::clone(&state));
         #[cfg(feature = "metrics")]

@@ -169,5 +169,6 @@ fn kind(kind: ErrorKind) -> &'static str {
         ErrorKind::Store => "store",
         ErrorKind::Closed => "closed",
         ErrorKind::Internal => "internal",
+        ErrorKind::UntrustedOrigin => "untrusted_origin",
     }
 }

@@ -66,6 +66,34 @@ impl AccessToken {
     pub(crate) fn header(&self) -> &HeaderValue {
         &self.header
     }
+
+    /// The token without a scheme, marked sensitive, in the same memory.
+    pub(crate) fn bare_header(&self) -> HeaderValue {
+        let bytes = Bytes::from_owner(Shared(Arc::clone(&self.text))).slice(SCHEME.len()..);
+        self.header_of(bytes)
+    }
+
+    /// `<scheme> <token>`, marked sensitive, and wiped when its last copy is dropped.
+    pub(crate) fn header_with_scheme(&self, scheme: &str) -> HeaderValue {
+        let token = self.expose_secret();
+        let mut text = String::with_capacity(scheme.len() + 1 + token.len());
+        text.push_str(scheme);
+        text.push(' ');
+        text.push_str(token);
+        let text = Arc::new(Bearer(Zeroizing::new(text)));
+        self.header_of(Bytes::from_owner(Shared(text)))
+    }
+
+    /// A token and a scheme are visible ASCII, which every header takes.
+    fn header_of(&self, bytes: Bytes) -> HeaderValue {
+        HeaderValue::from_maybe_shared(bytes).map_or_else(
+            |_| self.header.clone(),
+            |mut header| {
+                header.set_sensitive(true);
+                header
+            },
+        )
+    }
 }
 
 impl PartialEq for AccessToken {
@@ -221,6 +249,16 @@ mod tests {
                 assert!(!cause.contains("secret") && !cause.contains("s3cr"), "{cause}");
             }
         }
+    }
+
+    #[test]
+    fn headers_lie_in_the_wiped_memory() {
+        // A copy of its own would stay behind unwiped.
+        let token = AccessToken::new("a-secret").unwrap();
+        let secret = token.expose_secret().as_bytes().as_ptr_range();
+        let header = token.header().as_bytes().as_ptr_range();
+        assert_eq!(header.end, secret.end);
+        assert_eq!(token.bare_header().as_bytes().as_ptr_range(), secret);
     }
 
     #[test]

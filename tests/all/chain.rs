@@ -335,7 +335,7 @@ async fn a_captured_header_is_always_sensitive() {
     let own = tenant("own");
     let other = Session::builder(Tokens::new("other").unwrap())
         .origin(ORIGIN)
-        .capture_header(http::HeaderName::from_static("x-other"))
+        .capture(http::HeaderName::from_static("x-other"))
         .build()
         .unwrap();
     for status in [200, 401] {

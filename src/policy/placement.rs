@@ -1,0 +1,189 @@
+//! Where the access token goes on a request.
+
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue, header};
+use url::Url;
+
+use super::names::is_token;
+use crate::{
+    error::{Error, ErrorKind},
+    token::AccessToken,
+};
+
+/// Where the access token goes on a request. See
+/// [`SessionBuilder::placement`](crate::SessionBuilder::placement).
+///
+/// The default is [`Placement::bearer`], as RFC 6750 §2.1 has it.
+///
+/// ```
+/// # use reqwest_reauth::{Error, Placement, Session, Tokens};
+/// # fn main() -> Result<(), Error> {
+/// let session = Session::builder(Tokens::new("0123abcd")?)
+///     .origin("https://api.example.com")
+///     // Authorization: Token 0123abcd
+///     .placement(Placement::scheme("Token"))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Placement(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Bearer,
+    Scheme(String),
+    Header(Result<HeaderName, Arc<http::Error>>),
+}
+
+impl Placement {
+    /// `Authorization: Bearer <token>`.
+    pub fn bearer() -> Self {
+        Self(Kind::Bearer)
+    }
+
+    /// `Authorization: <scheme> <token>`, for example `Authorization: Token 0123abcd`.
+    ///
+    /// A scheme that is no token of RFC 9110 §11.1 is
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) at
+    /// [`build`](crate::SessionBuilder::build).
+    pub fn scheme(scheme: impl Into<String>) -> Self {
+        Self(Kind::Scheme(scheme.into()))
+    }
+
+    /// `<name>: <token>`, without a scheme, for example `X-API-Key: 0123abcd`.
+    ///
+    /// **reqwest removes `Authorization` from a request that is redirected to another host, and
+    /// carries any other header along.** Build the client with
+    /// [`same_origin_redirects`](crate::same_origin_redirects), or the token can reach a server that
+    /// the session does not trust. A response that comes from elsewhere all the same is logged as
+    /// an error.
+    ///
+    /// The caller's own header of that name wins, as the caller's own `Authorization` does
+    /// elsewhere. An `Authorization` header is sent beside it.
+    ///
+    /// A name that no header can have is [`InvalidConfig`](ErrorKind::InvalidConfig) at
+    /// [`build`](crate::SessionBuilder::build).
+    pub fn header<N>(name: N) -> Self
+    where
+        N: TryInto<HeaderName>,
+        N::Error: Into<http::Error>,
+    {
+        Self(Kind::Header(name.try_into().map_err(|error| Arc::new(error.into()))))
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match &self.0 {
+            Kind::Scheme(scheme) if !is_token(scheme) => Err(Error::new(
+                ErrorKind::InvalidConfig,
+                "the scheme of a placement is no token of RFC 9110",
+            )),
+            Kind::Header(Err(error)) => {
+                Err(Error::new(ErrorKind::InvalidConfig, Arc::clone(error)))
+            }
+            Kind::Bearer | Kind::Scheme(_) | Kind::Header(Ok(_)) => Ok(()),
+        }
+    }
+
+    /// The header's name.
+    pub(crate) fn name(&self) -> &HeaderName {
+        match &self.0 {
+            Kind::Header(Ok(name)) => name,
+            _ => &header::AUTHORIZATION,
+        }
+    }
+
+    /// The header's value, marked sensitive and wiped with the last copy of the token.
+    pub(crate) fn value(&self, token: &AccessToken) -> HeaderValue {
+        match &self.0 {
+            Kind::Scheme(scheme) => token.header_with_scheme(scheme),
+            Kind::Header(_) => token.bare_header(),
+            Kind::Bearer => token.header().clone(),
+        }
+    }
+
+    #[allow(dead_code, reason = "the rule of rejections asks for it")]
+    /// The scheme in which the API may challenge for this token. `None` for a header without one.
+    pub(crate) fn challenge_scheme(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Bearer => Some("Bearer"),
+            Kind::Scheme(scheme) => Some(scheme),
+            Kind::Header(_) => None,
+        }
+    }
+
+    /// Whether reqwest carries the header along when it follows a redirect to another host.
+    pub(crate) fn survives_redirects(&self) -> bool {
+        let dropped = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
+        matches!(&self.0, Kind::Header(Ok(name)) if !dropped.contains(name))
+    }
+
+    /// Whether a user name or a password in the URL takes this place. reqwest makes an
+    /// `Authorization` header of it.
+    pub(crate) fn is_taken_by_userinfo(&self, url: &Url) -> bool {
+        *self.name() == header::AUTHORIZATION
+            && (!url.username().is_empty() || url.password().is_some())
+    }
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self::bearer()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_placement_has_its_header() {
+        let token = AccessToken::new("secret").unwrap();
+        let table = [
+            (Placement::bearer(), "authorization", "Bearer secret", false),
+            (Placement::default(), "authorization", "Bearer secret", false),
+            (Placement::scheme("Token"), "authorization", "Token secret", false),
+            (Placement::header("X-API-Key"), "x-api-key", "secret", true),
+            (Placement::header("Authorization"), "authorization", "secret", false),
+        ];
+        for (placement, name, value, survives) in table {
+            placement.check().unwrap();
+            assert_eq!(placement.name(), name);
+            let header = placement.value(&token);
+            assert_eq!(header, value);
+            assert!(header.is_sensitive(), "{value}");
+            assert_eq!(placement.survives_redirects(), survives, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_bad_name_is_an_invalid_config() {
+        for bad in [
+            Placement::scheme(""),
+            Placement::scheme("To ken"),
+            Placement::scheme("T\u{f6}ken"),
+            Placement::scheme("Token:"),
+            Placement::header(""),
+            Placement::header("x key"),
+            Placement::header("x-k\u{f6}y"),
+        ] {
+            assert_eq!(bad.check().unwrap_err().kind(), ErrorKind::InvalidConfig, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn userinfo_takes_the_place_of_authorization() {
+        let table = [
+            ("https://user@api.example.com/", true),
+            ("https://:word@api.example.com/", true),
+            ("https://api.example.com/user@x", false),
+        ];
+        for (url, taken) in table {
+            let url = Url::parse(url).unwrap();
+            assert_eq!(Placement::bearer().is_taken_by_userinfo(&url), taken, "{url}");
+            assert_eq!(Placement::scheme("Token").is_taken_by_userinfo(&url), taken, "{url}");
+            assert!(!Placement::header("x-api-key").is_taken_by_userinfo(&url), "{url}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Tokens that the API's responses bring.
+
+use std::time::SystemTime;
+
+use http::HeaderMap;
+use url::Url;
+
+use super::{Captured, Session};
+use crate::{
+    event::{CaptureIgnored, Event},
+    policy::Brought,
+    token::{Arrival, Tokens},
+};
+
+/// What a response did to the session's token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// The session has the token that the response brought.
+    pub(crate) adopted: bool,
+    /// The response brought a token, and the session has that one or a newer one.
+    pub(crate) replaced: bool,
+}
+
+impl Session {
+    /// Takes the tokens that a response to a request of generation `sent` brought, if it brought
+    /// any, and tells what became of them.
+    pub(crate) fn take(&self, sent: u64, url: &Url, headers: &HeaderMap) -> Taken {
+        let brought = match self.0.channels.read(headers, SystemTime::now()) {
+            Ok(None) => return Taken::default(),
+            _ if self.origin_of(url).is_none() => Err(CaptureIgnored::UntrustedOrigin),
+            Ok(Some(brought)) => Ok(brought),
+            Err(reason) => Err(reason),
+        };
+        let captured = match brought {
+            Ok(brought) => self.capture(sent, brought),
+            Err(reason) => {
+                self.emit(&Event::CaptureIgnored { reason });
+                return Taken::default();
+            }
+        };
+        let mut taken = Taken { adopted: false, replaced: self.generation() != sent };
+        match captured {
+            Captured::Adopted { generation } => {
+                taken.adopted = true;
+                self.emit(&Event::Captured { generation });
+            }
+            Captured::Unchanged => {
+                self.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Unchanged });
+            }
+            Captured::Superseded => {
+                self.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Superseded });
+            }
+        }
+        taken
+    }
+
+    /// The refresh token is taken with the access token, in one step, or not at all.
+    fn capture(&self, sent: u64, brought: Brought) -> Captured {
+        let Brought { access, refresh } = brought;
+        let lifetime = Tokens::of(Some(access.clone()), None).lifetime(Arrival::Issued);
+        let due = self.due(lifetime);
+        let captured = self.update(|state| {
+            let captured = state.capture(sent, &access, lifetime, due);
+            if let (Captured::Adopted { .. }, Some(refresh)) = (&captured, refresh) {
+                state.refresh = Some(refresh);
+            }
+            captured
+        });
+        if let Captured::Adopted { .. } = captured {
+            self.save_soon();
+        }
+        captured
+    }
+}
