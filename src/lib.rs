@@ -91,6 +91,8 @@
 mod anonymous;
 mod catch_panic;
 mod chain;
+#[cfg(feature = "dpop")]
+mod dpop;
 mod error;
 mod event;
 #[cfg(fuzzing)]
@@ -113,6 +115,8 @@ mod token;
 
 pub use anonymous::Anonymous;
 pub use chain::{Authorize, Capture, ClientBuilderExt, Refresh, Replay, ReplayBody, SessionSource};
+#[cfg(feature = "dpop")]
+pub use dpop::{DpopAlg, DpopKey, DpopKeyPem};
 pub use error::{Error, ErrorKind};
 pub use event::{CaptureIgnored, Event, NotReplayed};
 pub use oauth::OAuthRefresh;
