@@ -8,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 use super::{
     answer::json_response,
     grants::Standing,
-    serve::{Shared, State, now},
     settings::Refusal,
+    shared::{Shared, State, now},
 };
 
 const REISSUED: HeaderName = HeaderName::from_static("refreshed-api-token");

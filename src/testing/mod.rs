@@ -67,6 +67,7 @@ mod jwt;
 mod log;
 mod serve;
 mod settings;
+mod shared;
 mod token_endpoint;
 mod wire;
 
@@ -85,7 +86,7 @@ pub use self::{
     log::{Counts, Recorded},
     settings::{AuthServerBuilder, Refusal, Rotation},
 };
-use self::{serve::Shared, settings::Settings};
+use self::{settings::Settings, shared::Shared};
 use crate::{error::Error, token::Tokens};
 
 /// An API and a token endpoint on one port of 127.0.0.1, until it is dropped: see the
@@ -172,7 +173,7 @@ impl AuthServer {
     /// If the tokens would be over 64 KiB, for a subject or [claims](AuthServerBuilder::claim) of
     /// that size.
     pub fn login_as(&self, subject: &str) -> Tokens {
-        let issued = self.shared.state().grants.login(subject, serve::now());
+        let issued = self.shared.state().grants.login(subject, shared::now());
         let tokens = Tokens::new(issued.access).and_then(|tokens| match issued.refresh {
             Some(refresh) => tokens.with_refresh_token(refresh),
             None => Ok(tokens),

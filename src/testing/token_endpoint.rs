@@ -8,8 +8,8 @@ use serde_json::json;
 use super::{
     answer::json_response,
     grants::{Issued, NotIssued},
-    serve::{Shared, now},
     settings::Settings,
+    shared::{Shared, now},
 };
 
 /// How tokens are handed out.

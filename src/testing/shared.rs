@@ -1,0 +1,98 @@
+//! What the two endpoints, the code around them, and the [`AuthServer`](super::AuthServer) share.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use http::StatusCode;
+use tokio::sync::watch;
+
+use super::{
+    answer::Answer,
+    grants::Grants,
+    hold::Gate,
+    log::Log,
+    settings::{Refusal, Settings},
+};
+
+/// What the handlers and the [`AuthServer`](super::AuthServer) share.
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) api_gate: Gate,
+    pub(super) token_gate: Gate,
+    /// Turns true when the server is dropped.
+    pub(super) stopped: watch::Sender<bool>,
+    pub(super) calls_now: AtomicUsize,
+    pub(super) calls_max: AtomicUsize,
+    state: Mutex<State>,
+}
+
+pub(super) struct State {
+    pub(super) grants: Grants,
+    pub(super) log: Log,
+    pub(super) api_script: VecDeque<Answer>,
+    pub(super) token_script: VecDeque<Answer>,
+    /// How many requests more are refused, with which status.
+    pub(super) refuse_next: VecDeque<(usize, StatusCode)>,
+    /// How many answers more bring a new token.
+    pub(super) reissue_next: usize,
+    pub(super) logins: u64,
+}
+
+impl Shared {
+    pub(super) fn new(settings: Settings) -> Self {
+        let state = State {
+            grants: Grants::new(settings.clone()),
+            log: Log::default(),
+            api_script: VecDeque::new(),
+            token_script: VecDeque::new(),
+            refuse_next: VecDeque::new(),
+            reissue_next: 0,
+            logins: 0,
+        };
+        Self {
+            settings,
+            api_gate: Gate::new(),
+            token_gate: Gate::new(),
+            stopped: watch::Sender::new(false),
+            calls_now: AtomicUsize::new(0),
+            calls_max: AtomicUsize::new(0),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Never held across an await.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn refusal_status(&self) -> StatusCode {
+        match self.settings.refusal {
+            Refusal::Unauthorized401 => StatusCode::UNAUTHORIZED,
+            Refusal::Forbidden403 => StatusCode::FORBIDDEN,
+        }
+    }
+
+    pub(super) async fn stopped(&self) {
+        // The sender is in `self`.
+        let _ = self.stopped.subscribe().wait_for(|&stopped| stopped).await;
+    }
+
+    /// Waits this long, or until the server goes.
+    pub(super) async fn pause(&self, length: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(length) => {}
+            () = self.stopped() => {}
+        }
+    }
+}
+
+/// Seconds since the epoch.
+pub(super) fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
