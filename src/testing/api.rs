@@ -23,7 +23,7 @@ pub(super) fn answer(
 ) -> Response<Bytes> {
     let now = now();
     let state = &mut *shared.state();
-    let Some(token) = bearer(parts) else {
+    let Some(token) = presented(shared, parts) else {
         note(state, number, None, true, false);
         return refuse(
             shared,
@@ -32,6 +32,11 @@ pub(super) fn answer(
             "Missing auth token",
         );
     };
+    #[cfg(feature = "dpop")]
+    if let Some(response) = proof::fault(shared, state, parts, token, now) {
+        note(state, number, None, true, false);
+        return response;
+    }
     let (presented, standing) = state.grants.judge(token, now);
     let subject = presented.as_ref().map(|presented| presented.subject.clone());
     let scripted = scripted_refusal(state);
@@ -64,11 +69,71 @@ pub(super) fn answer(
     response
 }
 
-/// RFC 6750 §2.1; the scheme in any case.
-pub(super) fn bearer(parts: &Parts) -> Option<&str> {
+/// The token of a request: RFC 6750 §2.1, or RFC 9449 §7.1 where proofs are wanted; the scheme in
+/// any case.
+pub(super) fn presented<'a>(shared: &Shared, parts: &'a Parts) -> Option<&'a str> {
+    #[cfg(feature = "dpop")]
+    let wanted = if shared.settings.dpop.is_some() { "DPoP" } else { "Bearer" };
+    #[cfg(not(feature = "dpop"))]
+    let wanted = {
+        let _ = shared;
+        "Bearer"
+    };
     let (scheme, token) =
         parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start())
+    scheme.eq_ignore_ascii_case(wanted).then(|| token.trim_start())
+}
+
+/// What the API says of a proof that it does not take (RFC 9449 §7.1 and §9).
+#[cfg(feature = "dpop")]
+mod proof {
+    use super::{Bytes, HeaderValue, Parts, Response, Shared, State, StatusCode, header, json};
+    use crate::testing::{
+        answer::json_response,
+        dpop::{At, Fault, Proven},
+    };
+
+    pub(super) fn fault(
+        shared: &Shared,
+        state: &mut State,
+        parts: &Parts,
+        token: &str,
+        now: f64,
+    ) -> Option<Response<Bytes>> {
+        let url = format!("{}{}", shared.origin, parts.uri.path());
+        let request = Proven {
+            headers: &parts.headers,
+            method: &parts.method,
+            url: &url,
+            access_token: Some(token),
+        };
+        let checked = state.dpop.as_mut()?.check(At::Api, &request, now);
+        let subject = state.grants.judge(token, now).0.map(|presented| presented.subject);
+        match (checked, subject) {
+            (Ok(key), Some(subject)) if !state.grants.is_bound_to(&subject, &key) => {
+                Some(challenge("invalid_token", "the access token is bound to another key"))
+            }
+            (Ok(_), _) => None,
+            (Err(Fault::WantsNonce), _) if shared.settings.dpop.as_ref()?.in_the_body => {
+                let body = json!({ "error": "use_dpop_nonce" });
+                Some(json_response(StatusCode::BAD_REQUEST, &body))
+            }
+            (Err(Fault::WantsNonce), _) => {
+                Some(challenge("use_dpop_nonce", "the proof carries no nonce that is good"))
+            }
+            (Err(Fault::Invalid(why)), _) => Some(challenge("invalid_dpop_proof", why)),
+        }
+    }
+
+    fn challenge(error: &str, why: &str) -> Response<Bytes> {
+        let body = json!({ "error": error, "error_description": why });
+        let mut response = json_response(StatusCode::UNAUTHORIZED, &body);
+        let text = format!(r#"DPoP error="{error}", error_description="{why}", algs="ES256""#);
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, value);
+        }
+        response
+    }
 }
 
 fn note(state: &mut State, number: usize, subject: Option<&str>, refused: bool, reissued: bool) {

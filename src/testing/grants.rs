@@ -35,6 +35,8 @@ struct Grant {
     /// The refresh token that is good.
     refresh: u64,
     revoked: bool,
+    /// The thumbprint of the key that the login is bound to.
+    bound_to: Option<String>,
 }
 
 /// What a token is worth.
@@ -89,6 +91,7 @@ impl Grants {
     pub(super) fn login(&mut self, subject: &str, now: f64) -> Issued {
         let grant = self.by_subject.entry(subject.to_owned()).or_default();
         grant.revoked = false;
+        grant.bound_to = None;
         grant.dead_up_to = grant.newest;
         // Two on, so that no earlier refresh token counts as the one spent last.
         grant.refresh += 2;
@@ -143,6 +146,13 @@ impl Grants {
         (Some(presented), standing)
     }
 
+    /// Whether this key may use the login's tokens. The first key that is seen with one is the one.
+    #[cfg(feature = "dpop")]
+    pub(super) fn is_bound_to(&mut self, subject: &str, thumbprint: &str) -> bool {
+        let Some(grant) = self.by_subject.get_mut(subject) else { return false };
+        grant.bound_to.get_or_insert_with(|| thumbprint.to_owned()) == thumbprint
+    }
+
     /// All access tokens so far are no longer taken.
     pub(super) fn expire_now(&mut self) {
         for grant in self.by_subject.values_mut() {
@@ -184,6 +194,9 @@ impl Grants {
         claims.insert("aud".into(), AUDIENCE.into());
         claims.insert("sub".into(), subject.into());
         claims.insert("jti".into(), format!("{subject}#{}", grant.newest).into());
+        if let Some(thumbprint) = &grant.bound_to {
+            claims.insert("cnf".into(), json!({ "jkt": thumbprint }));
+        }
         claims.insert("iat".into(), now);
         claims.insert("exp".into(), ends);
         if self.settings.opaque {

@@ -61,6 +61,8 @@
 
 mod answer;
 mod api;
+#[cfg(feature = "dpop")]
+mod dpop;
 mod grants;
 mod hold;
 mod jwt;
@@ -80,6 +82,8 @@ use std::{
 use http::StatusCode;
 use tokio::net::TcpListener;
 
+#[cfg(feature = "dpop")]
+pub use self::dpop::Dpop;
 pub use self::{
     answer::Answer,
     hold::Hold,
@@ -98,7 +102,6 @@ use crate::{error::Error, token::Tokens};
 /// counters a login.
 pub struct AuthServer {
     shared: Arc<Shared>,
-    origin: String,
 }
 
 impl AuthServer {
@@ -124,19 +127,19 @@ impl AuthServer {
         let (listener, origin) = bound
             .await
             .unwrap_or_else(|error| panic!("no port on the loopback interface: {error}"));
-        let shared = Arc::new(Shared::new(settings));
+        let shared = Arc::new(Shared::new(settings, origin));
         tokio::spawn(serve::run(listener, &shared));
-        Self { shared, origin }
+        Self { shared }
     }
 
     /// `http://127.0.0.1:PORT`: what a session trusts.
     pub fn origin(&self) -> &str {
-        &self.origin
+        &self.shared.origin
     }
 
     /// The address of a path of the API, which begins with a slash.
     pub fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.origin)
+        format!("{}{path}", self.shared.origin)
     }
 
     /// The token endpoint that answers with JSON (RFC 6749 §5.1).
@@ -216,6 +219,14 @@ impl AuthServer {
     /// in `Refreshed-API-Token`, refusals and expired tokens included.
     pub fn reissue_next(&self, answers: usize) {
         self.shared.state().reissue_next += answers;
+    }
+
+    /// Makes a new nonce at both endpoints. Feature `dpop`.
+    #[cfg(feature = "dpop")]
+    pub fn rotate_nonces(&self) {
+        if let Some(judge) = &mut self.shared.state().dpop {
+            judge.rotate();
+        }
     }
 
     /// What the token endpoint answers to the next calls, one each. They add to what is left of
@@ -314,7 +325,7 @@ impl Drop for AuthServer {
 impl fmt::Debug for AuthServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AuthServer")
-            .field("origin", &self.origin)
+            .field("origin", &self.shared.origin)
             .field("counts", &self.counts())
             .finish_non_exhaustive()
     }

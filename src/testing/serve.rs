@@ -65,7 +65,8 @@ async fn api_request(
     };
     let (number, scripted) = {
         let mut state = shared.state();
-        let presented = api::bearer(&parts).and_then(|token| state.grants.judge(token, now()).0);
+        let presented =
+            api::presented(&shared, &parts).and_then(|token| state.grants.judge(token, now()).0);
         let (subject, id) = presented.map(|presented| (presented.subject, presented.id)).unzip();
         state.log.count(subject.as_deref(), |counts| counts.api_hits += 1);
         let number = state.log.api.add(record(&parts, &body, subject, id));
@@ -73,7 +74,8 @@ async fn api_request(
     };
     shared.api_gate.pass().await;
     let work = || api::answer(&shared, &parts, &body, number);
-    let response = perform(&shared, &wire, scripted, work).await;
+    let mut response = perform(&shared, &wire, scripted, work).await;
+    add_nonce(&shared, true, &mut response);
     shared.state().log.api.complete(number, |record| record.status = Some(response.status()));
     response
 }
@@ -98,9 +100,22 @@ async fn token_call(
     };
     shared.token_gate.pass().await;
     let work = || token_endpoint::answer(&shared, style, &parts, &body);
-    let response = perform(&shared, &wire, scripted, work).await;
+    let mut response = perform(&shared, &wire, scripted, work).await;
+    add_nonce(&shared, false, &mut response);
     shared.state().log.token.complete(number, |record| record.status = Some(response.status()));
     response
+}
+
+/// Every response brings a nonce, where there are any, whatever its status.
+fn add_nonce(shared: &Shared, is_api: bool, response: &mut Response<Body>) {
+    #[cfg(feature = "dpop")]
+    if let Some(judge) = &mut shared.state().dpop {
+        use super::dpop::At;
+        let at = if is_api { At::Api } else { At::TokenEndpoint };
+        judge.add_nonce(at, response.headers_mut());
+    }
+    #[cfg(not(feature = "dpop"))]
+    let _ = (shared, is_api, response);
 }
 
 async fn perform(

@@ -51,6 +51,8 @@ pub(super) struct Settings {
     pub(super) refusal: Refusal,
     pub(super) rotation: Rotation,
     pub(super) claims: Claims,
+    #[cfg(feature = "dpop")]
+    pub(super) dpop: Option<super::Dpop>,
 }
 
 impl AuthServerBuilder {
@@ -65,6 +67,8 @@ impl AuthServerBuilder {
                 refusal: Refusal::default(),
                 rotation: Rotation::default(),
                 claims: Claims::new(),
+                #[cfg(feature = "dpop")]
+                dpop: None,
             },
         }
     }
@@ -123,6 +127,16 @@ impl AuthServerBuilder {
     /// which cannot be replaced.
     pub fn claim(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.settings.claims.insert(name.into(), value.into());
+        self
+    }
+
+    /// Tokens are bound to keys (RFC 9449): both endpoints want a proof with each request, verify
+    /// it in full, and issue tokens of the type `DPoP` whose `cnf` names the key. A login's tokens
+    /// are bound to the key of the first proof that comes with one of them. Default: they are not.
+    /// Feature `dpop`.
+    #[cfg(feature = "dpop")]
+    pub fn dpop(mut self, rules: super::Dpop) -> Self {
+        self.settings.dpop = Some(rules);
         self
     }
 

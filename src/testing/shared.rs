@@ -2,10 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::{Duration, SystemTime},
 };
 
@@ -23,6 +20,8 @@ use super::{
 /// What the handlers and the [`AuthServer`](super::AuthServer) share.
 pub(super) struct Shared {
     pub(super) settings: Settings,
+    /// `http://127.0.0.1:PORT`.
+    pub(super) origin: String,
     pub(super) api_gate: Gate,
     pub(super) token_gate: Gate,
     /// Turns true when the server is dropped.
@@ -42,10 +41,12 @@ pub(super) struct State {
     /// How many answers more bring a new token.
     pub(super) reissue_next: usize,
     pub(super) logins: u64,
+    #[cfg(feature = "dpop")]
+    pub(super) dpop: Option<super::dpop::Judge>,
 }
 
 impl Shared {
-    pub(super) fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: Settings, origin: String) -> Self {
         let state = State {
             grants: Grants::new(settings.clone()),
             log: Log::default(),
@@ -54,9 +55,12 @@ impl Shared {
             refuse_next: VecDeque::new(),
             reissue_next: 0,
             logins: 0,
+            #[cfg(feature = "dpop")]
+            dpop: settings.dpop.clone().map(super::dpop::Judge::new),
         };
         Self {
             settings,
+            origin,
             api_gate: Gate::new(),
             token_gate: Gate::new(),
             stopped: watch::Sender::new(false),

@@ -43,6 +43,10 @@ pub(super) fn answer(
         return refuse("unsupported_grant_type", "only refresh_token is");
     }
     let state = &mut *shared.state();
+    #[cfg(feature = "dpop")]
+    if let Some(response) = proof::fault(shared, state, parts, &token) {
+        return response;
+    }
     match state.grants.refresh(&token, now()) {
         Ok(issued) => {
             state.log.count(Some(&issued.subject), |counts| counts.tokens_issued += 1);
@@ -60,6 +64,45 @@ pub(super) fn answer(
     }
 }
 
+/// What the token endpoint says of a proof that it does not take (RFC 9449 §5 and §8).
+#[cfg(feature = "dpop")]
+mod proof {
+    use super::{Bytes, Parts, Response, Shared, now, refuse};
+    use crate::testing::{
+        dpop::{At, Fault, Proven},
+        shared::State,
+    };
+
+    pub(super) fn fault(
+        shared: &Shared,
+        state: &mut State,
+        parts: &Parts,
+        refresh_token: &str,
+    ) -> Option<Response<Bytes>> {
+        let url = format!("{}{}", shared.origin, parts.uri.path());
+        let request = Proven {
+            headers: &parts.headers,
+            method: &parts.method,
+            url: &url,
+            access_token: None,
+        };
+        let checked = state.dpop.as_mut()?.check(At::TokenEndpoint, &request, now());
+        let subject = state.grants.subject_of(refresh_token);
+        let error = match (checked, subject) {
+            (Ok(key), Some(subject)) if !state.grants.is_bound_to(&subject, &key) => {
+                return Some(refuse("invalid_grant", "the login is bound to another key"));
+            }
+            (Ok(_), _) => return None,
+            (Err(Fault::WantsNonce), _) => refuse("use_dpop_nonce", "a nonce is wanted"),
+            (Err(Fault::Invalid(why)), _) => refuse("invalid_dpop_proof", why),
+        };
+        if shared.settings.dpop.as_ref()?.spends_first {
+            let _ = state.grants.refresh(refresh_token, now());
+        }
+        Some(error)
+    }
+}
+
 pub(super) fn refresh_token(body: &[u8]) -> Option<String> {
     field(body, "refresh_token")
 }
@@ -71,7 +114,12 @@ fn field(body: &[u8], wanted: &str) -> Option<String> {
 
 fn as_json(settings: &Settings, issued: &Issued) -> Response<Bytes> {
     let lifetime = settings.lifetime;
-    let mut answer = json!({ "access_token": issued.access, "token_type": "Bearer" });
+    #[cfg(feature = "dpop")]
+    let bound = settings.dpop.as_ref().is_some_and(|dpop| !dpop.says_bearer);
+    #[cfg(not(feature = "dpop"))]
+    let bound = false;
+    let token_type = if bound { "DPoP" } else { "Bearer" };
+    let mut answer = json!({ "access_token": issued.access, "token_type": token_type });
     answer["expires_in"] = if lifetime.subsec_nanos() == 0 {
         lifetime.as_secs().into()
     } else {
