@@ -4,6 +4,8 @@
 //! what is signed, and `nonce` keeps the newest nonce of each server. All decisions are pure; only
 //! a signature is awaited, since a signer may be a device.
 
+#![allow(dead_code, unused_imports, reason = "the chain is about to use it")]
+
 mod jwk;
 mod key;
 mod nonce;
