@@ -3,16 +3,18 @@
 use std::{
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     task::Poll,
 };
 
-/// A panic while the future is polled ends it, and not the task: `None`.
+/// A panic while the future is polled, or dropped, ends it, and not the task: `None`.
 pub(crate) async fn catch_panic<F: Future>(future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(poll) => poll.map(Some),
-        Err(_) => Poll::Ready(None),
+    let mut future = Caught(Some(Box::pin(future)));
+    poll_fn(|context| {
+        let Some(inner) = &mut future.0 else { return Poll::Ready(None) };
+        match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Some),
+            Err(_) => Poll::Ready(None),
+        }
     })
     .await
 }
@@ -21,3 +23,11 @@ pub(crate) async fn catch_panic<F: Future>(future: F) -> Option<F::Output> {
 #[derive(Debug, thiserror::Error)]
 #[error("the store panicked")]
 pub(crate) struct StorePanicked;
+struct Caught<F>(Option<std::pin::Pin<Box<F>>>);
+
+impl<F> Drop for Caught<F> {
+    fn drop(&mut self) {
+        let future = self.0.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
+    }
+}

@@ -122,6 +122,10 @@ pub struct RefreshContext {
 pub(crate) trait RefreshLog: Send + Sync {
     fn tokens(&self) -> Tokens;
     fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>);
+    /// Whether the refresh token may have been sent in a call without a known response.
+    fn sending(&self, maybe_sent: bool) {
+        let _ = maybe_sent;
+    }
     async fn keep(&self, refresh_token: RefreshToken);
 }
 
@@ -152,6 +156,12 @@ impl RefreshContext {
     /// access token comes beside the new one.
     pub async fn keep(&self, refresh_token: RefreshToken) {
         self.log.keep(refresh_token).await;
+    }
+
+    /// Whether the refresh token may be on its way, or spent by a call whose response was lost. A
+    /// session assumes it from the call of the refresher on, until this says otherwise.
+    pub(crate) fn sending(&self, maybe_sent: bool) {
+        self.log.sending(maybe_sent);
     }
 
     /// How many attempts were made, given that the last one has ended.

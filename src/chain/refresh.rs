@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use http::Extensions;
+use http::{Extensions, StatusCode};
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next, Result};
 use tokio::time::Instant;
@@ -123,37 +123,44 @@ pub(super) async fn before(
     };
     let session = session.into_session();
     let limit = request.timeout().copied();
-    let mut budget: Budget = extensions.get().copied().unwrap_or_default();
+    if session.is_within_own_work() {
+        // It would wait for the refresh that waits for it.
+        return Ok(Some(Ready { session, refreshed: false }));
+    }
+    let mut budget: Budget = extensions.get().cloned().unwrap_or_default();
+    let fails = |budget: &Budget, error: Error| Err(budget.with_rejection(error).into());
     let mut refreshed = false;
-    // Once more if the user's word has superseded the flight: what it gave may have to be renewed
-    // too, which is another refresh.
+    // Once more if a new login has superseded the refresh: its token may have to be renewed too,
+    // which is another refresh.
     for _ in 0..2 {
-        match session.should_refresh(!budget.renewing && !budget.refreshed && !budget.replayed) {
+        let allowance = budget.allowance();
+        let join = match budget.rejection {
+            // An earlier attempt was rejected with the token that the session still has.
+            Some((generation, _)) if generation == session.generation() => {
+                session.after_rejection(generation, &allowance)
+            }
+            _ => session.should_refresh(&allowance),
+        };
+        match join {
             Join::Go { started } => {
-                if started {
-                    budget.renewing = true;
+                if started.is_some() {
+                    budget.refresh = started;
                     extensions.insert(budget);
                 }
                 break;
             }
-            Join::Fail(error) => return Err(error.into()),
+            Join::Fail(error) => return fails(&budget, error),
             Join::Wait(waiter) => {
                 if waiter.started {
-                    budget.refreshed = true;
-                    extensions.insert(budget);
+                    budget.refresh = Some(waiter.clone());
+                    extensions.insert(budget.clone());
                 }
                 match wait(&session, &waiter, limit).await {
                     Ok(Ending::Refreshed) => refreshed = true,
-                    Ok(Ending::Superseded) => {
-                        if waiter.started {
-                            budget.refreshed = false;
-                            extensions.insert(budget);
-                        }
-                        continue;
-                    }
+                    Ok(Ending::Superseded) => continue,
                     // Not even the store had something to ask with: it goes with what it has.
                     Err(error) if error.nothing_to_ask_with() => {}
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return fails(&budget, error),
                 }
                 break;
             }
@@ -174,22 +181,30 @@ pub(super) async fn up(
     };
     let generation = sent.state.generation();
     if !sent.is_rejected(&mut response) {
-        if sent.state.is_on_probation() {
+        if sent.state.is_on_probation() && !is_inconclusive(response.status()) {
             sent.session.accepted(generation);
         }
         return Ok(response);
     }
-    let mut budget: Budget = extensions.get().copied().unwrap_or_default();
-    if budget.refreshed || budget.replayed {
+    let session = &sent.session;
+    let mut budget: Budget = extensions.get().cloned().unwrap_or_default();
+    budget.rejection = Some((generation, response.status()));
+    extensions.insert(budget.clone());
+    if budget.replayed {
+        session.replay_rejected(generation);
         return Ok(response);
     }
-    let session = &sent.session;
-    match session.after_rejection(generation, !budget.renewing) {
+    if session.is_within_own_work() {
+        return Ok(response);
+    }
+    match session.after_rejection(generation, &budget.allowance()) {
         Join::Go { .. } => Ok(response),
         Join::Fail(error) => failed(session, error, response),
         Join::Wait(waiter) => {
-            budget.refreshed = true;
-            extensions.insert(budget);
+            if waiter.started {
+                budget.refresh = Some(waiter.clone());
+                extensions.insert(budget);
+            }
             match wait(session, &waiter, limit).await {
                 Ok(ending) => {
                     if ending == Ending::Refreshed {
@@ -205,7 +220,13 @@ pub(super) async fn up(
     }
 }
 
-/// A request's own timeout bounds its wait too. The flight goes on.
+/// Whether a response says nothing about the token: the server is down, or overloaded.
+fn is_inconclusive(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+}
+
+/// A request's own timeout bounds its wait too. The refresh goes on.
 async fn wait(
     session: &Session,
     waiter: &Waiter,

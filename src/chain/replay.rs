@@ -1,4 +1,9 @@
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{Extensions, HeaderName, HeaderValue, Method, StatusCode, Version};
 use reqwest::{Body, Request, Response};
@@ -14,7 +19,7 @@ use super::{
 use crate::{
     event::{Event, NotReplayed},
     outcome::Outcome,
-    session::Session,
+    session::{ReplayIf, Session},
 };
 
 /// How much of a rejected answer's body is read on, so that its connection can be used again, and
@@ -116,7 +121,7 @@ pub(super) fn after(mut response: Response, again: Again, extensions: &mut Exten
         return After::Return(response);
     }
     let session = sent.session;
-    let mut budget: Budget = extensions.get().copied().unwrap_or_default();
+    let mut budget: Budget = extensions.get().cloned().unwrap_or_default();
     if budget.replayed {
         return After::Return(not_replayed(&session, NotReplayed::AlreadyReplayed, response));
     }
@@ -124,7 +129,12 @@ pub(super) fn after(mut response: Response, again: Again, extensions: &mut Exten
         response.extensions().get::<Outcome>().is_some_and(|done| done.refresh_error.is_some());
     let state = session.load_full();
     if refresh_failed || !state.has_newer_token_than(&sent.state) {
-        return After::Return(response);
+        let is_spent = !refresh_failed && budget.is_spent();
+        return After::Return(if is_spent {
+            not_replayed(&session, NotReplayed::AlreadyReplayed, response)
+        } else {
+            response
+        });
     }
     let request = match again.request(&session) {
         Ok(request) => request,
@@ -240,11 +250,13 @@ impl Again {
 
     fn request(self, session: &Session) -> std::result::Result<Request, NotReplayed> {
         let mut request = self.copy.ok_or(NotReplayed::BodyNotReplayable)?.into_request();
-        if session.replay_if().is_some_and(|rule| !rule(&request)) {
+        let allows =
+            |rule: &ReplayIf| catch_unwind(AssertUnwindSafe(|| rule(&request))).unwrap_or(true);
+        if session.replay_if().is_some_and(|rule| !allows(rule)) {
             return Err(NotReplayed::RuledOut);
         }
         if let Some(body) = self.body {
-            let body = (body.0)().map_err(|error| {
+            let body = body.make().map_err(|error| {
                 tracing::warn!(target: "reqwest_reauth", %error, "no fresh body for the replay");
                 NotReplayed::BodyNotReplayable
             })?;
@@ -260,7 +272,7 @@ pub(super) fn give_first_body(request: &mut Request, extensions: &Extensions) ->
     if request.body().is_none()
         && let Some(body) = extensions.get::<ReplayBody>()
     {
-        *request.body_mut() = Some((body.0)().map_err(Error::middleware)?);
+        *request.body_mut() = Some(body.make().map_err(Error::middleware)?);
     }
     Ok(())
 }
@@ -329,6 +341,12 @@ impl Copy {
 pub struct ReplayBody(Arc<dyn Fn() -> io::Result<Body> + Send + Sync>);
 
 impl ReplayBody {
+    /// A panic of the closure is an error like any other.
+    fn make(&self) -> io::Result<Body> {
+        catch_unwind(AssertUnwindSafe(|| (self.0)()))
+            .unwrap_or_else(|_| Err(io::Error::other("the closure of a ReplayBody panicked")))
+    }
+
     /// Bodies from a closure that cannot fail.
     pub fn new(make: impl Fn() -> Body + Send + Sync + 'static) -> Self {
         Self::try_new(move || Ok(make()))

@@ -1,25 +1,58 @@
 //! What a request carries through the chain: what it has spent, and how it was sent.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use http::StatusCode;
 use reqwest::Response;
 use tokio::time::Instant;
 
 use crate::{
+    error::Error,
     outcome::Outcome,
     policy,
-    session::{Session, State},
+    session::{Allowance, Ending, Session, State, Waiter},
 };
 
 /// What a logical request has spent. It lives in the request's extensions, which an outer retry
 /// keeps.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Budget {
-    /// It has started a refresh in the background. It may wait for that one.
-    pub(super) renewing: bool,
-    pub(super) refreshed: bool,
+    /// The refresh that it started last.
+    pub(super) refresh: Option<Waiter>,
     pub(super) replayed: bool,
+    /// The generation that the API rejected last, and with which status.
+    pub(super) rejection: Option<(u64, StatusCode)>,
+}
+
+impl Budget {
+    /// Whether it may start a refresh. One that failed for a passing reason, or was only joined,
+    /// uses nothing up: an outer retry that outlasts the cool-down gets another (contract 1.3).
+    pub(super) fn allowance(&self) -> Allowance {
+        match self.refresh.as_ref().and_then(Waiter::outcome) {
+            None | Some(Ok(Ending::Superseded)) => Allowance::Start,
+            Some(Ok(Ending::Refreshed)) => Allowance::JoinOnly,
+            Some(Err(error)) if error.is_transient() || error.nothing_to_ask_with() => {
+                Allowance::Start
+            }
+            Some(Err(error)) => Allowance::Failed(error),
+        }
+    }
+
+    /// Whether a refresh that it started has brought a token.
+    pub(super) fn is_spent(&self) -> bool {
+        matches!(self.allowance(), Allowance::JoinOnly)
+    }
+
+    /// Adds the rejection of an earlier attempt to the error of one that was not sent.
+    pub(super) fn with_rejection(&self, error: Error) -> Error {
+        match self.rejection {
+            Some((_, status)) => error.with_api_status(status),
+            None => error,
+        }
+    }
 }
 
 /// How a request was sent: left by [`Authorize`] in answers that one of the others has to look at.
@@ -66,7 +99,8 @@ impl Sent {
             expired,
         );
         match self.session.rejected_if() {
-            Some(rule) => rule(response, verdict),
+            Some(rule) => catch_unwind(AssertUnwindSafe(|| rule(response, verdict)))
+                .unwrap_or(verdict.rejected),
             None => verdict.rejected,
         }
     }

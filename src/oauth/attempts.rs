@@ -102,6 +102,7 @@ impl Attempts {
     }
 
     pub(super) async fn run(self) -> Result<Tokens, Error> {
+        self.0.flight.sending(false);
         let retry =
             RetryTransientMiddleware::new_with_policy_and_strategy(self.clone(), self.clone());
         let head = self.0.http.as_ref().clone();
@@ -144,6 +145,7 @@ impl Attempts {
             state.attempts = state.attempts.saturating_add(1);
             state.in_the_air = true;
         }
+        flight.sending(true);
         let answer = request::ask(http, endpoint, settings, &asked_with).await;
         let (ended, rotated) = self.0.judged(answer, &asked_with);
         let failed = match ended.verdict {
@@ -158,6 +160,7 @@ impl Attempts {
             state.last_status = ended.status.or(state.last_status);
             state.last_asked_wait = asked_wait.or(state.last_asked_wait);
             state.last = Some(ended);
+            flight.sending(state.lost);
             state.attempts
         };
         let Some(failure) = failed else { return };

@@ -1,9 +1,16 @@
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::OnceLock,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use reqwest::{Request, Response};
 
-use super::{Inner, RejectedIf, ReplayIf, Session, expiry, persist::StoreSync, state::State};
+use super::{
+    Inner, RejectedIf, ReplayIf, Session, expiry, persist::StoreSync, refresh::Turn, state::State,
+    timer::Timer,
+};
 use crate::{
     error::{Error, ErrorKind},
     event::{Event, Listeners},
@@ -273,7 +280,9 @@ impl SessionBuilder {
         };
         let channels = Channels::new(channels)?;
         if let Some(refresher) = &self.refresher {
-            refresher.check()?;
+            catch_unwind(AssertUnwindSafe(|| refresher.check())).unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::InvalidConfig, "the refresher's check panicked"))
+            })?;
         }
         let lifetime = self.tokens.lifetime(Arrival::Handed);
         let due =
@@ -283,7 +292,8 @@ impl SessionBuilder {
             current: ArcSwap::from_pointee(State::new(&self.tokens, lifetime, due)),
             writer: std::sync::Mutex::new(()),
             subscribers: OnceLock::new(),
-            turn: tokio::sync::Mutex::new(()),
+            timer: Timer::new(),
+            turn: Turn::new(),
             origins: origins?,
             refresher: self.refresher,
             store: self

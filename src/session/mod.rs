@@ -7,7 +7,9 @@ mod persist;
 mod refresh;
 mod scope;
 mod state;
+mod timer;
 mod update;
+mod within;
 
 use std::{
     fmt,
@@ -27,10 +29,11 @@ pub use self::{
 };
 use self::{
     persist::StoreSync,
-    refresh::{InFlight, RefreshResult},
+    refresh::{InFlight, RefreshResult, Turn},
+    timer::Timer,
 };
 pub(crate) use self::{
-    refresh::{Ending, Join, Waiter},
+    refresh::{Allowance, Ending, Join, Waiter},
     state::{Captured, State},
 };
 use crate::{
@@ -56,8 +59,9 @@ struct Inner {
     /// Held while a new state is made, never across an await.
     writer: Mutex<()>,
     subscribers: OnceLock<watch::Sender<SessionState>>,
-    /// Held by the flight: never two at once.
-    turn: tokio::sync::Mutex<()>,
+    timer: Timer,
+    /// Held by the running refresh: never two at once.
+    turn: Turn,
     origins: Box<[Origin]>,
     refresher: Option<Box<dyn Refresher>>,
     store: Option<Box<StoreSync>>,
@@ -76,7 +80,7 @@ struct Inner {
 }
 
 type RejectedIf = Box<dyn Fn(&Response, Verdict) -> bool + Send + Sync>;
-type ReplayIf = Box<dyn Fn(&Request) -> bool + Send + Sync>;
+pub(crate) type ReplayIf = Box<dyn Fn(&Request) -> bool + Send + Sync>;
 
 impl Session {
     /// Starts building a session with these tokens.
@@ -122,8 +126,16 @@ impl Session {
     ///
     /// # Errors
     /// What the refresh failed with; [`LoginRequired`](ErrorKind::LoginRequired) without a call
-    /// when the refresh token was rejected before, or there is none; [`Closed`](ErrorKind::Closed).
+    /// when the refresh token was rejected before, or there is none; [`Closed`](ErrorKind::Closed);
+    /// [`Internal`](ErrorKind::Internal) at once when the session's own refresher or store calls it.
     pub async fn refresh(&self) -> Result<Tokens, Error> {
+        if self.is_within_own_work() {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "a refresh was asked for within the session's own refresher or store",
+            ));
+        }
+        self.forget_failures();
         match self.join(|state, _| state.on_demand(), false) {
             Join::Wait(waiter) => {
                 self.wait(&waiter).await?;
@@ -152,10 +164,10 @@ impl Session {
             state.replace(&tokens, lifetime, due)
         })?;
         if let Some(store) = &self.0.store {
-            // Once more: a flight that was not yet superseded may have put its own in place of it.
-            store.announce(&tokens);
+            // Once more: a refresh that was not yet superseded may have put its own in place of it.
+            store.announce_if(&tokens, || self.is_current(login));
         }
-        self.save_now(login).await
+        self.within(self.save_now(login)).await
     }
 
     /// Logs out: no token is left here or in the store, and every request fails with
@@ -168,7 +180,7 @@ impl Session {
     /// cleared.
     pub async fn clear(&self) -> Result<(), Error> {
         let login = self.supersede(Err(state::logged_out()), State::clear)?;
-        self.clear_store(login).await
+        self.within(self.clear_store(login)).await
     }
 
     /// Ends the session: nothing is sent any more, and those who wait for a refresh are freed at
@@ -193,7 +205,7 @@ impl Session {
                 flight.ended().await;
             }
             // One that was superseded may still be winding up.
-            drop(self.0.turn.lock().await);
+            self.0.turn.free().await;
         };
         // Not for ever: their runtime may have come to a stop.
         let _ = within(self.longest_refresh(), flights_end).await;

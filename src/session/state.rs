@@ -74,6 +74,13 @@ pub(crate) struct State {
     pub(super) issued_pause: Option<Instant>,
     /// The cool-down's end after a refresh broke off. Until then none begins in the background.
     pub(super) broken_pause: Option<Instant>,
+    /// Until when a rejection starts no refresh: a token that was just issued was rejected in a
+    /// replay too.
+    pub(super) replay_pause: Option<Instant>,
+    /// How many refreshes failed with `ClientRejected` or `BadResponse` since the last grant.
+    pub(super) failures: u32,
+    /// The refresh token of a call whose response was lost: it may be spent.
+    pub(super) unanswered: Option<RefreshToken>,
     pub(super) phase: Phase,
     pub(super) in_flight: Option<Arc<InFlight>>,
 }
@@ -121,6 +128,9 @@ impl State {
             probation: None,
             issued_pause: None,
             broken_pause: None,
+            replay_pause: None,
+            failures: 0,
+            unanswered: None,
             phase: Phase::Open,
             in_flight: None,
         }
@@ -131,7 +141,11 @@ impl State {
     /// Whether a request may be sent without a further question, as almost all may. `now` is asked
     /// only where time matters.
     pub(crate) fn is_quiet(&self, now: impl FnOnce() -> Instant) -> bool {
-        if !matches!(self.phase, Phase::Open) || self.access.is_none() || self.in_flight.is_some() {
+        if !matches!(self.phase, Phase::Open)
+            || self.access.is_none()
+            || self.in_flight.is_some()
+            || self.broken_pause.is_some()
+        {
             return false;
         }
         match self.due {
@@ -198,7 +212,11 @@ impl State {
             _ if !self.renewable => Step::Go,
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
             Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
-            _ if self.probation.is_some_and(|until| now < until) => Step::Go,
+            _ if self.probation.is_some_and(|until| now < until)
+                || self.replay_pause.is_some_and(|until| now < until) =>
+            {
+                Step::Go
+            }
             _ => Step::Wait,
         }
     }
@@ -235,6 +253,11 @@ impl State {
     /// Whether the token endpoint issued the token and no response has accepted it yet.
     pub(crate) fn is_on_probation(&self) -> bool {
         self.probation.is_some()
+    }
+
+    /// Whether the present token is of this generation, and was issued less than a cool-down ago.
+    pub(super) fn is_fresh(&self, generation: u64, now: Instant) -> bool {
+        self.generation == generation && self.issued_pause.is_some_and(|until| now < until)
     }
 
     /// Whether a request that was rejected with `other` has a token to be sent again with.
@@ -330,6 +353,9 @@ impl State {
         self.probation = issued_pause;
         self.issued_pause = issued_pause;
         self.broken_pause = None;
+        if issued_pause.is_some() {
+            (self.failures, self.unanswered) = (0, None);
+        }
         if !matches!(self.phase, Phase::Closed) {
             self.phase = Phase::Open;
         }
@@ -340,6 +366,13 @@ impl State {
         if matches!(self.phase, Phase::Closed) {
             return;
         }
+        if matches!(error.kind(), ErrorKind::ClientRejected | ErrorKind::BadResponse) {
+            self.failures = self.failures.saturating_add(1);
+        }
+        let cooldown = match error.kind() {
+            ErrorKind::ClientRejected | ErrorKind::BadResponse => doubled(cooldown, self.failures),
+            _ => cooldown,
+        };
         let pause = now.checked_add(cooldown).unwrap_or(now + LONGEST_COOLDOWN);
         self.phase = match error.kind() {
             ErrorKind::LoginRequired if !error.nothing_to_ask_with() => {
@@ -367,7 +400,8 @@ impl State {
         self.set_access(tokens.access_token().cloned(), lifetime, due);
         self.refresh = tokens.refresh_token().cloned();
         self.login += 1;
-        (self.issued_pause, self.broken_pause) = (None, None);
+        (self.issued_pause, self.broken_pause, self.replay_pause) = (None, None, None);
+        (self.failures, self.unanswered) = (0, None);
         self.phase = Phase::Open;
         self.in_flight.take()
     }
@@ -410,6 +444,12 @@ pub(super) fn logged_out() -> Error {
 /// Where there was nothing to ask with, the session cannot renew: it goes on with what it has.
 fn step_while_cooling_down(cause: &Error) -> Step {
     if cause.nothing_to_ask_with() { Step::Go } else { Step::Fail(cooling_down(cause)) }
+}
+
+/// One cool-down, two, four, up to five minutes: what is misconfigured seldom mends itself.
+fn doubled(cooldown: Duration, failures: u32) -> Duration {
+    let factor = 1 << failures.saturating_sub(1).min(31);
+    cooldown.saturating_mul(factor).min(LONGEST_COOLDOWN.max(cooldown))
 }
 
 fn cooling_down(cause: &Error) -> Error {

@@ -1,8 +1,8 @@
 //! How a session's state changes: one writer at a time makes a changed copy and publishes it.
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 
-use tokio::{runtime::Handle, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     Inner, Session, can_refresh, expiry,
@@ -65,22 +65,61 @@ impl Session {
         })
     }
 
-    pub(super) fn end_refresh(&self, in_flight: &Arc<InFlight>, error: Option<&Error>) {
+    /// An end of the login says so if the refresh token may have been spent before.
+    pub(super) fn mark_if_lost(&self, error: Error, asked: Option<&RefreshToken>) -> Error {
+        let lost = asked.is_some() && self.load().unanswered.as_ref() == asked;
+        if lost && !error.nothing_to_ask_with() { error.with_possibly_consumed() } else { error }
+    }
+
+    /// Returns whether this refresh was the session's present one.
+    pub(super) fn end_refresh(&self, in_flight: &Arc<InFlight>, error: Option<&Error>) -> bool {
         let is_it = |state: &State| {
             state.in_flight.as_ref().is_some_and(|refresh| Arc::ptr_eq(refresh, in_flight))
         };
         if !is_it(&self.load()) {
-            return;
+            return false;
         }
         self.update(|state| {
-            if is_it(state) {
+            let is_it = is_it(state);
+            if is_it {
                 state.in_flight = None;
                 state.rejected = false;
+                if let Some(lost) = in_flight.unanswered() {
+                    state.unanswered = Some(lost);
+                }
                 if let Some(error) = error {
                     state.fail(error, Instant::now(), self.0.cooldown);
                 }
             }
-        });
+            is_it
+        })
+    }
+
+    /// [`Session::refresh`] asks whatever happened before.
+    pub(super) fn forget_failures(&self) {
+        if self.load().failures > 0 {
+            self.update(|state| state.failures = 0);
+        }
+    }
+
+    /// A replay was rejected too: with a token that was issued a moment ago, another would not help
+    /// (contract 3.6).
+    pub(crate) fn replay_rejected(&self, generation: u64) {
+        let now = Instant::now();
+        let Some(until) = now.checked_add(self.0.cooldown) else { return };
+        if self.load().is_fresh(generation, now) {
+            self.update(|state| {
+                if state.is_fresh(generation, now) {
+                    state.replay_pause = Some(until);
+                }
+            });
+        }
+    }
+
+    /// A cool-down may be over.
+    pub(super) fn tell_time(&self) {
+        let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.tell_subscribers(&self.load(), false);
     }
 
     pub(super) fn due(&self, lifetime: Option<Lifetime>) -> Option<Instant> {
@@ -117,11 +156,10 @@ impl Session {
             (&state.phase, public)
             && (changed || is_new)
             && sender.receiver_count() > 0
-            && let Ok(runtime) = Handle::try_current()
         {
             // Only for subscribers: nobody else needs to know the moment at which a cool-down is
             // over.
-            runtime.spawn(tell_later(Arc::downgrade(&self.0), *until));
+            self.0.timer.set(*until, Arc::downgrade(&self.0));
         }
     }
 }
@@ -163,14 +201,6 @@ impl Session {
             Some(store) => store.clear(self, login).await,
             None => Ok(()),
         }
-    }
-}
-
-async fn tell_later(session: Weak<Inner>, until: Instant) {
-    tokio::time::sleep_until(until).await;
-    if let Some(session) = session.upgrade().map(Session) {
-        let _writer = session.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        session.tell_subscribers(&session.load(), false);
     }
 }
 

@@ -8,7 +8,12 @@ mod record;
 #[cfg(feature = "redis")]
 mod redis;
 
-use std::{any::Any, fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 
@@ -110,6 +115,14 @@ impl StoreLock {
     /// What it holds, if it is of this type.
     pub(crate) fn guard<T: 'static>(&self) -> Option<&T> {
         self.guard.as_deref()?.downcast_ref()
+    }
+}
+
+/// A guard may be somebody else's: a panic of its drop ends here.
+impl Drop for StoreLock {
+    fn drop(&mut self) {
+        let guard = self.guard.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(guard)));
     }
 }
 

@@ -222,6 +222,11 @@ impl Issuer {
         self.begun.subscribe().wait_for(|calls| *calls >= times).await.unwrap();
     }
 
+    /// Forgets the rest of the script: all is well from now on.
+    pub fn recover(&self) {
+        self.script.lock().unwrap().clear();
+    }
+
     /// The most calls at once.
     pub fn most(&self) -> usize {
         self.most.load(Ordering::SeqCst)

@@ -21,7 +21,7 @@ impl StoreSync {
         known.background_starts();
         drop(known);
         let background = BackgroundSave::new(session.clone());
-        runtime.spawn(async move { background.work().await });
+        runtime.spawn(session.within(async move { background.work().await }));
     }
 
     /// A capture that came during a refresh that brought nothing newer. At the end, what could not

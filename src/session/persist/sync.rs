@@ -143,6 +143,18 @@ impl StoreSync {
         self.known().announce(tokens);
     }
 
+    /// The same, unless a later `replace_tokens` or `clear` counts by now.
+    pub(in crate::session) fn announce_if(
+        &self,
+        tokens: &Tokens,
+        is_current: impl FnOnce() -> bool,
+    ) {
+        let mut known = self.known();
+        if is_current() {
+            known.announce(tokens);
+        }
+    }
+
     /// Takes down what is to be saved, unless the user has spoken since. `asked` as for
     /// [`Session::save_under`].
     fn intend(

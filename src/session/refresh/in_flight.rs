@@ -4,9 +4,11 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
+use super::work::Work;
 use crate::{
     error::{Error, ErrorKind},
     store::StoreLock,
+    token::RefreshToken,
 };
 
 /// How a refresh ends for its waiters: it brought a token, or a `replace_tokens` or `clear`
@@ -32,6 +34,9 @@ pub(crate) struct InFlight {
     lock: Mutex<Option<StoreLock>>,
     /// Whether its task is gone: those who wait may be freed before that.
     ended: watch::Sender<bool>,
+    /// The refresh token that may have been sent, as long as no response to it is known.
+    unanswered: Mutex<Option<RefreshToken>>,
+    work: Work,
 }
 
 impl InFlight {
@@ -43,6 +48,8 @@ impl InFlight {
             superseded: Notify::new(),
             lock: Mutex::default(),
             ended: watch::Sender::new(false),
+            unanswered: Mutex::default(),
+            work: Work::default(),
         }
     }
 
@@ -81,6 +88,30 @@ impl InFlight {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(StoreLock::share)
     }
 
+    /// The outcome, if there is one.
+    pub(in crate::session) fn outcome(&self) -> Option<RefreshResult> {
+        self.outcome.borrow().clone()
+    }
+
+    /// Notes the refresh token that is being sent, or that a response to it is known.
+    pub(super) fn set_unanswered(&self, refresh: Option<RefreshToken>) {
+        *self.unanswered.lock().unwrap_or_else(PoisonError::into_inner) = refresh;
+    }
+
+    /// The refresh token that may have been spent by a call whose response was lost.
+    pub(in crate::session) fn unanswered(&self) -> Option<RefreshToken> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Adds what is known of a lost call to the error that ends it.
+    pub(super) fn mark(&self, error: Error) -> Error {
+        if self.unanswered().is_some() { error.with_possibly_consumed() } else { error }
+    }
+
+    pub(super) fn work(&self) -> &Work {
+        &self.work
+    }
+
     pub(in crate::session) fn is_resolved(&self) -> bool {
         self.outcome.borrow().is_some()
     }
@@ -105,6 +136,12 @@ impl InFlight {
 
     pub(in crate::session) fn set_lock(&self, lock: Option<StoreLock>) {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = lock;
+    }
+}
+
+impl AsRef<Work> for InFlight {
+    fn as_ref(&self) -> &Work {
+        &self.work
     }
 }
 

@@ -14,20 +14,43 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
+    event::Event,
     time::within,
 };
 
 /// What a request does next, with the refresh to wait for.
 pub(crate) enum Join {
-    /// Go on. `started`: a refresh began in the background.
+    /// Go on. `started`: the refresh that began in the background.
     Go {
-        started: bool,
+        started: Option<Waiter>,
     },
     Wait(Waiter),
     Fail(Error),
 }
 
+/// Whether a request may start a refresh, or only join one.
+pub(crate) enum Allowance {
+    Start,
+    JoinOnly,
+    /// The refresh that it started failed for good. Another would too.
+    Failed(Error),
+}
+
+impl Allowance {
+    fn apply(&self, step: Step, state: &State) -> Step {
+        match (self, step) {
+            (Self::JoinOnly | Self::Failed(_), Step::GoAndRenew) => Step::Go,
+            (Self::JoinOnly, Step::Wait) if state.in_flight.is_none() => Step::Go,
+            (Self::Failed(error), Step::Wait) if state.in_flight.is_none() => {
+                Step::Fail(error.clone())
+            }
+            (_, step) => step,
+        }
+    }
+}
+
 /// One who waits for a refresh.
+#[derive(Clone)]
 pub(crate) struct Waiter {
     in_flight: Arc<InFlight>,
     generation: u64,
@@ -35,28 +58,23 @@ pub(crate) struct Waiter {
     pub(crate) started: bool,
 }
 
+impl Waiter {
+    /// How the refresh ended, if it has: for whoever started it.
+    pub(crate) fn outcome(&self) -> Option<Result<Ending, Error>> {
+        self.in_flight.outcome()
+    }
+}
+
 impl Session {
-    /// Before a request is sent: whether to wait. `may_start`: whether it may start a refresh, or
-    /// only join one.
-    pub(crate) fn should_refresh(&self, may_start: bool) -> Join {
-        self.join(
-            |state, now| match state.should_refresh(now) {
-                Step::Wait | Step::GoAndRenew if !may_start && state.in_flight.is_none() => {
-                    Step::Go
-                }
-                step => step,
-            },
-            false,
-        )
+    /// Before a request is sent: whether to wait.
+    pub(crate) fn should_refresh(&self, allowance: &Allowance) -> Join {
+        self.join(|state, now| allowance.apply(state.should_refresh(now), state), false)
     }
 
-    /// After the API rejected a token of generation `sent`. `may_start` as above.
-    pub(crate) fn after_rejection(&self, sent: u64, may_start: bool) -> Join {
+    /// After the API rejected a token of generation `sent`.
+    pub(crate) fn after_rejection(&self, sent: u64, allowance: &Allowance) -> Join {
         self.join(
-            |state, now| match state.should_refresh_after_rejection(sent, now) {
-                Step::Wait if !may_start && state.in_flight.is_none() => Step::Go,
-                step => step,
-            },
+            |state, now| allowance.apply(state.should_refresh_after_rejection(sent, now), state),
             true,
         )
     }
@@ -88,13 +106,18 @@ impl Session {
             return outcome;
         }
         // The runtime that runs it is not shut down, but nobody drives it any more.
-        let error = Error::new(
+        let error = in_flight.mark(Error::new(
             ErrorKind::Unavailable,
             "the runtime that runs the refresh has come to a stop",
-        );
-        self.end_refresh(in_flight, Some(&error));
+        ));
+        let first = self.end_refresh(in_flight, Some(&error));
         in_flight.resolve(Err(error.clone()));
-        Err(error)
+        // Frees its locks. Should its runtime be driven again, it sends nothing.
+        in_flight.work().cancel();
+        if first {
+            self.emit(&Event::RefreshFailed { error: error.clone() });
+        }
+        in_flight.outcome().unwrap_or(Err(error))
     }
 
     /// Longer than any refresh on a runtime that runs: its own limit, and what the store may take to
@@ -115,7 +138,7 @@ impl Session {
         let now = Instant::now();
         let state = self.load();
         match (decide(&state, now), &state.in_flight) {
-            (Step::Go, _) => return Join::Go { started: false },
+            (Step::Go, _) => return Join::Go { started: None },
             (Step::Fail(error), _) => return Join::Fail(error),
             (Step::Wait, Some(in_flight)) if state.rejected || !rejected => {
                 return Join::Wait(Waiter {
@@ -130,7 +153,7 @@ impl Session {
         let mut started = None;
         let join = self.update(|state| {
             let background = match decide(state, now) {
-                Step::Go => return Join::Go { started: false },
+                Step::Go => return Join::Go { started: None },
                 Step::Fail(error) => return Join::Fail(error),
                 Step::GoAndRenew => true,
                 Step::Wait => false,
@@ -144,7 +167,11 @@ impl Session {
             });
             let waiter =
                 Waiter { in_flight: Arc::clone(in_flight), generation, started: started.is_some() };
-            if background { Join::Go { started: waiter.started } } else { Join::Wait(waiter) }
+            if background {
+                Join::Go { started: Some(waiter).filter(|waiter| waiter.started) }
+            } else {
+                Join::Wait(waiter)
+            }
         });
         if let Some(in_flight) = started {
             task::spawn(self, in_flight);

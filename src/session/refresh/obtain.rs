@@ -38,7 +38,7 @@ pub(super) async fn obtain(
         return Err(no_token());
     };
     let Some(store) = session.0.store.as_deref() else {
-        return ask(refresher, progress).await;
+        return ask_without_store(session, refresher, progress).await;
     };
     let mut search =
         Search { session, store, in_flight, progress, tried: Vec::new(), shared: false };
@@ -56,6 +56,29 @@ pub(super) async fn obtain(
     }
 }
 
+/// The same without a store to look into.
+async fn ask_without_store(
+    session: &Session,
+    refresher: &dyn Refresher,
+    progress: &Arc<Progress>,
+) -> Result<NewTokens, Error> {
+    let mut tried = Vec::new();
+    loop {
+        let error = match ask(refresher, progress).await {
+            Err(error) if error.kind() == ErrorKind::LoginRequired => error,
+            result => return result,
+        };
+        let asked = progress.tokens().refresh_token().cloned();
+        let error = session.mark_if_lost(error, asked.as_ref());
+        tried.extend(asked);
+        // A response may have brought another one meanwhile (contract 6.5).
+        match progress.held_refresh_token().filter(|held| !tried.contains(held)) {
+            Some(held) => progress.ask_with(held),
+            None => return Err(error),
+        }
+    }
+}
+
 /// One call of the refresher, which may try several times.
 async fn ask(refresher: &dyn Refresher, progress: &Arc<Progress>) -> Result<NewTokens, Error> {
     if !can_refresh(refresher, &progress.tokens()) {
@@ -67,7 +90,10 @@ async fn ask(refresher: &dyn Refresher, progress: &Arc<Progress>) -> Result<NewT
     }
     let context = RefreshContext::new(Arc::clone(progress) as Arc<dyn RefreshLog>);
     progress.is_at(Stage::Asking { failed_attempts: 0 });
+    // Until the refresher says otherwise.
+    progress.sending(true);
     let result = refresher.refresh(&context).await;
+    progress.sending(result.as_ref().is_err_and(Error::possibly_consumed));
     progress.is_at(Stage::Looking);
     match result {
         Ok(tokens) => Ok(NewTokens::Issued { tokens, attempts: context.attempts() }),
@@ -121,11 +147,19 @@ impl Search<'_> {
     async fn after_login_required(&mut self, error: Error) -> Result<Next, Error> {
         // Read afterwards: the refresher may have gone on with one that it kept.
         let asked = self.progress.tokens().refresh_token().cloned();
-        self.shared |= asked.as_ref().is_some_and(|asked| self.store.is_shared(asked));
+        let error = self.session.mark_if_lost(error, asked.as_ref());
+        self.shared |= error.possibly_consumed()
+            || asked.as_ref().is_some_and(|asked| self.store.is_shared(asked));
         self.tried.extend(asked);
         let look = self.store.look(self.session).await;
         if let Some(next) = self.consider(look) {
             return Ok(next);
+        }
+        // A response may have brought another one meanwhile (contract 6.5).
+        let held = self.progress.held_refresh_token();
+        if let Some(held) = held.filter(|held| !self.tried.contains(held)) {
+            self.progress.ask_with(held);
+            return Ok(Next::Ask);
         }
         if let Some(given) = self.store.given().filter(|given| !self.tried.contains(given)) {
             self.progress.ask_with(given);

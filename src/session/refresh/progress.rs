@@ -30,7 +30,9 @@ pub(super) struct Progress {
 /// What a refresh is doing, for when its time is up.
 #[derive(Clone, Copy)]
 pub(super) enum Stage {
-    /// Waiting for its turn, or looking into the store.
+    /// Waiting until a refresh that was superseded has ended.
+    Waiting,
+    /// Looking into the store.
     Looking,
     /// Waiting for the store's lock.
     Locking,
@@ -45,7 +47,7 @@ impl Progress {
             in_flight: Arc::clone(in_flight),
             limit,
             asked: Mutex::new(session.load().tokens()),
-            stage: Mutex::new(Stage::Looking),
+            stage: Mutex::new(Stage::Waiting),
         }
     }
 
@@ -64,16 +66,10 @@ impl Progress {
             Error::new(ErrorKind::Unavailable, "the refresh took longer than the refresh timeout")
         };
         match *self.stage.lock().unwrap_or_else(PoisonError::into_inner) {
-            Stage::Looking => too_long(),
+            Stage::Waiting | Stage::Looking => too_long(),
             Stage::Locking => Error::new(ErrorKind::Store, "the store's lock was not free in time"),
-            // A call may be on the wire.
             Stage::Asking { failed_attempts } => {
-                let error = too_long().with_attempts(failed_attempts.saturating_add(1));
-                if self.tokens().refresh_token().is_some() {
-                    error.with_possibly_consumed()
-                } else {
-                    error
-                }
+                self.in_flight.mark(too_long().with_attempts(failed_attempts.saturating_add(1)))
             }
         }
     }
@@ -85,6 +81,12 @@ impl Progress {
         if state.login == self.in_flight.login() {
             *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = state.tokens();
         }
+    }
+
+    /// The refresh token that the session holds for this login.
+    pub(super) fn held_refresh_token(&self) -> Option<RefreshToken> {
+        let state = self.session.load();
+        state.refresh.clone().filter(|_| state.login == self.in_flight.login())
     }
 
     /// Goes on with this refresh token.
@@ -102,6 +104,11 @@ impl RefreshLog for Progress {
     fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
         self.is_at(Stage::Asking { failed_attempts: failed_attempt });
         self.session.emit(&Event::RefreshRetrying { attempt: failed_attempt, delay, status });
+    }
+
+    fn sending(&self, maybe_sent: bool) {
+        let asked = self.tokens().refresh_token().cloned().filter(|_| maybe_sent);
+        self.in_flight.set_unanswered(asked);
     }
 
     async fn keep(&self, refresh_token: RefreshToken) {

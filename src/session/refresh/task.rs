@@ -12,7 +12,8 @@ use super::{
     super::Session,
     in_flight::{Ending, InFlight, RefreshResult, broken_off},
     obtain::{NewTokens, obtain},
-    progress::Progress,
+    progress::{Progress, Stage},
+    work::Work,
 };
 use crate::{
     catch_panic::catch_panic,
@@ -25,9 +26,10 @@ use crate::{
 
 /// Starts a refresh on the caller's runtime. Without a runtime it ends at once.
 pub(super) fn spawn(session: &Session, in_flight: Arc<InFlight>) {
-    let guard = Guard { session: session.clone(), in_flight };
+    let guard = Guard { session: session.clone(), in_flight: Arc::clone(&in_flight) };
+    let work = session.within(run(guard));
     if let Ok(runtime) = Handle::try_current() {
-        runtime.spawn(run(guard));
+        runtime.spawn(Work::task(in_flight, work));
     }
 }
 
@@ -39,7 +41,8 @@ async fn run(guard: Guard) {
     let progress = Arc::new(Progress::new(session, in_flight, limit.clone()));
     let work = async {
         // One that was superseded may still be winding up. Never two calls at once.
-        turn = Some(session.0.turn.lock().await);
+        turn = Some(session.0.turn.take(in_flight).await);
+        progress.is_at(Stage::Looking);
         progress.catch_up();
         session.emit(&Event::RefreshStarted { generation: in_flight.generation() });
         tokio::select! {
@@ -54,7 +57,13 @@ async fn run(guard: Guard) {
         Ok(Some(Ok(brought))) => adopt(brought, session, in_flight, &progress).await,
         Ok(Some(Err(error))) => Err(error),
         Ok(None) => Ok(Ending::Superseded),
-        Err(_) => Err(progress.cut_short()),
+        Err(_) => {
+            if turn.is_none() {
+                // The one before has had the same time. Its runtime must have stopped.
+                session.0.turn.evict();
+            }
+            Err(progress.cut_short())
+        }
     };
     match &outcome {
         Ok(Ending::Refreshed) => session.telemetry().refresh(None, begun.elapsed()),
@@ -133,7 +142,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         if !self.in_flight.is_resolved() {
-            self.finish(Err(broken_off()));
+            self.finish(Err(self.in_flight.mark(broken_off())));
         }
         self.session.end_refresh(&self.in_flight, None);
         self.in_flight.set_lock(None);

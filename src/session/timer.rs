@@ -1,0 +1,74 @@
+//! The one timer of a session, for its subscribers: it tells them that a cool-down is over.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio::{runtime::Handle, sync::watch, time::Instant};
+
+use super::{Inner, Session};
+
+pub(super) struct Timer {
+    until: watch::Sender<Option<Instant>>,
+    running: Arc<AtomicBool>,
+}
+
+impl Timer {
+    pub(super) fn new() -> Self {
+        Self { until: watch::Sender::new(None), running: Arc::default() }
+    }
+
+    /// Sets the timer, and starts its task unless that runs already. However often a cool-down
+    /// begins, there is one task.
+    pub(super) fn set(&self, until: Instant, session: Weak<Inner>) {
+        self.until.send_replace(Some(until));
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.running.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let running = Running(Arc::clone(&self.running));
+        runtime.spawn(run(self.until.subscribe(), session, running));
+    }
+}
+
+/// The task runs. Its runtime may go away.
+struct Running(Arc<AtomicBool>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
+async fn run(
+    mut settings: watch::Receiver<Option<Instant>>,
+    session: Weak<Inner>,
+    running: Running,
+) {
+    loop {
+        let Some(until) = *settings.borrow_and_update() else { return };
+        tokio::select! {
+            changed = settings.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = tokio::time::sleep_until(until) => {
+                let Some(session) = session.upgrade().map(Session) else { return };
+                let ended = session.0.timer.until.send_if_modified(|set| {
+                    let ended = *set == Some(until);
+                    if ended {
+                        *set = None;
+                    }
+                    ended
+                });
+                if ended {
+                    // Whoever sets it from here on starts another task.
+                    drop(running);
+                    return session.tell_time();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What one logical request may cause under an outer retry (contract 1.3, 3.6, 5.8).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::support::{
+    Api, Issuer, ORIGIN, Turn, answer, error_of, never_asked, outcome_of, pair, unavailable, url,
+};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
+use reqwest_reauth::{ClientBuilderExt, Error, ErrorKind, NotReplayed, Session};
+use reqwest_retry::{
+    DefaultRetryableStrategy, RetryTransientMiddleware, Retryable, RetryableStrategy,
+    policies::ExponentialBackoff,
+};
+use tokio::time::sleep;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn session(issuer: &Issuer) -> Session {
+    Session::builder(pair("a", "r0")).origin(ORIGIN).refresher(issuer.clone()).build().unwrap()
+}
+
+/// Repeats what the default strategy does, and this crate's transient errors.
+struct Transient;
+
+impl RetryableStrategy for Transient {
+    fn handle(&self, result: &reqwest_middleware::Result<reqwest::Response>) -> Option<Retryable> {
+        match result {
+            Err(error) if Error::find_in(error).is_some_and(Error::is_transient) => {
+                Some(Retryable::Transient)
+            }
+            other => DefaultRetryableStrategy.handle(other),
+        }
+    }
+}
+
+fn retrying(api: &Api, session: &Session) -> ClientWithMiddleware {
+    let policy = ExponentialBackoff::builder()
+        .retry_bounds(SECOND, 1800 * SECOND)
+        .jitter(reqwest_retry::Jitter::None)
+        .build_with_max_retries(10);
+    let retry = RetryTransientMiddleware::new_with_policy_and_strategy(policy, Transient);
+    ClientBuilder::new(never_asked())
+        .with(retry)
+        .with_session(session.clone())
+        .with(api.clone())
+        .build()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_token_is_not_sent_again() {
+    let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable())]);
+    let api = Api::accepting(|token| token != "a");
+    let session = session(&issuer);
+    let response = retrying(&api, &session).get(url("/")).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(api.tokens_seen(), ["a", "t2"]);
+    assert_eq!(issuer.calls(), 2);
+}
+
+/// The API and the token endpoint are down for 400 s.
+async fn outage(life: u32) -> (Vec<String>, usize, u16) {
+    let is_up = Arc::new(AtomicBool::new(false));
+    let failures = (0..200).map(|_| Turn::Fail(Duration::ZERO, unavailable()));
+    let issuer = Issuer::new(failures);
+    let up = Arc::clone(&is_up);
+    let api = Api::new(move |seen| {
+        let status = match (up.load(Ordering::SeqCst), seen.token()) {
+            (false, _) => 503,
+            (true, Some("a")) => 401,
+            (true, _) => 200,
+        };
+        async move { answer(status) }
+    });
+    let tokens = pair("a", "r0").with_expires_in(life * SECOND);
+    let session =
+        Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap();
+    let request = tokio::spawn(retrying(&api, &session).get(url("/")).send());
+    sleep(400 * SECOND).await;
+    is_up.store(true, Ordering::SeqCst);
+    issuer.recover();
+    let before = issuer.calls();
+    let response = request.await.unwrap().unwrap();
+    (api.tokens_seen(), issuer.calls() - before, response.status().as_u16())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_ends_with_one_refresh() {
+    for life in [60, 200] {
+        let (sent, calls, status) = outage(life).await;
+        assert_eq!(status, 200, "{life}");
+        assert_eq!(calls, 1, "{life}");
+        let expired = sent.iter().filter(|token| *token == "a").count();
+        // At 0, 1, 3, 7, 15, 31 s; and at 63 and 127 s, while it lasts.
+        assert_eq!(expired, if life == 60 { 6 } else { 8 }, "{life}: {sent:?}");
+        assert_eq!(sent.len(), expired + 1, "{life}: {sent:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsent_attempt_keeps_the_rejection() {
+    let failures = (0..50).map(|_| Turn::Fail(Duration::ZERO, unavailable()));
+    let issuer = Issuer::new(failures);
+    let api = Api::accepting(|_| false);
+    let session = session(&issuer);
+    let error = error_of(retrying(&api, &session).get(url("/")).send().await);
+    assert_eq!(error.api_status().map(|status| status.as_u16()), Some(401));
+    assert_eq!(api.tokens_seen(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joined_refresh_uses_nothing_up() {
+    let dead = Duration::from_secs(1);
+    let issuer = Issuer::new([Turn::Fail(dead, unavailable())]);
+    let api = Api::accepting(|token| token != "a");
+    let session = session(&issuer);
+    let first = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    issuer.until_called(1).await;
+    let response = retrying(&api, &session).get(url("/")).send().await.unwrap();
+    assert_eq!(first.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(response.status(), 200);
+    assert_eq!(api.tokens_seen(), ["a", "t2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spent_budget_is_told() {
+    let issuer = Issuer::new([]);
+    // The token endpoint issues what the API rejects as well.
+    let api = Api::accepting(|_| false);
+    let session = session(&issuer);
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert_eq!(response.status(), 401);
+    assert_eq!(outcome_of(&response).not_replayed, Some(NotReplayed::AlreadyReplayed));
+    assert_eq!(issuer.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_url_that_always_rejects_renews_once() {
+    let issuer = Issuer::new([]);
+    let api =
+        Api::new(|seen| async move { answer(if seen.url.ends_with("bad") { 401 } else { 200 }) });
+    let session = session(&issuer);
+    let client = api.client(&session);
+    for _ in 0..5 {
+        assert_eq!(client.get(url("/bad")).send().await.unwrap().status(), 401);
+        // Another URL accepts what was issued.
+        assert_eq!(client.get(url("/good")).send().await.unwrap().status(), 200);
+        sleep(SECOND).await;
+    }
+    assert_eq!(issuer.calls(), 1);
+    // Counted from the replay, 10 s.
+    sleep(6 * SECOND).await;
+    client.get(url("/bad")).send().await.unwrap();
+    assert_eq!(issuer.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_error_accepts_no_token() {
+    for status in [500, 503, 408, 429] {
+        let issuer = Issuer::new([]);
+        let asked = Arc::new(AtomicUsize::new(0));
+        let api = Api::new(move |seen| {
+            // `t1` meets the failure first, and is rejected then.
+            let first = asked.fetch_add(1, Ordering::SeqCst) == 0;
+            let status = match seen.token() {
+                Some("t1") if first => status,
+                _ => 401,
+            };
+            async move { answer(status) }
+        });
+        let session = session(&issuer);
+        session.refresh().await.unwrap();
+        let client = api.client(&session);
+        assert_eq!(client.get(url("/")).send().await.unwrap().status(), status);
+        assert_eq!(client.get(url("/")).send().await.unwrap().status(), 401);
+        assert_eq!(issuer.calls(), 1, "{status}");
+    }
+}
+
+/// The seconds between the calls of a session that is asked every second.
+async fn pauses(kind: ErrorKind, seconds: u64) -> Vec<u64> {
+    let failures = (0..100).map(|_| Turn::Fail(Duration::ZERO, Error::new(kind, "scripted")));
+    let issuer = Issuer::new(failures);
+    let api = Api::accepting(|_| false);
+    let session = session(&issuer);
+    let (mut pauses, mut since, mut calls) = (Vec::new(), 0, 0);
+    for _ in 0..seconds {
+        api.client(&session).get(url("/")).send().await.unwrap_err();
+        if issuer.calls() > calls {
+            calls = issuer.calls();
+            pauses.push(std::mem::take(&mut since));
+        }
+        since += 1;
+        sleep(SECOND).await;
+    }
+    pauses
+}
+
+#[tokio::test(start_paused = true)]
+async fn cool_downs_of_misconfiguration_double() {
+    for kind in [ErrorKind::ClientRejected, ErrorKind::BadResponse] {
+        assert_eq!(pauses(kind, 1300).await, [0, 10, 20, 40, 80, 160, 300, 300, 300], "{kind:?}");
+    }
+    assert_eq!(pauses(ErrorKind::Unavailable, 50).await, [0, 10, 10, 10, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_resets_the_doubling() {
+    let rejected = || Turn::Fail(Duration::ZERO, Error::new(ErrorKind::ClientRejected, "scripted"));
+    let script = [rejected(), rejected(), rejected(), rejected(), rejected()];
+    let issuer = Issuer::new(script);
+    let api = Api::accepting(|token| token.starts_with('t'));
+    let session = session(&issuer);
+    let client = api.client(&session);
+    client.get(url("/")).send().await.unwrap_err();
+    sleep(10 * SECOND).await;
+    client.get(url("/")).send().await.unwrap_err();
+    // `refresh()` counts from one again.
+    session.refresh().await.unwrap_err();
+    sleep(10 * SECOND).await;
+    client.get(url("/")).send().await.unwrap_err();
+    assert_eq!(issuer.calls(), 4);
+    // A new login as well.
+    session.replace_tokens(pair("b", "r1")).await.unwrap();
+    client.get(url("/")).send().await.unwrap_err();
+    assert_eq!(issuer.calls(), 5);
+    sleep(10 * SECOND).await;
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_of_its_own_is_needed_for_a_pause() {
+    // A rejection long after the token was issued renews it.
+    let issuer = Issuer::new([]);
+    let session = session(&issuer);
+    session.refresh().await.unwrap();
+    sleep(11 * SECOND).await;
+    let api = Api::accepting(|token| token == "t2");
+    assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(issuer.calls(), 2);
+}

@@ -1,0 +1,228 @@
+//! A refresh token that a call without a response may have spent (contract 5.7), and a refresh
+//! whose runtime nobody drives (contract 6.4).
+
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    Api, Issuer, ORIGIN, Turn, answer, held, pair, store::FakeStore, texts, unavailable, url,
+};
+use reqwest_reauth::{Error, ErrorKind, Session, SessionBuilder, Tokens};
+use tokio::runtime::{Builder, Runtime};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn builder(issuer: &Issuer) -> SessionBuilder {
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
+    session.cooldown(Duration::ZERO)
+}
+
+fn invalid_grant() -> Turn {
+    Turn::Fail(Duration::ZERO, Error::new(ErrorKind::LoginRequired, "scripted"))
+}
+
+/// The kind, and whether the refresh token may be spent.
+fn told(result: Result<Tokens, Error>) -> (ErrorKind, bool) {
+    let error = result.unwrap_err();
+    (error.kind(), error.possibly_consumed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mark_outlives_the_timeout() {
+    let issuer = Issuer::new([Turn::Hang, invalid_grant()]);
+    let session = builder(&issuer).refresh_timeout(SECOND).build().unwrap();
+    assert_eq!(told(session.refresh().await), (ErrorKind::Unavailable, true));
+    assert_eq!(told(session.refresh().await), (ErrorKind::LoginRequired, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mark_outlives_failures_between() {
+    let lost = unavailable().with_possibly_consumed();
+    let issuer = Issuer::new([
+        Turn::Fail(Duration::ZERO, lost),
+        Turn::Fail(Duration::ZERO, unavailable()),
+        invalid_grant(),
+    ]);
+    let session = builder(&issuer).build().unwrap();
+    assert_eq!(told(session.refresh().await), (ErrorKind::Unavailable, true));
+    assert_eq!(told(session.refresh().await), (ErrorKind::Unavailable, false));
+    assert_eq!(told(session.refresh().await), (ErrorKind::LoginRequired, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_clears_the_mark() {
+    // The token endpoint does not rotate.
+    let again = Turn::Bring(Duration::ZERO, Tokens::new("t1").unwrap());
+    let issuer = Issuer::new([Turn::Hang, again, invalid_grant()]);
+    let session = builder(&issuer).refresh_timeout(SECOND).build().unwrap();
+    assert_eq!(told(session.refresh().await), (ErrorKind::Unavailable, true));
+    session.refresh().await.unwrap();
+    assert_eq!(held(&session), texts("t1", "r0"));
+    assert_eq!(told(session.refresh().await), (ErrorKind::LoginRequired, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_login_has_no_mark() {
+    let issuer = Issuer::new([Turn::Hang, invalid_grant()]);
+    let session = builder(&issuer).refresh_timeout(SECOND).build().unwrap();
+    assert_eq!(told(session.refresh().await), (ErrorKind::Unavailable, true));
+    session.replace_tokens(pair("u0", "r0")).await.unwrap();
+    assert_eq!(told(session.refresh().await), (ErrorKind::LoginRequired, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_never_sent_has_no_mark() {
+    let store = FakeStore::default();
+    let issuer = Issuer::new([invalid_grant()]);
+    let session = builder(&issuer).refresh_timeout(SECOND).store(store.clone()).build().unwrap();
+    // The lock is not free in time: nothing is sent.
+    let other = store.occupy().await;
+    assert_eq!(told(session.refresh().await), (ErrorKind::Store, false));
+    drop(other);
+    assert_eq!(told(session.refresh().await), (ErrorKind::LoginRequired, false));
+}
+
+fn thread_runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn the_mark_outlives_the_runtime() {
+    let issuer = Issuer::new([Turn::Hang, invalid_grant()]);
+    let session = builder(&issuer).build().unwrap();
+    let (gone, here) = (thread_runtime(), thread_runtime());
+    let refresh = gone.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    gone.block_on(issuer.until_called(1));
+    drop(refresh);
+    drop(gone);
+    assert_eq!(told(here.block_on(session.refresh())), (ErrorKind::LoginRequired, true));
+}
+
+#[test]
+fn the_waiters_of_a_lost_runtime_are_told() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = builder(&issuer).build().unwrap();
+    let (gone, here) = (thread_runtime(), thread_runtime());
+    let _refresh = gone.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    gone.block_on(issuer.until_called(1));
+    let waiting = here.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    here.block_on(tokio::task::yield_now());
+    drop(gone);
+    assert_eq!(told(here.block_on(waiting).unwrap()), (ErrorKind::Internal, true));
+}
+
+/// A session that waits at most 1.1 s for a refresh that stands still.
+fn short(issuer: &Issuer) -> SessionBuilder {
+    builder(issuer).refresh_timeout(SECOND / 10)
+}
+
+#[test]
+fn an_undriven_call_is_given_up_once() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = short(&issuer).build().unwrap();
+    let (still, here) = (thread_runtime(), thread_runtime());
+    let _refresh = still.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    still.block_on(issuer.until_called(1));
+    let begun = Instant::now();
+    // The call was on its way.
+    assert_eq!(told(here.block_on(session.refresh())), (ErrorKind::Unavailable, true));
+    assert!(begun.elapsed() >= SECOND);
+    here.block_on(session.refresh()).unwrap();
+    assert_eq!(held(&session), texts("t2", "r2"));
+    assert_eq!(issuer.most(), 1);
+}
+
+#[test]
+fn what_comes_back_to_life_sends_nothing() {
+    let issuer = Issuer::new([]);
+    let session = short(&issuer).build().unwrap();
+    let (still, here) = (thread_runtime(), thread_runtime());
+    // The refresh has its place, and is never polled.
+    let _entered = still.enter();
+    let mut refresh = Box::pin(session.refresh());
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(refresh.as_mut().poll(&mut context).is_pending());
+    drop(_entered);
+    assert_eq!(told(here.block_on(session.refresh())), (ErrorKind::Unavailable, false));
+    here.block_on(session.refresh()).unwrap();
+    assert_eq!(issuer.calls(), 1);
+    still.block_on(async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(issuer.calls(), 1);
+    assert_eq!(held(&session), texts("t1", "r1"));
+}
+
+#[test]
+fn an_undriven_refresh_frees_the_store() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let store = FakeStore::default();
+    let session = short(&issuer).store(store.clone()).store_timeout(SECOND / 100).build().unwrap();
+    let (still, here) = (thread_runtime(), thread_runtime());
+    let _refresh = still.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    still.block_on(issuer.until_called(1));
+    assert!(!store.is_free());
+    here.block_on(session.refresh()).unwrap_err();
+    assert!(store.is_free());
+    here.block_on(session.refresh()).unwrap();
+    assert_eq!(store.held(), Some(texts("t2", "r2")));
+}
+
+#[test]
+fn a_synchronous_wrapper_holds_others_up_once() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let tokens = pair("t0", "r0").with_expires_in(SECOND);
+    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone());
+    // Due at once.
+    let session = session
+        .refresh_ahead(SECOND)
+        .cooldown(Duration::ZERO)
+        .refresh_timeout(SECOND / 10)
+        .build()
+        .unwrap();
+    let api = Api::new(|_| async { answer(200) });
+    let (a, b) = (thread_runtime(), thread_runtime());
+    std::thread::sleep(SECOND * 6 / 10);
+    a.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    a.block_on(issuer.until_called(1));
+    std::thread::sleep(SECOND / 2);
+    // The token has ended.
+    let request = || b.block_on(api.client(&session).get(url("/")).send());
+    request().unwrap_err();
+    request().unwrap();
+    request().unwrap();
+    assert_eq!(api.tokens_seen(), ["t0", "t2", "t2"]);
+    assert_eq!(issuer.calls(), 2);
+}
+
+#[test]
+fn a_superseded_refresh_that_stands_still_gives_way() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = short(&issuer).build().unwrap();
+    let (still, here) = (thread_runtime(), thread_runtime());
+    let _refresh = still.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    still.block_on(issuer.until_called(1));
+    here.block_on(session.replace_tokens(pair("u0", "s0"))).unwrap();
+    assert_eq!(told(here.block_on(session.refresh())).0, ErrorKind::Unavailable);
+    here.block_on(session.refresh()).unwrap();
+    assert_eq!(issuer.asked(), [Some("r0".to_owned()), Some("s0".to_owned())]);
+}
