@@ -149,11 +149,11 @@ fn what_comes_back_to_life_sends_nothing() {
     let session = short(&issuer).build().unwrap();
     let (still, here) = (thread_runtime(), thread_runtime());
     // The refresh has its place, and is never polled.
-    let _entered = still.enter();
+    let entered = still.enter();
     let mut refresh = Box::pin(session.refresh());
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(refresh.as_mut().poll(&mut context).is_pending());
-    drop(_entered);
+    drop(entered);
     assert_eq!(told(here.block_on(session.refresh())), (ErrorKind::Unavailable, false));
     here.block_on(session.refresh()).unwrap();
     assert_eq!(issuer.calls(), 1);
