@@ -143,7 +143,8 @@ async fn a_closed_session_sends_nothing() {
 
     fixed.get(&url).with_extension(Anonymous).send().await.unwrap();
     fixed.get(&url).with_extension(open.clone()).send().await.unwrap();
-    assert_eq!((newest(&server), server.api_hits()), (from("open"), 2));
+    assert_eq!(newest(&server), from("open"));
+    assert_eq!(server.api_hits(), 2);
 }
 
 #[tokio::test]
@@ -156,15 +157,19 @@ async fn a_requests_own_session_does_it_all() {
     server.reissue_next(1);
     let answer = send().await.unwrap();
     assert!(answer.extensions().get::<Outcome>().unwrap().captured);
-    assert_eq!((task.generation(), request.generation()), (1, 2));
+    assert_eq!(task.generation(), 1);
+    assert_eq!(request.generation(), 2);
 
     server.refuse_next(1, StatusCode::UNAUTHORIZED);
     let answer = send().await.unwrap();
     let outcome = answer.extensions().get::<Outcome>().unwrap();
     assert!(outcome.refreshed && outcome.replayed);
-    assert_eq!((answer.status().as_u16(), newest(&server)), (200, from("request")));
-    assert_eq!((task.generation(), request.generation()), (1, 3));
-    assert_eq!((server.counts_of("task").api_hits, server.counts_of("task").token_calls), (0, 0));
+    assert_eq!(answer.status().as_u16(), 200);
+    assert_eq!(newest(&server), from("request"));
+    assert_eq!(task.generation(), 1);
+    assert_eq!(request.generation(), 3);
+    assert_eq!(server.counts_of("task").api_hits, 0);
+    assert_eq!(server.counts_of("task").token_calls, 0);
 }
 
 /// Futures that several tasks share are polled by whoever comes.
@@ -242,7 +247,8 @@ async fn own_authorization_and_anonymous_are_kept() {
             assert_eq!(seen, own.into_iter().collect::<Vec<_>>());
         }
     }
-    assert_eq!((session.generation(), server.token_calls()), (1, 0));
+    assert_eq!(session.generation(), 1);
+    assert_eq!(server.token_calls(), 0);
     // Both at once, and the session on top: still the caller's.
     let both = scoped_client()
         .get(server.url("/"))
@@ -294,10 +300,9 @@ fn sent_twice(server: &AuthServer) -> reqwest_reauth::testing::Recorded {
     let records = server.requests();
     let [first, second] = &records[..] else { panic!("{records:?}") };
     assert!(first.refused && !second.refused);
-    assert_eq!(
-        (&first.method, &first.uri, &first.body),
-        (&second.method, &second.uri, &second.body)
-    );
+    assert_eq!(first.method, second.method);
+    assert_eq!(first.uri, second.uri);
+    assert_eq!(first.body, second.body);
     assert_ne!(first.token_id, second.token_id);
     let headers = |record: &reqwest_reauth::testing::Recorded| {
         let mut headers = record.headers.clone();
@@ -369,7 +374,8 @@ async fn a_multipart_file_keeps_its_boundary() {
     let names: Vec<_> =
         parts.iter().map(|(head, _)| head.split("; ").nth(1).unwrap().trim_end()).collect();
     assert_eq!(names, ["name=\"title\"", "name=\"report\""]);
-    assert_eq!((parts[0].1.as_slice(), parts[1].1.as_slice()), (&b"numbers"[..], &content[..]));
+    assert_eq!(parts[0].1.as_slice(), &b"numbers"[..]);
+    assert_eq!(parts[1].1.as_slice(), &content[..]);
 }
 
 /// Head and content of each part.
@@ -425,14 +431,13 @@ async fn a_streamed_form_is_sent_once_and_whole() {
         session.scope(client.post(server.url("/")).multipart(form()).send()).await.unwrap();
     assert_eq!(answer.status(), 401);
     let outcome = answer.extensions().get::<Outcome>().unwrap();
-    assert_eq!(
-        (outcome.refreshed, outcome.not_replayed),
-        (true, Some(NotReplayed::BodyNotReplayable))
-    );
+    assert!(outcome.refreshed);
+    assert_eq!(outcome.not_replayed, Some(NotReplayed::BodyNotReplayable));
 
     let answer =
         session.scope(client.post(server.url("/")).multipart(form()).send()).await.unwrap();
-    assert_eq!((answer.status().as_u16(), server.token_calls()), (200, 1));
+    assert_eq!(answer.status().as_u16(), 200);
+    assert_eq!(server.token_calls(), 1);
     let records = server.requests();
     assert_eq!(records.len(), 2);
     for record in records {
@@ -469,7 +474,8 @@ async fn a_file_gone_at_the_replay_is_no_replay() {
         Some(NotReplayed::BodyNotReplayable)
     );
     let records = server.requests();
-    assert_eq!((records.len(), &records[0].body[..]), (1, &content[..]));
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].body[..], content[..]);
 }
 
 // ---- independent
@@ -499,7 +505,8 @@ async fn a_waiting_tenant_delays_nobody() {
     assert_eq!(seen.remove(0), "slow");
     hold.release();
     let answer = waits.await.unwrap().unwrap();
-    assert_eq!((answer.status().as_u16(), newest(&server)), (200, from("slow")));
+    assert_eq!(answer.status().as_u16(), 200);
+    assert_eq!(newest(&server), from("slow"));
 }
 
 /// On the clock that only the servers' own delays move: 10 ms for an answer of the API, two seconds
@@ -543,7 +550,8 @@ async fn a_slow_refresh_leaves_others_latency() {
     let before = everybody().await;
     let (refreshing, beside) = tokio::join!(timed(&slow), everybody());
     assert_eq!(refreshing, Duration::from_millis(2020));
-    assert_eq!((before, beside), (Duration::from_millis(10), Duration::from_millis(10)));
+    assert_eq!(before, Duration::from_millis(10));
+    assert_eq!(beside, Duration::from_millis(10));
     assert_eq!(issuer.calls(), 1);
 }
 
@@ -760,13 +768,8 @@ async fn storm(workers: usize) {
         count(&tally.cancels),
         server.token_calls(),
     );
-    assert_eq!(
-        (
-            server.counts().reuses,
-            server.requests().iter().filter(|record| record.uri.path() == "/nobody").count()
-        ),
-        (0, 0)
-    );
+    assert_eq!(server.counts().reuses, 0);
+    assert_eq!(server.requests().iter().filter(|record| record.uri.path() == "/nobody").count(), 0);
     // It was a storm.
     for happened in
         [&tally.served, &tally.refreshed, &tally.captured, &tally.panics, &tally.cancels]

@@ -50,10 +50,10 @@ async fn with_the_grace_the_header_is_enough() {
         assert_eq!(response.status(), 409);
         let outcome = response.extensions().get::<Outcome>().unwrap();
         assert!(outcome.captured && !outcome.refreshed && !outcome.replayed, "{outcome:?}");
-        assert_eq!(
-            (server.api_hits(), server.refused(), server.reissued(), server.token_calls()),
-            (1, 0, 1, 0)
-        );
+        assert_eq!(server.api_hits(), 1);
+        assert_eq!(server.refused(), 0);
+        assert_eq!(server.reissued(), 1);
+        assert_eq!(server.token_calls(), 0);
     }
 }
 
@@ -73,12 +73,14 @@ async fn without_the_grace_it_lives_on_the_refresh() {
             (Some(StatusCode::CONFLICT), "progress".into())
         ]
     );
-    assert_eq!((server.refused(), server.token_calls()), (1, 1));
+    assert_eq!(server.refused(), 1);
+    assert_eq!(server.token_calls(), 1);
 }
 
 #[tokio::test]
 async fn without_either_the_rejection_is_returned() {
     let server = airflow().start().await;
     assert_eq!(race(&server, false).await.status(), 403);
-    assert_eq!((server.api_hits(), server.refused()), (1, 1));
+    assert_eq!(server.api_hits(), 1);
+    assert_eq!(server.refused(), 1);
 }

@@ -75,7 +75,8 @@ async fn a_refresh_outlives_its_callers() {
     issuer.gate.add_permits(1);
     session.subscribe().wait_for(|state| *state == SessionState::Active).await.unwrap();
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!((issuer.calls(), api.tokens_seen()), (1, vec!["t0".to_owned(), "t1".to_owned()]));
+    assert_eq!(issuer.calls(), 1);
+    assert_eq!(api.tokens_seen(), vec!["t0".to_owned(), "t1".to_owned()]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,15 +96,14 @@ async fn a_failed_refresh_names_both_servers() {
     let error = client.get(url("/")).send().await.unwrap_err();
     let error = Error::find_in(&error).unwrap();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert_eq!(
-        (error.status().unwrap().as_u16(), error.api_status().unwrap().as_u16()),
-        (502, 401)
-    );
+    assert_eq!(error.status().unwrap().as_u16(), 502);
+    assert_eq!(error.api_status().unwrap().as_u16(), 401);
     assert_eq!(session.state(), SessionState::CoolingDown);
 
     let error = client.get(url("/")).send().await.unwrap_err();
     let error = Error::find_in(&error).unwrap();
-    assert_eq!((error.kind(), error.api_status().unwrap().as_u16()), (ErrorKind::CoolingDown, 401));
+    assert_eq!(error.kind(), ErrorKind::CoolingDown);
+    assert_eq!(error.api_status().unwrap().as_u16(), 401);
     assert!(error.is_transient());
     assert_eq!(issuer.calls(), 1);
 
@@ -152,7 +152,8 @@ async fn a_dead_grant_is_asked_for_once() {
         assert_eq!(Error::find_in(&error).unwrap().kind(), ErrorKind::LoginRequired);
         tokio::time::advance(Duration::from_secs(3600)).await;
     }
-    assert_eq!((issuer.calls(), session.state()), (1, SessionState::LoginRequired));
+    assert_eq!(issuer.calls(), 1);
+    assert_eq!(session.state(), SessionState::LoginRequired);
     assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
     session.replace_tokens(Tokens::new("new").unwrap()).await.unwrap();
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
@@ -200,7 +201,8 @@ async fn only_expired_tokens_make_requests_wait() {
     issuer.gate.add_permits(1);
     session.subscribe().wait_for(|state| *state == SessionState::Active).await.unwrap();
     client.get(url("/")).send().await.unwrap();
-    assert_eq!((api.tokens_seen().last().unwrap().as_str(), issuer.calls()), ("t2", 2));
+    assert_eq!(api.tokens_seen().last().unwrap().as_str(), "t2");
+    assert_eq!(issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -262,10 +264,8 @@ async fn close_frees_waiters_and_ends_the_refresh() {
         async move { session.close().await }
     });
     let error = request.await.unwrap().unwrap_err();
-    assert_eq!(
-        (Error::find_in(&error).unwrap().kind(), begun.elapsed()),
-        (ErrorKind::Closed, Duration::ZERO)
-    );
+    assert_eq!(Error::find_in(&error).unwrap().kind(), ErrorKind::Closed);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
     closing.await.unwrap().unwrap();
     assert_eq!(begun.elapsed(), 5 * SECOND);
     assert_eq!(session.tokens().unwrap().access_token().unwrap().expose_secret(), "t1");
@@ -287,10 +287,9 @@ async fn a_cut_off_call_is_possibly_consumed() {
             .build()
             .unwrap();
         let error = session.refresh().await.unwrap_err();
-        assert_eq!(
-            (error.kind(), error.attempts(), error.possibly_consumed()),
-            (ErrorKind::Unavailable, 1, may_have)
-        );
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(error.attempts(), 1);
+        assert_eq!(error.possibly_consumed(), may_have);
     }
 }
 

@@ -42,16 +42,15 @@ async fn renews(status: u16, challenges: &'static [&'static [u8]]) -> bool {
     let shown: Vec<_> = challenges.iter().map(|value| String::from_utf8_lossy(value)).collect();
     if counter.calls() == 0 {
         // What is no refusal is the caller's, as it is.
-        assert_eq!((response.status().as_u16(), server.count()), (status, 1), "{shown:?}");
+        assert_eq!(response.status().as_u16(), status, "{shown:?}");
+        assert_eq!(server.count(), 1, "{shown:?}");
         assert!(response.extensions().get::<Outcome>().is_none(), "{shown:?}");
         assert_eq!(response.text().await.unwrap(), "the answer");
         return false;
     }
-    assert_eq!(
-        (response.status().as_u16(), counter.calls(), server.count()),
-        (200, 1, 2),
-        "{shown:?}"
-    );
+    assert_eq!(response.status().as_u16(), 200, "{shown:?}");
+    assert_eq!(counter.calls(), 1, "{shown:?}");
+    assert_eq!(server.count(), 2, "{shown:?}");
     true
 }
 
@@ -169,10 +168,13 @@ async fn a_bare_403_rejects_an_expired_token() {
             .build()
             .unwrap();
         let response = client(&session).get(server.url("/")).send().await.unwrap();
-        assert_eq!((response.status().as_u16(), server.count()), (status, 1));
+        assert_eq!(response.status().as_u16(), status);
+        assert_eq!(server.count(), 1);
         let told = told.lock().unwrap();
         let [(seen, verdict)] = told[..] else { panic!("asked {} times", told.len()) };
-        assert_eq!((seen, verdict.rejected, verdict.token_expired), (status, refused, expired));
+        assert_eq!(seen, status);
+        assert_eq!(verdict.rejected, refused);
+        assert_eq!(verdict.token_expired, expired);
     }
 }
 
@@ -198,7 +200,8 @@ async fn a_token_that_expires_on_the_way_is_renewed() {
             .build()
             .unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
-    assert_eq!((response.status().as_u16(), counter.calls()), (200, 1));
+    assert_eq!(response.status().as_u16(), 200);
+    assert_eq!(counter.calls(), 1);
     assert_eq!(server.tokens(), [Some("old".into()), Some("t1".into())]);
 }
 
@@ -219,7 +222,9 @@ async fn a_rule_of_the_user_replaces_the_built_in_one() {
         .build()
         .unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
-    assert_eq!((response.status().as_u16(), counter.calls(), server.count()), (200, 1, 2));
+    assert_eq!(response.status().as_u16(), 200);
+    assert_eq!(counter.calls(), 1);
+    assert_eq!(server.count(), 2);
 
     // And what every built-in rule does.
     let server = Server::simple(|_| Reply::status(401)).await;
@@ -227,7 +232,9 @@ async fn a_rule_of_the_user_replaces_the_built_in_one() {
     let session =
         builder(&server).refresher(counter.clone()).rejected_if(|_, _| false).build().unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
-    assert_eq!((response.status().as_u16(), counter.calls(), server.count()), (401, 0, 1));
+    assert_eq!(response.status().as_u16(), 401);
+    assert_eq!(counter.calls(), 0);
+    assert_eq!(server.count(), 1);
 }
 
 #[tokio::test]
@@ -238,7 +245,9 @@ async fn a_rule_that_rejects_all_refreshes_once() {
         builder(&server).refresher(counter.clone()).rejected_if(|_, _| true).build().unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
     let outcome = response.extensions().get::<Outcome>().cloned().unwrap();
-    assert_eq!((response.status().as_u16(), counter.calls(), server.count()), (200, 1, 2));
+    assert_eq!(response.status().as_u16(), 200);
+    assert_eq!(counter.calls(), 1);
+    assert_eq!(server.count(), 2);
     assert_eq!(outcome.not_replayed, Some(NotReplayed::AlreadyReplayed));
 }
 
@@ -247,7 +256,8 @@ async fn without_a_refresher_rejections_pass() {
     let server = Server::simple(|_| Reply::status(401).body("refused")).await;
     let session = builder(&server).build().unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
-    assert_eq!((response.status().as_u16(), server.count()), (401, 1));
+    assert_eq!(response.status().as_u16(), 401);
+    assert_eq!(server.count(), 1);
     assert_eq!(response.text().await.unwrap(), "refused");
 }
 
@@ -279,6 +289,7 @@ async fn an_old_tokens_rejection_is_only_replayed() {
     session.replace_tokens(Tokens::new("newer").unwrap()).await.unwrap();
     held.add_permits(1);
     let response = request.await.unwrap().unwrap();
-    assert_eq!((response.status().as_u16(), counter.calls()), (200, 0));
+    assert_eq!(response.status().as_u16(), 200);
+    assert_eq!(counter.calls(), 0);
     assert_eq!(server.tokens(), [Some("old".into()), Some("newer".into())]);
 }

@@ -59,14 +59,14 @@ fn a_shut_down_runtime_frees_its_waiters() {
     assert!(answered.recv_timeout(Duration::from_millis(50)).is_err(), "it waits for the flight");
     leads.shutdown_background();
     let error = crate::support::error_of(answered.recv_timeout(BOUND).expect("a waiter hangs"));
-    assert_eq!((error.kind(), error.api_status().unwrap().as_u16()), (ErrorKind::Internal, 401));
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert_eq!(error.api_status().unwrap().as_u16(), 401);
     assert!(store.is_free());
     // The next starts afresh, here.
     let response = waits.block_on(api.client(&session).get(url("/")).send()).unwrap();
-    assert_eq!(
-        (response.status().as_u16(), issuer.calls(), held(&session)),
-        (200, 2, texts("t2", "r2"))
-    );
+    assert_eq!(response.status().as_u16(), 200);
+    assert_eq!(issuer.calls(), 2);
+    assert_eq!(held(&session), texts("t2", "r2"));
 }
 
 #[test]
@@ -184,13 +184,12 @@ fn a_stuck_call_never_overlaps_another() {
     let runs = runtime();
     runs.block_on(session.replace_tokens(pair("new", "rn"))).unwrap();
     assert_eq!(runs.block_on(session.refresh()).unwrap_err().kind(), ErrorKind::Unavailable);
-    assert_eq!((issuer.calls(), issuer.most()), (1, 1));
+    assert_eq!(issuer.calls(), 1);
+    assert_eq!(issuer.most(), 1);
     drop(still);
     runs.block_on(session.refresh()).unwrap();
-    assert_eq!(
-        (issuer.asked(), issuer.most()),
-        (vec![Some("r0".to_owned()), Some("rn".to_owned())], 1)
-    );
+    assert_eq!(issuer.asked(), vec![Some("r0".to_owned()), Some("rn".to_owned())]);
+    assert_eq!(issuer.most(), 1);
 }
 
 #[test]
@@ -261,7 +260,8 @@ fn a_refresh_outlasts_a_save_nobody_drives() {
     still.block_on(store.began.notified());
     let runs = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runs.block_on(session.refresh()).unwrap();
-    assert_eq!((held(&session), store.saves.lock().unwrap().len()), (texts("t1", "r1"), 1));
+    assert_eq!(held(&session), texts("t1", "r1"));
+    assert_eq!(store.saves.lock().unwrap().len(), 1);
     // What it could not save is saved as soon as the way is free.
     drop(still);
     runs.block_on(session.refresh()).unwrap();

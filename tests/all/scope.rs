@@ -305,7 +305,8 @@ fn a_scope_moves_between_threads() {
             Poll::Ready(threads) => break threads,
         }
     };
-    assert_eq!((threads.len(), threads), (4, polled));
+    assert_eq!(threads.len(), 4);
+    assert_eq!(threads, polled);
 }
 
 #[test]

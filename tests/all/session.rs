@@ -129,10 +129,8 @@ async fn retry_after_lengthens_the_cool_down() {
         let session = session(&issuer);
         session.refresh().await.unwrap_err();
         let error = error_of(Api::accepting(|_| false).client(&session).get(url("/")).send().await);
-        assert_eq!(
-            (error.kind(), error.retry_after()),
-            (ErrorKind::CoolingDown, Some(asked * SECOND))
-        );
+        assert_eq!(error.kind(), ErrorKind::CoolingDown);
+        assert_eq!(error.retry_after(), Some(asked * SECOND));
         advance(Duration::from_secs(expected - 1)).await;
         assert_eq!(session.state(), SessionState::CoolingDown, "{asked}");
         advance(SECOND).await;
@@ -185,7 +183,8 @@ async fn a_refresh_replaces_a_capture_made_in_it() {
     until(&session, SessionState::Refreshing).await;
     let waiting = tokio::spawn(client.get(url("/")).send());
     settle().await;
-    assert_eq!((waiting.is_finished(), api.seen().len()), (false, 1), "it waits, unsent");
+    assert!(!waiting.is_finished(), "it waits, unsent");
+    assert_eq!(api.seen().len(), 1, "it waits, unsent");
     gate.notify_one();
     assert!(outcome_of(&late.await.unwrap().unwrap()).captured);
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
@@ -193,7 +192,8 @@ async fn a_refresh_replaces_a_capture_made_in_it() {
     issuer.gate.add_permits(1);
     assert_eq!(refused.await.unwrap().unwrap().status(), 200);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
-    assert_eq!((held(&session), session.generation()), (texts("t1", "r1"), 3));
+    assert_eq!(held(&session), texts("t1", "r1"));
+    assert_eq!(session.generation(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -235,7 +235,8 @@ async fn a_late_answer_never_undoes_a_newer_token() {
     });
     let response = api.client(&session).get(url("/")).send().await.unwrap();
     assert!(!outcome_of(&response).captured);
-    assert_eq!((held(&session), session.generation()), (texts("t1", "r1"), 2));
+    assert_eq!(held(&session), texts("t1", "r1"));
+    assert_eq!(session.generation(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,7 +256,8 @@ async fn replace_tokens_overtakes_a_refresh() {
     assert_eq!(begun.elapsed(), Duration::ZERO);
     advance(120 * SECOND).await;
     settle().await;
-    assert_eq!((held(&session), issuer.most()), (texts("new", "rn"), 1));
+    assert_eq!(held(&session), texts("new", "rn"));
+    assert_eq!(issuer.most(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -272,7 +274,8 @@ async fn clear_frees_those_who_wait_unsent() {
     session.clear().await.unwrap();
     for request in requests {
         let error = error_of(request.await.unwrap());
-        assert_eq!((error.kind(), error.api_status()), (ErrorKind::LoginRequired, None));
+        assert_eq!(error.kind(), ErrorKind::LoginRequired);
+        assert_eq!(error.api_status(), None);
     }
     assert!(api.seen().is_empty() && session.tokens().is_none());
     session.replace_tokens(pair("new", "rn")).await.unwrap();
@@ -300,11 +303,10 @@ async fn two_refreshes_in_a_row_never_overlap() {
     first.await.unwrap().unwrap();
     second.await.unwrap().unwrap();
     replace.await.unwrap().unwrap();
-    assert_eq!(
-        (issuer.most(), issuer.asked()),
-        (1, vec![Some("r0".to_owned()), Some("rn".to_owned())])
-    );
-    assert_eq!((held(&session), store.held()), (texts("t2", "r2"), Some(texts("t2", "r2"))));
+    assert_eq!(issuer.most(), 1);
+    assert_eq!(issuer.asked(), vec![Some("r0".to_owned()), Some("rn".to_owned())]);
+    assert_eq!(held(&session), texts("t2", "r2"));
+    assert_eq!(store.held(), Some(texts("t2", "r2")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -315,7 +317,8 @@ async fn close_lets_a_new_refresh_end() {
     let mut refresh = Box::pin(session.refresh());
     assert!(futures_poll(refresh.as_mut()).is_none());
     session.close().await.unwrap();
-    assert_eq!((issuer.calls(), held(&session)), (1, texts("t1", "r1")));
+    assert_eq!(issuer.calls(), 1);
+    assert_eq!(held(&session), texts("t1", "r1"));
     assert_eq!(refresh.await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(
@@ -352,7 +355,9 @@ async fn a_closed_session_replays_nothing() {
             Ok(response) => outcome_of(&response).refresh_error.unwrap().kind(),
             error => error_of(error).kind(),
         };
-        assert_eq!((kind, api.seen().len(), issuer.calls()), (ErrorKind::Closed, 1, 0));
+        assert_eq!(kind, ErrorKind::Closed);
+        assert_eq!(api.seen().len(), 1);
+        assert_eq!(issuer.calls(), 0);
     }
 }
 
@@ -422,7 +427,9 @@ async fn nothing_to_ask_with_is_no_refresh() {
     let api = Api::accepting(|token| token == "s0");
     let session = builder(Tokens::new("t0").unwrap()).build().unwrap();
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
-    assert_eq!((issuer.calls(), session.state(), events.all().len()), (0, SessionState::Active, 0));
+    assert_eq!(issuer.calls(), 0);
+    assert_eq!(session.state(), SessionState::Active);
+    assert_eq!(events.all().len(), 0);
 
     // Nor has the store: the request goes with what there is, and the answer stands.
     for tokens in
@@ -430,7 +437,8 @@ async fn nothing_to_ask_with_is_no_refresh() {
     {
         let session = builder(tokens).store(FakeStore::default()).build().unwrap();
         assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 401);
-        assert_eq!((issuer.calls(), held(&session).0.as_str()), (0, "t0"));
+        assert_eq!(issuer.calls(), 0);
+        assert_eq!(held(&session).0.as_str(), "t0");
     }
 
     let session = builder(Tokens::new("t0").unwrap())
@@ -438,7 +446,8 @@ async fn nothing_to_ask_with_is_no_refresh() {
         .build()
         .unwrap();
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!((issuer.calls(), held(&session)), (0, texts("s0", "r9")));
+    assert_eq!(issuer.calls(), 0);
+    assert_eq!(held(&session), texts("s0", "r9"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -448,10 +457,8 @@ async fn a_stored_token_is_taken_if_it_has_not_ended() {
         let store = FakeStore::holding(pair("s0", "r9").with_expires_in(life));
         let session = builder(&issuer).store(store).build().unwrap();
         session.refresh().await.unwrap();
-        assert_eq!(
-            (issuer.calls(), held(&session).0.as_str()),
-            (calls, if calls == 0 { "s0" } else { "t1" })
-        );
+        assert_eq!(issuer.calls(), calls);
+        assert_eq!(held(&session).0.as_str(), if calls == 0 { "s0" } else { "t1" });
     }
 }
 
@@ -470,7 +477,8 @@ async fn a_refresh_holds_the_lock_throughout() {
     issuer.gate.add_permits(1);
     flight.await.unwrap().unwrap();
     settle().await;
-    assert_eq!((store.held(), store.is_free()), (Some(texts("t1", "r1")), true));
+    assert_eq!(store.held(), Some(texts("t1", "r1")));
+    assert!(store.is_free());
 }
 
 #[tokio::test(start_paused = true)]
@@ -500,7 +508,8 @@ async fn new_requests_wait_after_a_rejection() {
     settle().await;
     assert_eq!(api.tokens_seen(), ["t0", "t0"]);
     issuer.gate.add_permits(1);
-    assert_eq!((first.await.unwrap(), second.await.unwrap()), (200, 200));
+    assert_eq!(first.await.unwrap(), 200);
+    assert_eq!(second.await.unwrap(), 200);
     flight.await.unwrap().unwrap();
     assert_eq!(api.tokens_seen(), ["t0", "t0", "t1", "t1"]);
 }
@@ -512,10 +521,8 @@ async fn an_unwatched_cool_down_costs_no_task() {
     drop(session.subscribe());
     session.refresh().await.unwrap_err();
     settle().await;
-    assert_eq!(
-        (session.state(), tokio::runtime::Handle::current().metrics().num_alive_tasks()),
-        (SessionState::CoolingDown, 0)
-    );
+    assert_eq!(session.state(), SessionState::CoolingDown);
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -575,6 +582,7 @@ async fn arc_and_box_forward_every_method() {
         let (refresher, session) = with(true, tokens);
         let api = Api::accepting(|token| token == "t1");
         api.client(&session.unwrap()).get(url("/")).send().await.unwrap();
-        assert_eq!((refresher.asked.load(Ordering::SeqCst), api.seen().len()), (times, 1 + times));
+        assert_eq!(refresher.asked.load(Ordering::SeqCst), times);
+        assert_eq!(api.seen().len(), 1 + times);
     }
 }

@@ -51,10 +51,12 @@ async fn a_grant_is_saved_before_it_is_used() {
     });
     issuer.until_called(1).await;
     settle().await;
-    assert_eq!((session.generation(), store.held()), (1, None));
+    assert_eq!(session.generation(), 1);
+    assert_eq!(store.held(), None);
     store.open_gate();
     refresh.await.unwrap().unwrap();
-    assert_eq!((held(&session), store.held()), (texts("t1", "r1"), Some(texts("t1", "r1"))));
+    assert_eq!(held(&session), texts("t1", "r1"));
+    assert_eq!(store.held(), Some(texts("t1", "r1")));
     store.assert_orderly();
     assert!(store.is_free());
 }
@@ -65,10 +67,9 @@ async fn stored_tokens_precede_given_ones() {
     let session = session(&issuer, &store);
     let api = Api::accepting(|token| token == "s");
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!(
-        (issuer.calls(), api.tokens_seen(), held(&session)),
-        (0, vec!["t0".into(), "s".into()], texts("s", "rs"))
-    );
+    assert_eq!(issuer.calls(), 0);
+    assert_eq!(api.tokens_seen(), ["t0", "s"]);
+    assert_eq!(held(&session), texts("s", "rs"));
     assert!(store.saves().is_empty());
     session.refresh().await.unwrap();
     assert_eq!(issuer.asked(), [Some("rs".to_owned())]);
@@ -91,7 +92,8 @@ async fn both_dead_is_login_required() {
     let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
     let session = session(&issuer, &store);
     assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
-    assert_eq!((issuer.calls(), session.state()), (2, SessionState::LoginRequired));
+    assert_eq!(issuer.calls(), 2);
+    assert_eq!(session.state(), SessionState::LoginRequired);
 
     let issuer = Issuer::new([Turn::Fail(SECOND, dead())]);
     let store = FakeStore::holding(Tokens::from_refresh_token("rs").unwrap());
@@ -117,7 +119,8 @@ async fn invalid_grant_looks_into_the_store() {
     issuer.until_called(1).await;
     store.put(pair("other", "ro"));
     refresh.await.unwrap().unwrap();
-    assert_eq!((issuer.calls(), held(&session)), (1, texts("other", "ro")));
+    assert_eq!(issuer.calls(), 1);
+    assert_eq!(held(&session), texts("other", "ro"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,7 +129,8 @@ async fn restore_serves_the_first_request() {
     let session = builder(&issuer, &store).restore().await.unwrap();
     let api = Api::accepting(|token| token == "s");
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!((api.seen().len(), issuer.calls()), (1, 0));
+    assert_eq!(api.seen().len(), 1);
+    assert_eq!(issuer.calls(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,7 +140,8 @@ async fn an_expired_restored_token_is_renewed() {
     let session = builder(&issuer, &store).restore().await.unwrap();
     let api = Api::accepting(|_| true);
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!((api.tokens_seen(), issuer.asked()), (vec!["t1".into()], vec![Some("rs".into())]));
+    assert_eq!(api.tokens_seen(), ["t1"]);
+    assert_eq!(issuer.asked(), vec![Some("rs".into())]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,10 +150,9 @@ async fn restore_fails_only_without_tokens() {
     store.always(Call::Load, Fate::Hang);
     let begun = Instant::now();
     let given = builder(&issuer, &store).on_event(events.listener()).restore().await.unwrap();
-    assert_eq!(
-        (held(&given), begun.elapsed(), failures(&events)),
-        (texts("t0", "r0"), 5 * SECOND, 1)
-    );
+    assert_eq!(held(&given), texts("t0", "r0"));
+    assert_eq!(begun.elapsed(), 5 * SECOND);
+    assert_eq!(failures(&events), 1);
     let none = Session::builder(Tokens::empty()).origin(ORIGIN).store(store).restore().await;
     assert_eq!(none.unwrap_err().kind(), ErrorKind::Store);
 }
@@ -167,11 +171,8 @@ async fn a_broken_store_fails_no_request() {
             let api = Api::accepting(|token| token == "t1");
             let response = api.client(&session).get(url("/")).send().await;
             assert_eq!(response.unwrap().status(), 200, "{call:?} {fate:?}");
-            assert_eq!(
-                (held(&session), issuer.calls()),
-                (texts("t1", "r1"), 1),
-                "{call:?} {fate:?}"
-            );
+            assert_eq!(held(&session), texts("t1", "r1"), "{call:?} {fate:?}");
+            assert_eq!(issuer.calls(), 1, "{call:?} {fate:?}");
             assert!(failures(&events) > 0, "{call:?} {fate:?}");
             assert!(store.is_free(), "{call:?} {fate:?}");
         }
@@ -184,7 +185,8 @@ async fn an_unsaved_token_is_saved_before_use() {
     store.next(Call::Save, [Fate::Down]);
     let session = builder(&issuer, &store).on_event(events.listener()).build().unwrap();
     session.refresh().await.unwrap();
-    assert_eq!((store.held(), failures(&events)), (None, 1));
+    assert_eq!(store.held(), None);
+    assert_eq!(failures(&events), 1);
     session.refresh().await.unwrap();
     assert_eq!(store.saves(), [texts("t1", "r1"), texts("t2", "r2")]);
     assert_eq!(issuer.asked(), [Some("r0".to_owned()), Some("r1".to_owned())]);
@@ -199,7 +201,8 @@ async fn unsaved_tokens_yield_to_newer_ones() {
     session.refresh().await.unwrap();
     store.put(pair("other", "ro"));
     session.refresh().await.unwrap();
-    assert_eq!((held(&session), issuer.calls()), (texts("other", "ro"), 1));
+    assert_eq!(held(&session), texts("other", "ro"));
+    assert_eq!(issuer.calls(), 1);
     assert!(store.saves().is_empty());
 }
 
@@ -210,7 +213,8 @@ async fn a_save_that_claims_failure_is_recognised() {
     let session = session(&issuer, &store);
     session.refresh().await.unwrap();
     session.refresh().await.unwrap();
-    assert_eq!((issuer.calls(), held(&session)), (2, texts("t2", "r2")));
+    assert_eq!(issuer.calls(), 2);
+    assert_eq!(held(&session), texts("t2", "r2"));
     assert_eq!(issuer.asked(), [Some("r0".to_owned()), Some("r1".to_owned())]);
 }
 
@@ -228,7 +232,8 @@ async fn after_the_lock_a_newer_token_is_adopted() {
     store.put(pair("other", "ro"));
     drop(other);
     refresh.await.unwrap().unwrap();
-    assert_eq!((issuer.calls(), held(&session)), (0, texts("other", "ro")));
+    assert_eq!(issuer.calls(), 0);
+    assert_eq!(held(&session), texts("other", "ro"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -239,8 +244,10 @@ async fn a_lock_never_free_ends_the_refresh() {
     let begun = Instant::now();
     let api = Api::accepting(|_| false);
     let error = error_of(api.client(&session).get(url("/")).send().await);
-    assert_eq!((error.kind(), error.api_status().unwrap().as_u16()), (ErrorKind::Store, 401));
-    assert_eq!((begun.elapsed(), issuer.calls()), (90 * SECOND, 0));
+    assert_eq!(error.kind(), ErrorKind::Store);
+    assert_eq!(error.api_status().unwrap().as_u16(), 401);
+    assert_eq!(begun.elapsed(), 90 * SECOND);
+    assert_eq!(issuer.calls(), 0);
     assert_eq!(session.state(), SessionState::CoolingDown);
     drop(other);
     assert!(store.is_free());
@@ -255,7 +262,8 @@ async fn captures_are_saved_in_order_behind() {
         reissuing(token).client(&session).get(url("/")).send().await.unwrap();
         settle().await;
     }
-    assert_eq!((held(&session), store.held()), (texts("c3", "r0"), None));
+    assert_eq!(held(&session), texts("c3", "r0"));
+    assert_eq!(store.held(), None);
     store.open_gate();
     store.until(|ops| ops.ends_with(&[Op::Save("c3".into(), "r0".into()), Op::Unlock])).await;
     assert_eq!(store.saves(), [texts("c1", "r0"), texts("c3", "r0")]);
@@ -270,7 +278,8 @@ async fn a_capture_never_undoes_a_rotation() {
     store.put(pair("other", "ro"));
     reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
     store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
-    assert_eq!((store.held(), held(&session)), (Some(texts("c1", "ro")), texts("c1", "ro")));
+    assert_eq!(store.held(), Some(texts("c1", "ro")));
+    assert_eq!(held(&session), texts("c1", "ro"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -281,10 +290,12 @@ async fn a_late_save_is_recognised() {
     session.refresh().await.unwrap();
     store.next(Call::Load, [Fate::Down]);
     session.refresh().await.unwrap();
-    assert_eq!((store.held(), held(&session)), (Some(texts("t1", "r1")), texts("t2", "r2")));
+    assert_eq!(store.held(), Some(texts("t1", "r1")));
+    assert_eq!(held(&session), texts("t2", "r2"));
     session.refresh().await.unwrap();
     let asked = ["r0", "r1", "r2"].map(|refresh| Some(refresh.to_owned()));
-    assert_eq!((issuer.asked(), held(&session)), (asked.to_vec(), texts("t3", "r3")));
+    assert_eq!(issuer.asked(), asked.to_vec());
+    assert_eq!(held(&session), texts("t3", "r3"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -315,13 +326,12 @@ async fn a_private_dead_token_was_not_consumed() {
         let session = session(&issuer, &store);
         if adopts {
             session.refresh().await.unwrap();
-            assert_eq!((held(&session), issuer.calls()), (texts("alone", "r0"), 0));
+            assert_eq!(held(&session), texts("alone", "r0"));
+            assert_eq!(issuer.calls(), 0);
         }
         let error = session.refresh().await.unwrap_err();
-        assert_eq!(
-            (error.kind(), issuer.asked()),
-            (ErrorKind::LoginRequired, vec![Some("r0".to_owned())])
-        );
+        assert_eq!(error.kind(), ErrorKind::LoginRequired);
+        assert_eq!(issuer.asked(), vec![Some("r0".to_owned())]);
         assert!(!error.possibly_consumed());
     }
 }
@@ -440,7 +450,8 @@ async fn the_kept_refresh_token_is_the_dead_one() {
         .refresher(KeepsThenFails)
         .store(store.clone());
     let error = session.build().unwrap().refresh().await.unwrap_err();
-    assert_eq!((error.kind(), store.held()), (ErrorKind::LoginRequired, Some(texts("t0", "r1"))));
+    assert_eq!(error.kind(), ErrorKind::LoginRequired);
+    assert_eq!(store.held(), Some(texts("t0", "r1")));
     // It was in the store, where another process may have found and spent it.
     assert!(error.possibly_consumed());
 }
@@ -452,5 +463,6 @@ async fn close_waits_for_a_captures_save() {
     reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
     let begun = Instant::now();
     session.close().await.unwrap();
-    assert_eq!((store.saves(), begun.elapsed()), (vec![texts("c1", "r0")], Duration::ZERO));
+    assert_eq!(store.saves(), vec![texts("c1", "r0")]);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }

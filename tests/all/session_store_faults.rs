@@ -76,7 +76,8 @@ async fn a_refresh_never_adopts_the_old_login() {
     drop(other);
     refresh.await.unwrap().unwrap();
     replace.await.unwrap().unwrap();
-    assert_eq!((issuer.asked(), held(&session)), (vec![Some("rn".to_owned())], texts("t1", "r1")));
+    assert_eq!(issuer.asked(), vec![Some("rn".to_owned())]);
+    assert_eq!(held(&session), texts("t1", "r1"));
     assert_eq!(store.held(), Some(texts("t1", "r1")));
 }
 
@@ -109,7 +110,8 @@ async fn an_overtaken_refresh_saves_nothing() {
     store.open_gate();
     refresh.await.unwrap().unwrap();
     session.close().await.unwrap();
-    assert_eq!((store.held(), held(&session)), (Some(texts("new", "rn")), texts("new", "rn")));
+    assert_eq!(store.held(), Some(texts("new", "rn")));
+    assert_eq!(held(&session), texts("new", "rn"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,10 +127,12 @@ async fn without_the_lock_newer_tokens_stay() {
     store.put(pair("other", "ro"));
     issuer.gate.add_permits(1);
     refresh.await.unwrap().unwrap();
-    assert_eq!((store.held(), held(&session)), (Some(texts("other", "ro")), texts("t1", "r1")));
+    assert_eq!(store.held(), Some(texts("other", "ro")));
+    assert_eq!(held(&session), texts("t1", "r1"));
     // The next flight takes theirs.
     session.refresh().await.unwrap();
-    assert_eq!((held(&session), issuer.calls()), (texts("other", "ro"), 1));
+    assert_eq!(held(&session), texts("other", "ro"));
+    assert_eq!(issuer.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,7 +150,8 @@ async fn clear_empties_the_store_for_good() {
     store.open_gate();
     clear.await.unwrap().unwrap();
     session.close().await.unwrap();
-    assert_eq!((store.held(), session.tokens().is_none()), (None, true));
+    assert_eq!(store.held(), None);
+    assert!(session.tokens().is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,7 +160,8 @@ async fn a_failing_clear_still_logs_out() {
     let session = session(&issuer, &store);
     store.next(Call::Clear, [Fate::Down]);
     assert_eq!(session.clear().await.unwrap_err().kind(), ErrorKind::Store);
-    assert_eq!((session.state(), session.tokens().is_none()), (SessionState::LoginRequired, true));
+    assert_eq!(session.state(), SessionState::LoginRequired);
+    assert!(session.tokens().is_none());
     assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
     assert_eq!(issuer.calls(), 0);
 }
@@ -205,7 +211,8 @@ async fn a_login_after_a_failed_clear_stays() {
     session.clear().await.unwrap_err();
     session.replace_tokens(pair("new", "rn")).await.unwrap_err();
     session.close().await.unwrap();
-    assert_eq!((store.held(), held(&session)), (Some(texts("new", "rn")), texts("new", "rn")));
+    assert_eq!(store.held(), Some(texts("new", "rn")));
+    assert_eq!(held(&session), texts("new", "rn"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,10 +241,9 @@ async fn an_unsaved_login_yields_to_a_newer_one() {
         session.replace_tokens(pair("new", "rn")).await.unwrap_err();
         store.put(pair("other", "ro"));
         session.refresh().await.unwrap();
-        assert_eq!(
-            (issuer.calls(), held(&session), store.held()),
-            (0, texts("other", "ro"), Some(texts("other", "ro")))
-        );
+        assert_eq!(issuer.calls(), 0);
+        assert_eq!(held(&session), texts("other", "ro"));
+        assert_eq!(store.held(), Some(texts("other", "ro")));
     }
 }
 
@@ -249,10 +255,9 @@ async fn a_failed_save_yields_to_a_newer_login() {
     session.replace_tokens(pair("new", "rn")).await.unwrap_err();
     store.put(pair("other", "ro"));
     session.refresh().await.unwrap();
-    assert_eq!(
-        (issuer.calls(), held(&session), store.held()),
-        (0, texts("other", "ro"), Some(texts("other", "ro")))
-    );
+    assert_eq!(issuer.calls(), 0);
+    assert_eq!(held(&session), texts("other", "ro"));
+    assert_eq!(store.held(), Some(texts("other", "ro")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,7 +275,8 @@ async fn a_late_lock_still_saves() {
         store.put(meanwhile);
         issuer.gate.add_permits(1);
         refresh.await.unwrap().unwrap();
-        assert_eq!((store.held(), held(&session)), (Some(texts("t1", "r1")), texts("t1", "r1")));
+        assert_eq!(store.held(), Some(texts("t1", "r1")));
+        assert_eq!(held(&session), texts("t1", "r1"));
         store.assert_orderly();
     }
 }
@@ -283,10 +289,8 @@ async fn a_blind_refresh_saves_over_what_it_finds() {
     store.next(Call::Load, [Fate::Down]);
     session.refresh().await.unwrap();
     // The login that it has is alive; of the other nothing is known.
-    assert_eq!(
-        (issuer.asked(), store.held()),
-        (vec![Some("r0".to_owned())], Some(texts("t1", "r1")))
-    );
+    assert_eq!(issuer.asked(), vec![Some("r0".to_owned())]);
+    assert_eq!(store.held(), Some(texts("t1", "r1")));
     store.assert_orderly();
 }
 
@@ -299,7 +303,8 @@ async fn a_saved_login_yields_without_a_look() {
     assert_eq!(store.held(), Some(texts("new", "rn")));
     store.put(pair("other", "ro"));
     session.refresh().await.unwrap();
-    assert_eq!((issuer.calls(), held(&session)), (0, texts("other", "ro")));
+    assert_eq!(issuer.calls(), 0);
+    assert_eq!(held(&session), texts("other", "ro"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -354,7 +359,8 @@ async fn after_a_logout_a_saver_saves_nothing() {
     session.clear().await.unwrap();
     store.open_gate();
     session.close().await.unwrap();
-    assert_eq!((store.saves(), store.held()), (vec![], None));
+    assert_eq!(store.saves(), vec![]);
+    assert_eq!(store.held(), None);
 }
 
 #[test]

@@ -41,7 +41,8 @@ pub(crate) async fn a_wrong_secret_costs_no_refresh_token() {
     assert_eq!(error.kind(), ErrorKind::ClientRejected);
     assert_eq!(error.oauth_error(), Some("invalid_client"));
     assert_eq!(error.status().unwrap(), 401);
-    assert_eq!((error.attempts(), peers.hits("POST /token").await), (1, 1));
+    assert_eq!(error.attempts(), 1);
+    assert_eq!(peers.hits("POST /token").await, 1);
     assert_eq!(refresh_token(&session), before);
 
     // It is as good as before for who has the right secret.

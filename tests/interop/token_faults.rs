@@ -100,11 +100,13 @@ pub(crate) async fn each_token_fault_ends_as_listed() {
         match ends {
             Ends::AtOnce => {
                 refreshed.unwrap_or_else(|error| panic!("{fault}: {error}"));
-                assert_eq!((retries.len(), peers.hits("POST /token").await), (0, 1), "{fault}");
+                assert_eq!(retries.len(), 0, "{fault}");
+                assert_eq!(peers.hits("POST /token").await, 1, "{fault}");
             }
             Ends::AfterRetry(status) => {
                 refreshed.unwrap_or_else(|error| panic!("{fault}: {error}"));
-                assert_eq!((retries.len(), peers.hits("POST /token").await), (1, 2), "{fault}");
+                assert_eq!(retries.len(), 1, "{fault}");
+                assert_eq!(peers.hits("POST /token").await, 2, "{fault}");
                 assert_eq!(retries[0].0, status, "{fault}");
             }
             Ends::Fails { kind, status, attempts, possibly_consumed } => {
@@ -144,7 +146,8 @@ pub(crate) async fn retry_after_is_heeded_up_to_its_limit() {
     let begun = Instant::now();
     let error = session.refresh().await.unwrap_err();
     assert!(begun.elapsed() < MS(2000));
-    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unavailable, 1));
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.attempts(), 1);
     assert_eq!(error.retry_after(), Some(Duration::from_secs(31)));
     assert_eq!(session.state(), SessionState::CoolingDown);
     // The token is good all the same, and requests go on with it.
@@ -168,5 +171,6 @@ pub(crate) async fn a_request_outlasts_a_failing_endpoint() {
     assert_eq!(echo["body"], "payload");
     let statuses: Vec<_> = events.retries().into_iter().map(|(status, _)| status).collect();
     assert_eq!(statuses, [Some(502), Some(503), None, Some(429)]);
-    assert_eq!((peers.hits("POST /token").await, peers.hits("POST /resource/echo").await), (5, 2));
+    assert_eq!(peers.hits("POST /token").await, 5);
+    assert_eq!(peers.hits("POST /resource/echo").await, 2);
 }
