@@ -30,3 +30,11 @@ pub struct Outcome {
     /// ([`OnRefreshFailure::ReturnResponse`](crate::OnRefreshFailure::ReturnResponse)).
     pub refresh_error: Option<Error>,
 }
+
+#[cfg(feature = "dpop")]
+impl Outcome {
+    /// Whether anything happened that is to be told of the whole request.
+    pub(crate) fn is_something(&self) -> bool {
+        self.captured || self.refreshed || self.replayed
+    }
+}

@@ -12,6 +12,7 @@ use super::{
     authorize::{self, Signed},
     buffer, capture, refresh,
     replay::{self, After, Again, ReplayBody},
+    sent::Proof,
     source::{Found, Handling, Pinned, has_own_header},
 };
 use crate::anonymous::Anonymous;
@@ -50,7 +51,7 @@ impl Middleware for Chain {
                 }
                 return Ok(response);
             }
-            signed.leave_note(&mut response);
+            signed.leave_note(&mut response, Proof::Fine);
             Box::pin(up(response, again, limit, source, extensions, next)).await
         })
     }
@@ -66,6 +67,7 @@ fn prepare<'a>(
     let (session, origin) = source.for_origin(request, extensions).ok()??;
     let asks = !extensions.is_empty()
         && (extensions.get::<Anonymous>().is_some() || extensions.get::<ReplayBody>().is_some());
+    let asks = asks || session.placement().needs_proof();
     if asks || has_own_header(&session, request) || buffer::is_wanted(&session, request) {
         return None;
     }
@@ -121,12 +123,16 @@ async fn replay(
     extensions: &mut Extensions,
     next: Next<'_>,
 ) -> Result<Response> {
-    match replay::after(response, again, extensions) {
-        After::Return(response) => Ok(response),
-        After::Replay(rejection) => {
-            let (request, replaying) = rejection.begin().await;
-            let mut extensions = Pinned::to(&replaying.session, source, extensions);
-            replaying.end(send_once(source, request, &mut extensions, next).await)
+    let (mut response, mut again) = (response, again);
+    loop {
+        match replay::after(response, &mut again, extensions) {
+            After::Return(response) => return Ok(response),
+            After::SendAgain(sending) => {
+                let (request, sending) = sending.begin().await;
+                let mut pinned = Pinned::to(&sending.session, source, extensions);
+                let sent = send_once(source, request, &mut pinned, next.clone()).await;
+                response = sending.end(sent)?;
+            }
         }
     }
 }

@@ -4,9 +4,11 @@ use http::{Extensions, header::Entry};
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next, Result};
 
+#[cfg(feature = "dpop")]
+use super::proof;
 use super::{
     SessionSource,
-    sent::{Sent, may_be_rejection},
+    sent::{Proof, Sent, may_be_rejection},
     source::{Found, Handling},
 };
 use crate::{anonymous::Anonymous, error::Error, session::State};
@@ -71,13 +73,17 @@ pub(super) async fn send(
         Err(_) if source.leaves_alone(&request, extensions) => None,
         Err(error) => return Err(error.into()),
     };
-    let mut response = next.run(request, extensions).await?;
     let Some(signed) = signed else {
-        return Ok(response);
+        return next.run(request, extensions).await;
     };
+    #[cfg(feature = "dpop")]
+    if signed.session.dpop().is_some() {
+        return Box::pin(proof::send(signed, request, extensions, next)).await;
+    }
+    let mut response = next.run(request, extensions).await?;
     signed.check_where_it_went(&response);
     if signed.needs_note(&response) {
-        signed.leave_note(&mut response);
+        signed.leave_note(&mut response, Proof::Fine);
     }
     Ok(response)
 }
@@ -155,7 +161,7 @@ impl Signed<'_> {
     }
 
     #[cold]
-    pub(super) fn leave_note(self, response: &mut Response) {
+    pub(super) fn leave_note(self, response: &mut Response, proof: Proof) {
         response.extensions_mut().insert(Sent {
             session: self.session.into_session(),
             state: self.state,
@@ -163,6 +169,7 @@ impl Signed<'_> {
             brought_token: false,
             rejected: None,
             captured: false,
+            proof,
         });
     }
 }

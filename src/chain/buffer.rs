@@ -85,7 +85,7 @@ async fn collect(mut body: Body, limit: usize, deadline: Instant) -> Result<Body
             break;
         }
     }
-    Ok(Body::wrap(Begun { read, rest: body }))
+    Ok(Body::wrap(Begun { read, error: None, rest: body }))
 }
 
 fn joined(read: VecDeque<Frame<Bytes>>, length: usize) -> Body {
@@ -104,9 +104,11 @@ fn joined(read: VecDeque<Frame<Bytes>>, length: usize) -> Body {
 }
 
 /// A stream of which the first part has been read.
-struct Begun {
-    read: VecDeque<Frame<Bytes>>,
-    rest: Body,
+pub(super) struct Begun {
+    pub(super) read: VecDeque<Frame<Bytes>>,
+    /// What reading on failed with.
+    pub(super) error: Option<reqwest::Error>,
+    pub(super) rest: Body,
 }
 
 impl http_body::Body for Begun {
@@ -117,14 +119,17 @@ impl http_body::Body for Begun {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<std::result::Result<Frame<Bytes>, reqwest::Error>>> {
-        match self.read.pop_front() {
-            Some(frame) => Poll::Ready(Some(Ok(frame))),
+        if let Some(frame) = self.read.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        match self.error.take() {
+            Some(error) => Poll::Ready(Some(Err(error))),
             None => Pin::new(&mut self.rest).poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.read.is_empty() && self.rest.is_end_stream()
+        self.read.is_empty() && self.error.is_none() && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `replay` `refresh` `capture` `authorize` | one middleware each, as what it does before a request is sent and what it does with the response |
 //! | `all` | the four in one, for a client that has them all |
+//! | `proof` | the proof that goes with a token that is bound to a key (feature `dpop`) |
 //! | `buffer` | streams that are read before they are sent |
 //! | `sent` | what a request carries: how it was sent, and what it has spent |
 //! | `source` | which session a request is sent for |
@@ -20,6 +21,8 @@ mod all;
 mod authorize;
 mod buffer;
 mod capture;
+#[cfg(feature = "dpop")]
+mod proof;
 mod refresh;
 mod replay;
 mod sent;

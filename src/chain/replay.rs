@@ -81,18 +81,20 @@ impl Middleware for Replay {
 
 #[cold]
 async fn up(
-    response: Response,
-    again: Again,
+    mut response: Response,
+    mut again: Again,
     source: &SessionSource,
     extensions: &mut Extensions,
     next: Next<'_>,
 ) -> Result<Response> {
-    match after(response, again, extensions) {
-        After::Return(response) => Ok(response),
-        After::Replay(replay) => {
-            let (request, replaying) = replay.begin().await;
-            let mut extensions = Pinned::to(&replaying.session, source, extensions);
-            replaying.end(next.run(request, &mut extensions).await)
+    loop {
+        match after(response, &mut again, extensions) {
+            After::Return(response) => return Ok(response),
+            After::SendAgain(sending) => {
+                let (request, sending) = sending.begin().await;
+                let mut pinned = Pinned::to(&sending.session, source, extensions);
+                response = sending.end(next.clone().run(request, &mut pinned).await)?;
+            }
         }
     }
 }
@@ -100,23 +102,40 @@ async fn up(
 /// What is done with a response.
 pub(super) enum After {
     Return(Response),
-    Replay(Box<Rejection>),
+    SendAgain(Box<SendAgain>),
 }
 
-/// A rejected request that is sent again.
-pub(super) struct Rejection {
+/// A request that is sent again, and the response that is not the caller's.
+pub(super) struct SendAgain {
     session: Session,
     request: Request,
     response: Response,
-    /// The generation to send it with.
-    generation: u64,
+    why: Why,
+}
+
+#[derive(Clone, Copy)]
+enum Why {
+    /// The API rejected the token, and the session has this generation now.
+    Rejected { generation: u64 },
+    /// The API wants a nonce in the proof (RFC 9449 §9). This is no replay: the token was not
+    /// judged.
+    #[cfg(feature = "dpop")]
+    WantsNonce,
 }
 
 /// Decides whether the request is sent again.
-pub(super) fn after(mut response: Response, again: Again, extensions: &mut Extensions) -> After {
+pub(super) fn after(
+    mut response: Response,
+    again: &mut Again,
+    extensions: &mut Extensions,
+) -> After {
     let Some(mut sent) = response.extensions_mut().remove::<Sent>() else {
         return After::Return(response);
     };
+    #[cfg(feature = "dpop")]
+    if sent.proof == super::sent::Proof::WantsNonce && !again.repeated {
+        return with_nonce(sent.session, response, again);
+    }
     if !sent.is_rejected(&mut response) {
         return After::Return(response);
     }
@@ -142,52 +161,65 @@ pub(super) fn after(mut response: Response, again: Again, extensions: &mut Exten
     };
     budget.replayed = true;
     extensions.insert(budget);
-    After::Replay(Box::new(Rejection {
-        session,
-        request,
-        response,
-        generation: state.generation(),
-    }))
+    again.repeated = false;
+    let why = Why::Rejected { generation: state.generation() };
+    After::SendAgain(Box::new(SendAgain { session, request, response, why }))
 }
 
-impl Rejection {
-    /// Reads the rejection to its end, and gives back the request that is to be sent.
-    pub(super) async fn begin(self) -> (Request, Replaying) {
-        let Self { session, request, response, generation } = self;
-        let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
-        let rejection = response.status();
-        drain(response).await;
-        (request, Replaying { session, rejection, before, generation })
+/// Once for each send: a server that asks again is not asked for ever (NotASithLord/peerd#301).
+#[cfg(feature = "dpop")]
+#[cold]
+fn with_nonce(session: Session, response: Response, again: &mut Again) -> After {
+    again.repeated = true;
+    match again.request(&session) {
+        Ok(request) => {
+            session.telemetry().nonce_repeat();
+            let why = Why::WantsNonce;
+            After::SendAgain(Box::new(SendAgain { session, request, response, why }))
+        }
+        Err(reason) => After::Return(not_replayed(&session, reason, response)),
     }
 }
 
-/// What is remembered of the rejection while the request is out again.
-pub(super) struct Replaying {
-    pub(super) session: Session,
-    rejection: StatusCode,
-    before: Outcome,
-    generation: u64,
+impl SendAgain {
+    /// Reads the response to its end, and gives back the request that is to be sent.
+    pub(super) async fn begin(self) -> (Request, SendingAgain) {
+        let Self { session, request, response, why } = self;
+        let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
+        let status = response.status();
+        drain(response).await;
+        (request, SendingAgain { session, status, before, why })
+    }
 }
 
-impl Replaying {
+/// What is remembered of the first response while the request is out again.
+pub(super) struct SendingAgain {
+    pub(super) session: Session,
+    status: StatusCode,
+    before: Outcome,
+    why: Why,
+}
+
+impl SendingAgain {
     pub(super) fn end(self, result: Result<Response>) -> Result<Response> {
-        let Self { session, rejection, before, generation } = self;
-        let mut response = result.map_err(|error| with_rejection(error, rejection))?;
-        session.emit(&Event::Replayed { generation, status: response.status() });
+        let Self { session, status, before, why } = self;
+        let mut response = result.map_err(|error| with_rejection(error, status))?;
+        let replayed = match why {
+            Why::Rejected { generation } => {
+                session.emit(&Event::Replayed { generation, status: response.status() });
+                true
+            }
+            #[cfg(feature = "dpop")]
+            Why::WantsNonce if !before.is_something() => return Ok(response),
+            #[cfg(feature = "dpop")]
+            Why::WantsNonce => before.replayed,
+        };
         note_outcome(&mut response, |outcome| {
-            outcome.replayed = true;
+            outcome.replayed |= replayed;
             outcome.captured |= before.captured;
             outcome.refreshed |= before.refreshed;
         });
-        let rejected = match response.extensions_mut().remove::<Sent>() {
-            Some(mut sent) => sent.is_rejected(&mut response),
-            None => false,
-        };
-        Ok(if rejected {
-            not_replayed(&session, NotReplayed::AlreadyReplayed, response)
-        } else {
-            response
-        })
+        Ok(response)
     }
 }
 
@@ -228,6 +260,9 @@ pub(super) struct Again {
     /// `None`: its body is a stream that nobody can make anew.
     copy: Option<Copy>,
     body: Option<ReplayBody>,
+    /// The last send has been repeated with a nonce.
+    #[cfg_attr(not(feature = "dpop"), allow(dead_code))]
+    repeated: bool,
 }
 
 impl Again {
@@ -240,22 +275,28 @@ impl Again {
         let copy = Copy::of(request);
         *request.body_mut() = first;
         give_first_body(request, extensions)?;
-        Ok(Self { copy, body: Some(body.clone()) })
+        Ok(Self { copy, body: Some(body.clone()), repeated: false })
     }
 
     /// Likewise, where there is no [`ReplayBody`].
     pub(super) fn plain(request: &Request) -> Self {
-        Self { copy: Copy::of(request), body: None }
+        Self { copy: Copy::of(request), body: None, repeated: false }
     }
 
-    fn request(self, session: &Session) -> std::result::Result<Request, NotReplayed> {
-        let mut request = self.copy.ok_or(NotReplayed::BodyNotReplayable)?.into_request();
+    fn request(&mut self, session: &Session) -> std::result::Result<Request, NotReplayed> {
+        let copy = if session.placement().needs_proof() {
+            // It may be sent up to three times more: with a nonce, with a token, with both.
+            self.copy.as_ref().and_then(Copy::try_clone)
+        } else {
+            self.copy.take()
+        };
+        let mut request = copy.ok_or(NotReplayed::BodyNotReplayable)?.into_request();
         let allows =
             |rule: &ReplayIf| catch_unwind(AssertUnwindSafe(|| rule(&request))).unwrap_or(true);
         if session.replay_if().is_some_and(|rule| !allows(rule)) {
             return Err(NotReplayed::RuledOut);
         }
-        if let Some(body) = self.body {
+        if let Some(body) = &self.body {
             let body = body.make().map_err(|error| {
                 tracing::warn!(target: "reqwest_reauth", %error, "no fresh body for the replay");
                 NotReplayed::BodyNotReplayable
@@ -304,6 +345,18 @@ impl Copy {
             url: request.url().clone(),
             headers,
             version: request.version(),
+        })
+    }
+
+    fn try_clone(&self) -> Option<Self> {
+        Some(match self {
+            Self::Plain { method, url, headers, version } => Self::Plain {
+                method: method.clone(),
+                url: url.clone(),
+                headers: headers.clone(),
+                version: *version,
+            },
+            Self::Whole(request) => Self::Whole(Box::new(request.try_clone()?)),
         })
     }
 

@@ -69,12 +69,31 @@ pub(super) struct Sent {
     pub(super) rejected: Option<bool>,
     /// A [`Capture`] has looked at the answer. An outer one, of another chain, has nothing to add.
     pub(super) captured: bool,
+    /// What the response says of the request's proof.
+    pub(super) proof: Proof,
+}
+
+/// What a response says of the proof that went with a request (RFC 9449).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// There was none, or nothing is said against it.
+    Fine,
+    /// It wants the nonce that the session now has: the request is to be sent again.
+    #[cfg(feature = "dpop")]
+    WantsNonce,
+    /// It is not taken, for a reason that sending again does not mend.
+    #[cfg(feature = "dpop")]
+    Rejected,
 }
 
 impl Sent {
     /// Whether the API refuses the token with this answer. Asked once for each answer, and
     /// remembered.
     pub(super) fn is_rejected(&mut self, response: &mut Response) -> bool {
+        // Such a response speaks of the proof alone, and not of the token.
+        if self.proof != Proof::Fine {
+            return false;
+        }
         if let Some(rejected) = self.rejected {
             return rejected;
         }

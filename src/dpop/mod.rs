@@ -4,8 +4,6 @@
 //! what is signed, and `nonce` keeps the newest nonce of each server. All decisions are pure; only
 //! a signature is awaited, since a signer may be a device.
 
-#![allow(dead_code, unused_imports, reason = "the chain is about to use it")]
-
 mod jwk;
 mod key;
 mod nonce;
@@ -14,5 +12,58 @@ mod proof;
 #[cfg(test)]
 mod tests;
 
-pub use key::{DpopAlg, DpopKey, DpopKeyPem};
-pub(crate) use nonce::{Challenge, Nonces, Role, api_challenge, nonce_in, says_use_nonce};
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use url::Url;
+
+pub use self::key::{DpopAlg, DpopKey, DpopKeyPem};
+use self::nonce::Nonces;
+pub(crate) use self::nonce::{Challenge, Role, api_challenge, says_use_nonce};
+use crate::error::Error;
+
+/// The request header that carries a proof.
+pub(crate) const DPOP: HeaderName = HeaderName::from_static("dpop");
+
+/// A session's side of RFC 9449: its key, and the nonces that its servers have handed out.
+pub(crate) struct Dpop {
+    key: DpopKey,
+    nonces: Nonces,
+}
+
+/// The nonce that a request carries, if its server has handed one out.
+pub(crate) type Carried = Option<Arc<str>>;
+
+impl Dpop {
+    pub(crate) fn new(key: DpopKey) -> Self {
+        Self { key, nonces: Nonces::default() }
+    }
+
+    pub(crate) fn key(&self) -> &DpopKey {
+        &self.key
+    }
+
+    /// A new proof for a request, with the newest nonce of its server.
+    pub(crate) async fn prove(
+        &self,
+        role: Role,
+        method: &Method,
+        url: &Url,
+        access_token: Option<&str>,
+    ) -> Result<(HeaderValue, Carried), Error> {
+        let nonce = self.nonces.get(url, role);
+        let proof = self.key.sign(method, url, access_token, nonce.as_deref()).await?;
+        Ok((proof, nonce))
+    }
+
+    /// Takes the nonce of a response.
+    pub(crate) fn take_nonce(&self, role: Role, url: &Url, headers: &HeaderMap) {
+        self.nonces.take(url, role, headers);
+    }
+
+    /// Whether the server has handed out another nonce than the one that a request carried.
+    pub(crate) fn has_other_nonce(&self, role: Role, url: &Url, carried: &Carried) -> bool {
+        let newest = self.nonces.get(url, role);
+        newest.is_some() && newest != *carried
+    }
+}

@@ -35,6 +35,8 @@ enum Kind {
     Bearer,
     Scheme(String),
     Header(Result<HeaderName, Arc<http::Error>>),
+    #[cfg(feature = "dpop")]
+    Dpop(crate::dpop::DpopKey),
 }
 
 impl Placement {
@@ -73,6 +75,55 @@ impl Placement {
         Self(Kind::Header(name.try_into().map_err(|error| Arc::new(error.into()))))
     }
 
+    /// `Authorization: DPoP <token>` with a proof in `DPoP` that this key signs anew for each
+    /// request (RFC 9449). A stolen token is of no use without the key. Feature `dpop`.
+    ///
+    /// The token endpoint gets proofs by the same key, and both servers' nonces are kept. A
+    /// response that asks for a nonce (`use_dpop_nonce`) is not the caller's: the request is sent
+    /// again at once, with that nonce.
+    ///
+    /// A proof is for one URL. **reqwest carries it along when it follows a redirect**, where it is
+    /// wrong: build the client with [`Policy::none`](reqwest::redirect::Policy::none), or with
+    /// [`same_origin_redirects`](crate::same_origin_redirects), which keeps it from other servers.
+    /// A retry inside the chain sends one proof twice, which servers reject: put it outside.
+    ///
+    /// ```
+    /// # use reqwest_reauth::{Error, OAuthRefresh, Session, Tokens};
+    /// use reqwest_reauth::{DpopAlg, DpopKey, Placement};
+    ///
+    /// # fn f(pem: &str, tokens: Tokens) -> Result<(), Error> {
+    /// // The key that the login was made with.
+    /// let key = DpopKey::from_pem(pem.as_bytes(), DpopAlg::Es256)?;
+    /// let session = Session::builder(tokens)
+    ///     .origin("https://api.example.com")
+    ///     .placement(Placement::dpop(key))
+    ///     .refresher(OAuthRefresh::new("https://login.example.com/oauth/token"))
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "dpop")]
+    pub fn dpop(key: crate::dpop::DpopKey) -> Self {
+        Self(Kind::Dpop(key))
+    }
+
+    /// The key that requests are to be signed with.
+    #[cfg(feature = "dpop")]
+    pub(crate) fn dpop_key(&self) -> Option<&crate::dpop::DpopKey> {
+        match &self.0 {
+            Kind::Dpop(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// Whether each request needs a proof of its own beside the token.
+    pub(crate) fn needs_proof(&self) -> bool {
+        #[cfg(feature = "dpop")]
+        return matches!(self.0, Kind::Dpop(_));
+        #[cfg(not(feature = "dpop"))]
+        false
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         match &self.0 {
             Kind::Scheme(scheme) if !is_token(scheme) => Err(Error::new(
@@ -82,7 +133,7 @@ impl Placement {
             Kind::Header(Err(error)) => {
                 Err(Error::new(ErrorKind::InvalidConfig, Arc::clone(error)))
             }
-            Kind::Bearer | Kind::Scheme(_) | Kind::Header(Ok(_)) => Ok(()),
+            _ => Ok(()),
         }
     }
 
@@ -100,6 +151,8 @@ impl Placement {
             Kind::Scheme(scheme) => token.header_with_scheme(scheme),
             Kind::Header(_) => token.bare_header(),
             Kind::Bearer => token.header().clone(),
+            #[cfg(feature = "dpop")]
+            Kind::Dpop(_) => token.header_with_scheme("DPoP"),
         }
     }
 
@@ -110,6 +163,8 @@ impl Placement {
             Kind::Bearer => Some("Bearer"),
             Kind::Scheme(scheme) => Some(scheme),
             Kind::Header(_) => None,
+            #[cfg(feature = "dpop")]
+            Kind::Dpop(_) => Some("DPoP"),
         }
     }
 

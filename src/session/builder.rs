@@ -11,6 +11,8 @@ use super::{
     Inner, RejectedIf, ReplayIf, Session, expiry, persist::StoreSync, refresh::Turn, state::State,
     timer::Timer,
 };
+#[cfg(feature = "dpop")]
+use crate::dpop::Dpop;
 use crate::{
     error::{Error, ErrorKind},
     event::{Event, Listeners},
@@ -301,6 +303,8 @@ impl SessionBuilder {
                 .map(|store| Box::new(StoreSync::new(store, self.store_timeout, given))),
             listeners: self.listeners,
             telemetry: Telemetry::new(self.name),
+            #[cfg(feature = "dpop")]
+            dpop: self.placement.dpop_key().map(|key| Box::new(Dpop::new(key.clone()))),
             placement: self.placement,
             channels,
             override_authorization: self.override_authorization,

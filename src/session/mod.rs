@@ -36,6 +36,8 @@ pub(crate) use self::{
     refresh::{Allowance, Ending, Join, Waiter},
     state::{Captured, State},
 };
+#[cfg(feature = "dpop")]
+use crate::dpop::Dpop;
 use crate::{
     error::{Error, ErrorKind},
     event::{Event, Listeners},
@@ -68,6 +70,8 @@ struct Inner {
     listeners: Listeners,
     telemetry: Telemetry,
     placement: Placement,
+    #[cfg(feature = "dpop")]
+    dpop: Option<Box<Dpop>>,
     channels: Channels,
     override_authorization: bool,
     buffer_bodies: usize,
@@ -256,6 +260,12 @@ impl Session {
 
     pub(crate) fn placement(&self) -> &Placement {
         &self.0.placement
+    }
+
+    /// The session's side of RFC 9449, if its tokens are bound to a key.
+    #[cfg(feature = "dpop")]
+    pub(crate) fn dpop(&self) -> Option<&Dpop> {
+        self.0.dpop.as_deref()
     }
 
     pub(crate) fn channels(&self) -> &Channels {

@@ -37,6 +37,11 @@ macro_rules! info {
     };
 }
 
+#[cfg(feature = "dpop")]
+pub(super) fn nonce_repeat(session: Option<&str>) {
+    debug!(session, "request sent again with the nonce that the server asked for");
+}
+
 pub(super) fn event(session: Option<&str>, event: &Event, volume: Volume) {
     match event {
         Event::Captured { generation } => debug!(session, generation, "token captured"),

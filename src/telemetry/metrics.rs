@@ -41,6 +41,11 @@ pub(super) fn describe() {
         count,
         "Requests that failed because there was no usable token, by error"
     );
+    describe_counter!(
+        "reauth.dpop.nonce_repeats",
+        count,
+        "Requests sent again with a nonce that the server asked for"
+    );
     describe_counter!("reauth.store.failures", count, "Calls of the token store that failed");
     describe_counter!("reauth.heartbeat.beats", count, "Heartbeats, by error");
     describe_counter!(
@@ -109,6 +114,11 @@ pub(super) fn refresh(session: Option<&str>, error: Option<&Error>, took: Durati
     let labels = labels(session, Some(("error.type", error)));
     counter!("reauth.flights", labels.clone()).increment(1);
     histogram!("reauth.flight.duration", labels).record(took.as_secs_f64());
+}
+
+#[cfg(feature = "dpop")]
+pub(super) fn nonce_repeat(session: Option<&str>) {
+    counter!("reauth.dpop.nonce_repeats", labels(session, None)).increment(1);
 }
 
 pub(super) fn wait(session: Option<&str>, took: Duration) {

@@ -96,6 +96,14 @@ impl Telemetry {
         let _ = (error, took);
     }
 
+    /// A request is sent again with a nonce (RFC 9449 §8 and §9).
+    #[cfg(feature = "dpop")]
+    pub(crate) fn nonce_repeat(&self) {
+        guarded(|| log::nonce_repeat(self.name()));
+        #[cfg(feature = "metrics")]
+        guarded(|| metrics::nonce_repeat(self.name()));
+    }
+
     /// A request, or the user, has waited for a refresh.
     pub(crate) fn wait(&self, took: Duration) {
         #[cfg(feature = "metrics")]

@@ -16,6 +16,7 @@ mod cancel;
 mod capture;
 mod chain;
 mod channels;
+mod dpop;
 mod expiry;
 mod fleet;
 mod foreign_code;

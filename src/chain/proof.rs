@@ -1,0 +1,109 @@
+//! Proofs on requests, and nonces from responses (RFC 9449): `Authorize`'s part of it.
+
+use std::{collections::VecDeque, future::poll_fn, pin::Pin, time::Duration};
+
+use http::Extensions;
+use http_body::Body as _;
+use reqwest::{Body, Request, Response, ResponseBuilderExt as _};
+use reqwest_middleware::{Next, Result};
+use tokio::time::timeout;
+use url::Url;
+
+use super::{authorize::Signed, buffer::Begun, sent::Proof};
+use crate::{
+    dpop::{Carried, Challenge, DPOP, Dpop, Role, api_challenge, says_use_nonce},
+    error::{Error, ErrorKind},
+    time::within,
+};
+
+/// How much of a body is read to find out whether it asks for a nonce, and for how long.
+const PEEK_BYTES: usize = 64 * 1024;
+const PEEK_TIME: Duration = Duration::from_millis(100);
+
+/// Sends a request whose token is bound to a key.
+pub(super) async fn send(
+    signed: Signed<'_>,
+    mut request: Request,
+    extensions: &mut Extensions,
+    next: Next<'_>,
+) -> Result<Response> {
+    let Some(dpop) = signed.session.dpop() else {
+        return next.run(request, extensions).await;
+    };
+    let carried = prove(dpop, &signed, &mut request).await?;
+    let url = request.url().clone();
+    let response = next.run(request, extensions).await?;
+    // Where a redirect has led elsewhere, the nonce is that server's.
+    if signed.session.origin_of(response.url()).is_some() {
+        dpop.take_nonce(Role::Api, response.url(), response.headers());
+    }
+    let (mut response, proof) = judge(dpop, &url, &carried, response).await;
+    if proof != Proof::Fine || signed.needs_note(&response) {
+        signed.leave_note(&mut response, proof);
+    }
+    Ok(response)
+}
+
+/// Puts the proof on. The time that a signer takes is the request's.
+async fn prove(
+    dpop: &Dpop,
+    signed: &Signed<'_>,
+    request: &mut Request,
+) -> std::result::Result<Carried, Error> {
+    let token = signed.state.token_to_send()?.expose_secret();
+    let proving = dpop.prove(Role::Api, request.method(), request.url(), Some(token));
+    let proved = match request.timeout().copied() {
+        Some(limit) => within(limit, proving).await,
+        None => Ok(proving.await),
+    };
+    let (proof, carried) = proved.map_err(|_| Error::of(ErrorKind::TimedOut))??;
+    request.headers_mut().insert(DPOP, proof);
+    Ok(carried)
+}
+
+/// What the response says of the proof.
+async fn judge(dpop: &Dpop, url: &Url, carried: &Carried, response: Response) -> (Response, Proof) {
+    let challenge = api_challenge(response.status(), response.headers(), carried.as_deref());
+    let (response, wants_nonce) = match challenge {
+        Challenge::Nothing => return (response, Proof::Fine),
+        Challenge::InvalidProof => return (response, Proof::Rejected),
+        Challenge::UseNonce => (response, true),
+        Challenge::AskBody => peek(response).await,
+    };
+    if !wants_nonce {
+        return (response, Proof::Fine);
+    }
+    // A proof is for the URL of the request: after a redirect it was for another one.
+    let is_ours = response.url() == url && dpop.has_other_nonce(Role::Api, url, carried);
+    (response, if is_ours { Proof::WantsNonce } else { Proof::Rejected })
+}
+
+/// Reads the body's beginning to see whether it asks for a nonce, and hands the response on whole.
+async fn peek(response: Response) -> (Response, bool) {
+    let url = response.url().clone();
+    let (parts, mut body) = http::Response::<Body>::from(response).into_parts();
+    let (mut read, mut bytes) = (VecDeque::new(), Vec::new());
+    let reading = async {
+        while bytes.len() < PEEK_BYTES {
+            match poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+                Some(Ok(frame)) => {
+                    bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                    read.push_back(frame);
+                }
+                Some(Err(error)) => return Some(error),
+                None => break,
+            }
+        }
+        None
+    };
+    let error = timeout(PEEK_TIME, reading).await.unwrap_or(None);
+    let wants_nonce = says_use_nonce(&bytes);
+    let whole = Body::wrap(Begun { read, error, rest: body });
+    // A builder fails for a bad header alone, and is given none. It marks the response with its URL.
+    let mut response = http::Response::builder().url(url).body(whole).unwrap_or_default();
+    *response.status_mut() = parts.status;
+    *response.version_mut() = parts.version;
+    *response.headers_mut() = parts.headers;
+    response.extensions_mut().extend(parts.extensions);
+    (Response::from(response), wants_nonce)
+}
