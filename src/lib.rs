@@ -112,6 +112,7 @@ mod telemetry;
 pub mod testing;
 mod time;
 mod token;
+mod valid_for;
 
 pub use anonymous::Anonymous;
 pub use chain::{Authorize, Capture, ClientBuilderExt, Refresh, Replay, ReplayBody, SessionSource};
@@ -121,14 +122,15 @@ pub use error::{Error, ErrorKind};
 pub use event::{CaptureIgnored, Event, NotReplayed};
 pub use oauth::OAuthRefresh;
 pub use outcome::Outcome;
-pub use policy::{CaptureFrom, Placement, Verdict, same_origin_redirects};
+pub use policy::{CaptureFrom, Placement, Reply, Verdict, same_origin_redirects};
 pub use refresher::{RefreshContext, Refresher, refresh_with};
 pub use retry::{AuthRetryStrategy, is_retryable};
-pub use session::{OnRefreshFailure, Session, SessionBuilder, SessionState};
+pub use session::{Credential, OnRefreshFailure, Session, SessionBuilder, SessionState};
 #[cfg(feature = "redis")]
 pub use store::RedisStore;
 pub use store::{FileStore, MemoryStore, StoreLock, TokenStore};
 pub use token::{AccessToken, RefreshToken, Tokens};
+pub use valid_for::ValidFor;
 
 pub use {reqwest, reqwest_middleware};
 

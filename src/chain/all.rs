@@ -15,7 +15,7 @@ use super::{
     sent::Proof,
     source::{Found, Handling, Pinned, has_own_header},
 };
-use crate::anonymous::Anonymous;
+use crate::{anonymous::Anonymous, valid_for::ValidFor};
 
 /// The four as one: a request that none of them has a question about pays for one future and one
 /// place in the client's list, not for four of both.
@@ -66,7 +66,9 @@ fn prepare<'a>(
 ) -> Option<(Again, Signed<'a>)> {
     let (session, origin) = source.for_origin(request, extensions).ok()??;
     let asks = !extensions.is_empty()
-        && (extensions.get::<Anonymous>().is_some() || extensions.get::<ReplayBody>().is_some());
+        && (extensions.get::<Anonymous>().is_some()
+            || extensions.get::<ReplayBody>().is_some()
+            || extensions.get::<ValidFor>().is_some());
     let asks = asks || session.placement().needs_proof();
     if asks || has_own_header(&session, request) || buffer::is_wanted(&session, request) {
         return None;

@@ -14,6 +14,7 @@ use crate::{
     error::{Error, ErrorKind},
     session::{Ending, Join, OnRefreshFailure, Session, Waiter},
     time::within,
+    valid_for::ValidFor,
 };
 
 /// Makes sure that a usable token is there before a request is sent, and renews it when the API
@@ -56,7 +57,7 @@ impl Middleware for Refresh {
         Box::pin(async move {
             // A session that is quiet has nothing to ask of any request, its own or not: so almost
             // none is looked at closer.
-            if !is_quiet(source, extensions) {
+            if !is_quiet(source, extensions) || extensions.get::<ValidFor>().is_some() {
                 return Box::pin(send_after_asking(source, request, extensions, next)).await;
             }
             let limit = request.timeout().copied();
@@ -115,7 +116,8 @@ pub(super) async fn before(
     request: &Request,
     extensions: &mut Extensions,
 ) -> Result<Option<Ready>> {
-    if is_quiet(source, extensions) {
+    let valid_for = extensions.get::<ValidFor>().copied();
+    if valid_for.is_none() && is_quiet(source, extensions) {
         return Ok(None);
     }
     let Some((session, _)) = source.signing(request, extensions)? else {
@@ -139,7 +141,10 @@ pub(super) async fn before(
             Some((generation, _)) if generation == session.generation() => {
                 session.after_rejection(generation, &allowance)
             }
-            _ => session.should_refresh(&allowance),
+            _ => match valid_for {
+                Some(ValidFor(at_least)) => session.should_refresh_valid_for(at_least, &allowance),
+                None => session.should_refresh(&allowance),
+            },
         };
         match join {
             Join::Go { started } => {
@@ -160,6 +165,8 @@ pub(super) async fn before(
                     Ok(Ending::Superseded) => continue,
                     // Not even the store had something to ask with: it goes with what it has.
                     Err(error) if error.nothing_to_ask_with() => {}
+                    // The token does not live long enough, but it is good.
+                    Err(_) if valid_for.is_some() && session.load().is_usable(Instant::now()) => {}
                     Err(error) => return fails(&budget, error),
                 }
                 break;
@@ -187,6 +194,7 @@ pub(super) async fn up(
         return Ok(response);
     }
     let session = &sent.session;
+    session.mark_rejected(generation);
     let mut budget: Budget = extensions.get().cloned().unwrap_or_default();
     budget.rejection = Some((generation, response.status()));
     extensions.insert(budget.clone());

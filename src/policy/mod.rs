@@ -7,6 +7,7 @@ mod origin;
 mod placement;
 mod redirect;
 mod rejection;
+mod reply;
 
 pub use channel::CaptureFrom;
 pub(crate) use channel::{Brought, Channels};
@@ -15,3 +16,4 @@ pub use placement::Placement;
 pub use redirect::same_origin_redirects;
 pub use rejection::Verdict;
 pub(crate) use rejection::is_rejection;
+pub use reply::Reply;

@@ -4,16 +4,66 @@
 use http::{HeaderMap, StatusCode, header::WWW_AUTHENTICATE};
 use http_auth::ChallengeParser;
 
+use super::reply::Reply;
+
 /// What the built-in rule says of an answer, and whether the token that was sent has run out by its
 /// own expiry. Given to the rule of
 /// [`SessionBuilder::rejected_if`](crate::SessionBuilder::rejected_if).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Verdict {
     /// The built-in rule takes this answer for a rejection of the token.
     pub rejected: bool,
     /// The token that was sent has run out by its own expiry.
     pub token_expired: bool,
+    /// The response brought a token that the session has adopted
+    /// ([`Session::observe`](crate::Session::observe)).
+    pub captured: bool,
+    /// The response brought a nonce that the request did not carry
+    /// ([`Session::observe`](crate::Session::observe)).
+    pub new_nonce: bool,
+    /// The response says nothing about the token.
+    inconclusive: bool,
+}
+
+impl Verdict {
+    fn new(status: StatusCode) -> Self {
+        Self {
+            rejected: false,
+            token_expired: false,
+            captured: false,
+            new_nonce: false,
+            inconclusive: is_inconclusive(status),
+        }
+    }
+
+    /// Of a response that has nothing to do with the session.
+    pub(crate) fn unrelated(status: StatusCode) -> Self {
+        Self::new(status)
+    }
+
+    /// What [`Session::with_credential`](crate::Session::with_credential) wants to know of a call,
+    /// with the call's value: [`Rejected`](Reply::Rejected); otherwise [`Again`](Reply::Again) for a
+    /// new nonce; otherwise [`Inconclusive`](Reply::Inconclusive) for 5xx, 408 and 429; otherwise
+    /// [`Accepted`](Reply::Accepted).
+    pub fn reply<T>(self, value: T) -> Reply<T> {
+        if self.rejected {
+            Reply::Rejected(value)
+        } else if self.new_nonce {
+            Reply::Again(value)
+        } else if self.inconclusive {
+            Reply::Inconclusive(value)
+        } else {
+            Reply::Accepted(value)
+        }
+    }
+}
+
+/// The server is down or overloaded, which says nothing about the token.
+pub(crate) fn is_inconclusive(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
 /// Whether the API refuses the token with this answer.
@@ -39,7 +89,7 @@ pub(crate) fn is_rejection(
         }
         _ => false,
     };
-    Verdict { rejected, token_expired }
+    Verdict { rejected, token_expired, ..Verdict::new(status) }
 }
 
 /// What all challenges of an answer say together.

@@ -2,6 +2,7 @@
 
 mod builder;
 mod capture;
+mod credential;
 mod expiry;
 mod persist;
 mod refresh;
@@ -25,6 +26,7 @@ use url::Url;
 
 pub use self::{
     builder::{OnRefreshFailure, SessionBuilder},
+    credential::Credential,
     state::SessionState,
 };
 use self::{

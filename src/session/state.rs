@@ -49,6 +49,7 @@ impl fmt::Display for SessionState {
 }
 
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct State {
     /// Rises each time the access token changes.
     pub(super) generation: u64,
@@ -66,6 +67,11 @@ pub(crate) struct State {
     pub(super) renewable: bool,
     /// The API rejected the present generation.
     pub(super) rejected: bool,
+    /// The API rejected the present generation, whether a refresh followed or not: no credential is
+    /// given with it.
+    pub(super) known_rejected: bool,
+    /// The user of a credential says so too: requests of the chain renew the token first.
+    pub(super) renew_first: bool,
     /// Until when a token that the token endpoint issued, and that no response has accepted yet, is
     /// not renewed again.
     pub(super) probation: Option<Instant>,
@@ -125,6 +131,8 @@ impl State {
             due,
             renewable: false,
             rejected: false,
+            known_rejected: false,
+            renew_first: false,
             probation: None,
             issued_pause: None,
             broken_pause: None,
@@ -165,8 +173,11 @@ impl State {
         }
         if !self.is_expired(now) {
             return match self.in_flight {
-                Some(_) if self.rejected => Step::Wait,
-                None if self.is_due(now) && self.may_renew(now) => Step::GoAndRenew,
+                Some(_) if self.rejected || self.renew_first => Step::Wait,
+                None if self.renew_first && self.may_renew_rejected(now) => Step::Wait,
+                None if !self.renew_first && self.is_due(now) && self.may_renew(now) => {
+                    Step::GoAndRenew
+                }
                 _ => Step::Go,
             };
         }
@@ -180,7 +191,7 @@ impl State {
         }
     }
 
-    fn step_without_token(&self, now: Instant) -> Step {
+    pub(super) fn step_without_token(&self, now: Instant) -> Step {
         match &self.phase {
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
             _ if self.in_flight.is_some() => Step::Wait,
@@ -212,13 +223,26 @@ impl State {
             _ if !self.renewable => Step::Go,
             Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
             Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
-            _ if self.probation.is_some_and(|until| now < until)
-                || self.replay_pause.is_some_and(|until| now < until) =>
-            {
-                Step::Go
-            }
+            _ if self.rejections_start_no_refresh(now) => Step::Go,
             _ => Step::Wait,
         }
+    }
+
+    /// Whether the token endpoint has issued the token lately, and a rejection does not mean that
+    /// another one would be accepted (contract 3.6).
+    pub(super) fn rejections_start_no_refresh(&self, now: Instant) -> bool {
+        self.probation.is_some_and(|until| now < until)
+            || self.replay_pause.is_some_and(|until| now < until)
+    }
+
+    /// Whether a token that a credential's user rejected may be renewed for that reason.
+    fn may_renew_rejected(&self, now: Instant) -> bool {
+        let allowed = match &self.phase {
+            Phase::Open => true,
+            Phase::CoolingDown { until, .. } => *until <= now,
+            Phase::LoginRequired(_) | Phase::Closed => false,
+        };
+        self.renewable && allowed && !self.rejections_start_no_refresh(now)
     }
 
     /// When [`Session::refresh`](super::Session::refresh) is called, whatever the token's state and the cool-down.
@@ -274,7 +298,7 @@ impl State {
     }
 
     /// Whether a refresh may begin in the background.
-    fn may_renew(&self, now: Instant) -> bool {
+    pub(super) fn may_renew(&self, now: Instant) -> bool {
         let allowed = match &self.phase {
             Phase::Open => true,
             Phase::CoolingDown { until, .. } => *until <= now,
@@ -286,7 +310,7 @@ impl State {
 
     /// Whether the token was expired on arrival, and the token endpoint was asked a moment ago:
     /// asking again would not help.
-    fn is_paused_for_expiry(&self, now: Instant) -> bool {
+    pub(super) fn is_paused_for_expiry(&self, now: Instant) -> bool {
         self.lifetime.is_some_and(|lifetime| lifetime.until <= lifetime.from)
             && self.issued_pause.is_some_and(|until| now < until)
     }
@@ -422,6 +446,8 @@ impl State {
         if self.access != access {
             self.generation += 1;
             self.rejected = false;
+            self.known_rejected = false;
+            self.renew_first = false;
             self.access = access;
             self.header = None;
         }
@@ -442,7 +468,7 @@ pub(super) fn logged_out() -> Error {
 }
 
 /// Where there was nothing to ask with, the session cannot renew: it goes on with what it has.
-fn step_while_cooling_down(cause: &Error) -> Step {
+pub(super) fn step_while_cooling_down(cause: &Error) -> Step {
     if cause.nothing_to_ask_with() { Step::Go } else { Step::Fail(cooling_down(cause)) }
 }
 
@@ -452,7 +478,7 @@ fn doubled(cooldown: Duration, failures: u32) -> Duration {
     cooldown.saturating_mul(factor).min(LONGEST_COOLDOWN.max(cooldown))
 }
 
-fn cooling_down(cause: &Error) -> Error {
+pub(super) fn cooling_down(cause: &Error) -> Error {
     let mut error = Error::new(ErrorKind::CoolingDown, cause.clone());
     if let Some(status) = cause.status() {
         error = error.with_status(status);

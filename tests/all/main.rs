@@ -16,6 +16,7 @@ mod cancel;
 mod capture;
 mod chain;
 mod channels;
+mod credential;
 mod dpop;
 mod expiry;
 mod fleet;

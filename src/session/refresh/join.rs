@@ -71,6 +71,18 @@ impl Session {
         self.join(|state, now| allowance.apply(state.should_refresh(now), state), false)
     }
 
+    /// Before a request is sent that wants a token with this much life left.
+    pub(crate) fn should_refresh_valid_for(
+        &self,
+        at_least: Duration,
+        allowance: &Allowance,
+    ) -> Join {
+        self.join(
+            |state, now| allowance.apply(state.should_refresh_valid_for(at_least, now), state),
+            false,
+        )
+    }
+
     /// After the API rejected a token of generation `sent`.
     pub(crate) fn after_rejection(&self, sent: u64, allowance: &Allowance) -> Join {
         self.join(
