@@ -16,6 +16,8 @@ pub mod concepts {}
 pub mod errors {}
 #[doc = include_str!("../docs/guide/order.md")]
 pub mod order {}
+#[doc = include_str!("../docs/guide/providers.md")]
+pub mod providers {}
 #[doc = include_str!("../docs/guide/recipes.md")]
 pub mod recipes {}
 #[doc = include_str!("../docs/guide/telemetry.md")]

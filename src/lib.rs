@@ -120,7 +120,7 @@ pub use chain::{Authorize, Capture, ClientBuilderExt, Refresh, Replay, ReplayBod
 pub use dpop::{DpopAlg, DpopKey, DpopKeyPem};
 pub use error::{Error, ErrorKind};
 pub use event::{CaptureIgnored, Event, NotReplayed};
-pub use oauth::OAuthRefresh;
+pub use oauth::{OAuthRefresh, Reading, TokenResponse};
 pub use outcome::Outcome;
 pub use policy::{CaptureFrom, Placement, Reply, Verdict, same_origin_redirects};
 pub use refresher::{RefreshContext, Refresher, refresh_with};

@@ -24,13 +24,14 @@ use url::Url;
 
 use super::{
     Settings,
-    classify::{Judgement, Verdict, judge},
+    classify::{Judgement, Verdict},
     error::foreign,
     failure::Failure,
+    reading::judge_by,
     request::{self, NoAnswer},
     response::Members,
     retry::{AskedWait, Next},
-    transport::{self, Transport, unwrapped},
+    transport::{self, Named, Transport, unwrapped},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -56,15 +57,44 @@ pub(super) struct Inner {
     state: Mutex<State>,
 }
 
+/// How many new refresh tokens one refresh may spend. A token endpoint that never brings an access
+/// token would be asked with new ones without end.
+const MOST_ROTATIONS: u32 = 2;
+
 #[derive(Default)]
 pub(super) struct State {
     pub(super) attempts: u32,
     in_the_air: bool,
-    /// An answer to the present refresh token was lost, so that it may be spent.
+    asked_with: Option<RefreshToken>,
+    /// A response to the present refresh token was lost, so that it may be spent.
     pub(super) lost: bool,
+    /// How many new refresh tokens came without an access token.
+    rotations: u32,
     pub(super) last_status: Option<StatusCode>,
     pub(super) last_asked_wait: AskedWait,
     last: Option<Ended>,
+}
+
+/// A refresh token from a damaged body, and the one before it, until a grant tells which is right.
+#[derive(Clone, Default)]
+pub(super) struct Doubt(Arc<Mutex<Option<(RefreshToken, RefreshToken)>>>);
+
+impl Doubt {
+    fn set(&self, new: RefreshToken, before: RefreshToken) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((new, before));
+    }
+
+    /// What this one has replaced. There is no doubt any more.
+    fn take(&self, asked_with: &RefreshToken) -> Option<RefreshToken> {
+        let mut doubt = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        doubt.take_if(|(new, _)| new == asked_with).map(|(_, before)| before)
+    }
+}
+
+/// A new refresh token that came without a grant.
+struct Rotated {
+    token: RefreshToken,
+    is_doubtful: bool,
 }
 
 /// How the last attempt ended.
@@ -144,6 +174,9 @@ impl Attempts {
             let mut state = self.state();
             state.attempts = state.attempts.saturating_add(1);
             state.in_the_air = true;
+            // A response may have brought another refresh token meanwhile.
+            state.lost &= state.asked_with.as_ref() == Some(&asked_with);
+            state.asked_with = Some(asked_with.clone());
         }
         flight.sending(true);
         let answer = request::ask(http, endpoint, settings, &asked_with).await;
@@ -156,27 +189,56 @@ impl Attempts {
         let attempts = {
             let mut state = self.state();
             state.in_the_air = false;
-            state.lost |= failed == Some(Failure::Lost);
+            state.lost |= matches!(failed, Some(Failure::Lost | Failure::Strayed));
             state.last_status = ended.status.or(state.last_status);
             state.last_asked_wait = asked_wait.or(state.last_asked_wait);
             state.last = Some(ended);
             flight.sending(state.lost);
             state.attempts
         };
-        let Some(failure) = failed else { return };
-        // The old one is spent, whatever else the answer says. A grant needs no help: the session
+        let Some(failure) = failed else {
+            drop(settings.doubt.take(&asked_with));
+            return;
+        };
+        flight.sending(self.state().lost);
+        // The old one is spent, whatever else the response says. A grant needs no help: the session
         // keeps what is returned.
-        if let Some(rotated) = rotated {
-            self.state().lost = false;
-            flight.keep(rotated).await;
+        let has_rotated = rotated.is_some();
+        let mut rotations = self.state().rotations;
+        if let Some(Rotated { token, is_doubtful }) = rotated {
+            rotations += 1;
+            {
+                let mut state = self.state();
+                state.lost = false;
+                state.rotations = rotations;
+            }
+            if is_doubtful {
+                settings.doubt.set(token.clone(), asked_with.clone());
+            }
+            flight.keep(token).await;
         }
-        let next = settings.pace.next(
-            failure,
-            attempts,
-            asked_wait,
-            self.0.begun.elapsed(),
-            fastrand::f64(),
-        );
+        if failure == Failure::GrantOver
+            && !has_rotated
+            && let Some(before) = settings.doubt.take(&asked_with)
+        {
+            // The token that a damaged body brought is none. The one before it may still be good.
+            flight.keep(before).await;
+            if let Some(ended) = &mut self.state().last {
+                ended.next = Next::TryAfter(Duration::ZERO);
+            }
+            return;
+        }
+        let next = if rotations > MOST_ROTATIONS {
+            Next::End
+        } else {
+            settings.pace.next(
+                failure,
+                attempts,
+                asked_wait,
+                self.0.begun.elapsed(),
+                fastrand::f64(),
+            )
+        };
         if let Some(ended) = &mut self.state().last {
             ended.next = next;
         }
@@ -248,30 +310,39 @@ impl Inner {
         &self,
         answer: Result<request::Answer, NoAnswer>,
         asked_with: &RefreshToken,
-    ) -> (Ended, Option<RefreshToken>) {
+    ) -> (Ended, Option<Rotated>) {
         let ended = match answer {
             Ok(answer) => {
                 let status = Some(answer.status);
-                let Judgement { verdict, rotated, asked_wait, said } =
-                    judge(answer, asked_with, SystemTime::now());
+                let rule = self.settings.read_response.as_ref();
+                let Judgement { verdict, rotated, is_doubtful, asked_wait, said } =
+                    judge_by(rule, answer, Some(asked_with), SystemTime::now());
                 return (
                     Ended { verdict, next: Next::End, status, asked_wait, said, cause: None },
-                    rotated,
+                    rotated.map(|token| Rotated { token, is_doubtful }),
                 );
+            }
+            Err(NoAnswer::Strayed(status, origin)) => {
+                tracing::error!(
+                    target: "reqwest_reauth",
+                    %origin,
+                    "the token endpoint redirected to another origin: its response is not used"
+                );
+                let cause = format!("the token endpoint redirected to another origin, {origin}");
+                let ended = Ended::without_answer(Failure::Strayed, cause.into());
+                Ended { status: Some(status), ..ended }
             }
             Err(NoAnswer::TimedOut) => {
                 Ended::without_answer(Failure::Lost, "the attempt timed out".into())
             }
             Err(NoAnswer::Failed(error)) => match unwrapped(error) {
                 Transport::Own(error) => {
-                    let status = error.status();
-                    Ended {
-                        status,
-                        ..Ended::without_answer(
-                            transport::failure(&error),
-                            error.without_url().into(),
-                        )
-                    }
+                    let (status, failure) = (error.status(), transport::failure(&error));
+                    let cause = match transport::blocked(&error) {
+                        Some(what) => Named { what, source: error.without_url() }.into(),
+                        None => error.without_url().into(),
+                    };
+                    Ended { status, ..Ended::without_answer(failure, cause) }
                 }
                 Transport::Inside(failure, status) => Ended {
                     status,

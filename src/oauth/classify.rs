@@ -1,72 +1,116 @@
-//! Judges what an attempt brought: a function from an answer to a verdict.
+//! Judges what an attempt brought: a function from a response to a verdict.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode, header::DATE};
+use http::{
+    HeaderMap, StatusCode,
+    header::{CONTENT_TYPE, DATE},
+};
 
 use super::{
+    body::{Body, End},
+    codes::{by_code, by_status, is_no_bearer_type},
     cookies::TokenCookies,
     failure::Failure,
-    request::{Answer, End},
+    request::Answer,
     response::Members,
     retry::{AskedWait, asked_wait},
 };
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
+/// How long Microsoft Entra wants a client that it throttles to stay away.
+const THROTTLED: Duration = Duration::from_secs(60);
+
 pub(super) struct Judgement {
     pub(super) verdict: Verdict,
     /// A refresh token other than the one that was asked with.
     pub(super) rotated: Option<RefreshToken>,
+    /// The rotated token comes from a body whose coding is damaged. It may be wrong.
+    pub(super) is_doubtful: bool,
     pub(super) asked_wait: AskedWait,
     /// What the body said, for the error's text.
     pub(super) said: Members,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Verdict {
     Granted(Tokens),
     Failed(Failure),
 }
 
-/// `now` is the local clock, used where the answer has no `Date`.
-pub(super) fn judge(answer: Answer, asked_with: &RefreshToken, now: SystemTime) -> Judgement {
-    let Answer { status, headers, mut body } = answer;
-    let now = date(&headers).unwrap_or(now);
-    let asked_wait = asked_wait(&headers, now);
-    if status.is_success() {
-        let cookies = TokenCookies::read(&headers, now);
-        let mut said = Members::read(&mut body.bytes);
-        let offered = cookies
-            .refresh
-            .or_else(|| RefreshToken::new(said.refresh_token.as_deref()?.clone()).ok());
-        let rotated = offered.clone().filter(|offered| offered != asked_with);
-        let verdict = match granted(cookies.access, &mut said, status, body.end) {
-            Ok(access) => Verdict::Granted(tokens(access, offered, &said)),
-            // The token that was asked with is spent by now, so the new one has to be tried.
-            Err(Failure::Lost | Failure::Unusable(NO_ACCESS_TOKEN | TOO_LARGE))
-                if rotated.is_some() =>
-            {
-                Verdict::Failed(Failure::Salvaged)
-            }
-            Err(failure) => Verdict::Failed(failure),
-        };
-        return Judgement { verdict, rotated, asked_wait, said };
-    }
-    let said = match body.end {
-        End::TooLarge => Members::default(),
-        End::Whole | End::Cut => Members::read(&mut body.bytes),
+/// Judges a response whose body has been decoded. `now` is the local clock, used where the response
+/// has no `Date`.
+pub(super) fn judge(
+    answer: &Answer,
+    asked_with: Option<&RefreshToken>,
+    now: SystemTime,
+) -> Judgement {
+    let Answer { status, headers, body } = answer;
+    let now = date(headers).unwrap_or(now);
+    let cookies = if status.is_success() {
+        TokenCookies::read(headers, now)
+    } else {
+        TokenCookies::default()
     };
-    let verdict = Verdict::Failed(rejected(status, said.error.as_deref().map(String::as_str)));
-    Judgement { verdict, rotated: None, asked_wait, said }
+    let said = members(*status, headers, body);
+    let (verdict, rotated) = verdict(*status, cookies, &said, body.end, asked_with);
+    let mut asked_wait = asked_wait(headers, now);
+    if matches!(verdict, Verdict::Failed(Failure::Throttled)) {
+        asked_wait = asked_wait.max(Some(THROTTLED));
+    }
+    Judgement { verdict, rotated, is_doubtful: body.end == End::Damaged, asked_wait, said }
 }
 
-const NO_ACCESS_TOKEN: &str = "the answer has no usable access token";
-const TOO_LARGE: &str = "the answer is over 1 MiB";
+pub(super) const NO_ACCESS_TOKEN: &str = "the response has no usable access token";
+const TOO_LARGE: &str = "the response is over 1 MiB";
+const DAMAGED: &str = "the response's gzip is damaged";
+const UNDECODABLE: &str = "the response has a content coding that was not asked for";
+
+/// The members of a body. An error response that is too long is not looked at.
+fn members(status: StatusCode, headers: &HeaderMap, body: &Body) -> Members {
+    if body.end == End::TooLarge && !status.is_success() {
+        return Members::default();
+    }
+    let is_form = headers.get(CONTENT_TYPE).is_some_and(|kind| {
+        let kind = kind.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
+    });
+    Members::read(&body.bytes, is_form, body.end == End::Whole)
+}
+
+/// What a response comes to, and the new refresh token in it.
+///
+/// Only a 2xx has tokens. An error response may repeat what it was asked with, or say what is wrong
+/// with it in a member of that name.
+pub(super) fn verdict(
+    status: StatusCode,
+    cookies: TokenCookies,
+    said: &Members,
+    end: End,
+    asked_with: Option<&RefreshToken>,
+) -> (Verdict, Option<RefreshToken>) {
+    if !status.is_success() {
+        return (Verdict::Failed(rejected(status, said)), None);
+    }
+    let offered = cookies.refresh.or_else(|| said.refresh_token().cloned());
+    let rotated = offered.clone().filter(|offered| Some(offered) != asked_with);
+    let verdict = match granted(cookies.access, said, status, end) {
+        Ok(access) => Verdict::Granted(tokens(access, offered, said)),
+        // The token that was asked with is spent by now, so the new one has to be tried.
+        Err(Failure::Lost | Failure::Unusable(NO_ACCESS_TOKEN | TOO_LARGE | DAMAGED))
+            if rotated.is_some() =>
+        {
+            Verdict::Failed(Failure::Salvaged)
+        }
+        Err(failure) => Verdict::Failed(failure),
+    };
+    (verdict, rotated)
+}
 
 /// The access token of a 2xx: cookies first, whatever the body is.
 fn granted(
     cookie: Option<AccessToken>,
-    said: &mut Members,
+    said: &Members,
     status: StatusCode,
     end: End,
 ) -> Result<AccessToken, Failure> {
@@ -76,58 +120,41 @@ fn granted(
     match end {
         End::Cut => return Err(Failure::Lost),
         End::TooLarge => return Err(Failure::Unusable(TOO_LARGE)),
+        End::Damaged => return Err(Failure::Unusable(DAMAGED)),
+        End::Undecodable => return Err(Failure::Unusable(UNDECODABLE)),
         End::Whole => {}
     }
-    if let Some(code) = &said.error {
-        return Err(rejected(status, Some(code)));
+    let access = said.access_token().filter(|_| said.complete);
+    let code = if access.is_some() { said.own_code() } else { said.code() };
+    if let Some(failure) = code.and_then(|code| by_code(code, said.description())) {
+        return Err(failure);
     }
-    if said.token_type.as_ref().is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+    // An `error` that nobody knows. An object without a known code is no error beside a token.
+    if if access.is_some() { code.is_some() } else { said.is_error() } {
+        return Err(rejected(status, said));
+    }
+    if said.token_type().is_some_and(is_no_bearer_type) {
         return Err(Failure::Unusable("the token's type is not Bearer"));
     }
-    let access = said.access_token.as_deref().filter(|_| said.complete).cloned();
-    access
-        .and_then(|access| AccessToken::new(access).ok())
-        .ok_or(Failure::Unusable(NO_ACCESS_TOKEN))
+    access.cloned().ok_or(Failure::Unusable(NO_ACCESS_TOKEN))
 }
 
 fn tokens(access: AccessToken, refresh: Option<RefreshToken>, said: &Members) -> Tokens {
     let tokens = Tokens::of(Some(access), refresh);
-    match said.expires_in {
+    match said.lifetime() {
         Some(lifetime) => tokens.with_expires_in(lifetime),
         None => tokens,
     }
 }
 
-/// An answer without tokens, by its status first and then by its code (RFC 6749 §5.2).
-pub(super) fn rejected(status: StatusCode, code: Option<&str>) -> Failure {
-    match (status.as_u16(), code) {
-        (408 | 425 | 429 | 500 | 502 | 503 | 504, _)
-        | (_, Some("temporarily_unavailable" | "server_error")) => Failure::Busy,
-        (501, _) => Failure::Rejected,
-        (500.., _) => Failure::Down,
-        (200..=299 | 400..=499, Some("invalid_grant")) => Failure::GrantOver,
-        _ => Failure::Rejected,
-    }
+/// A response without tokens, by its status first and then by its code (RFC 6749 §5.2).
+fn rejected(status: StatusCode, said: &Members) -> Failure {
+    by_status(status)
+        .or_else(|| by_code(said.code()?, said.description()))
+        .unwrap_or(Failure::Rejected)
 }
 
-/// The codes that mean something here, or that a specification lists. They are shown as they are:
-/// no secret is spelt like one.
-pub(super) fn known_code(code: &str) -> Option<&'static str> {
-    const CODES: [&str; 9] = [
-        "invalid_request",
-        "invalid_client",
-        "invalid_grant",
-        "unauthorized_client",
-        "unsupported_grant_type",
-        "invalid_scope",
-        "invalid_target",
-        "temporarily_unavailable",
-        "server_error",
-    ];
-    CODES.into_iter().find(|known| *known == code)
-}
-
-fn date(headers: &HeaderMap) -> Option<SystemTime> {
+pub(super) fn date(headers: &HeaderMap) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()
 }
 
@@ -136,7 +163,7 @@ mod tests {
     use http::{HeaderValue, header::SET_COOKIE};
     use zeroize::Zeroizing;
 
-    use super::{super::request::Body, *};
+    use super::*;
 
     const OLD: &str = "old-refresh";
 
@@ -145,7 +172,7 @@ mod tests {
             cookies.iter().map(|cookie| (SET_COOKIE, HeaderValue::from_static(cookie))).collect();
         let body = Body { bytes: Zeroizing::new(body.as_bytes().to_vec()), end };
         let answer = Answer { status: StatusCode::from_u16(status).unwrap(), headers, body };
-        judge(answer, &RefreshToken::new(OLD).unwrap(), SystemTime::UNIX_EPOCH)
+        judge(&answer, Some(&RefreshToken::new(OLD).unwrap()), SystemTime::UNIX_EPOCH)
     }
 
     /// `(access, refresh)` or the failure, and the rotated refresh token.
@@ -165,42 +192,42 @@ mod tests {
 
     #[test]
     fn statuses_come_first_then_codes() {
-        use Failure::{Busy, Down, GrantOver, Rejected};
+        use Failure::{Busy, Down, GrantOver, Lost, Rejected, Throttled, Unusable};
         let coded = |code: &str| format!(r#"{{"error":"{code}"}}"#);
+        let codes =
+            ["invalid_grant", "invalid_client", "temporarily_unavailable", "odd"].map(coded);
+        let redirects = Unusable("the token endpoint redirects");
         let mut table = Vec::new();
-        for status in [408, 425, 429, 500, 502, 503, 504] {
-            table.push((status, String::new(), Busy));
-            table.push((status, coded("invalid_grant"), Busy));
-            table.push((status, coded("invalid_client"), Busy));
-        }
-        for status in [200, 302, 400, 401, 403, 501, 505] {
-            table.push((status, coded("temporarily_unavailable"), Busy));
-            table.push((status, coded("server_error"), Busy));
-        }
-        for status in [200, 201, 400, 401, 403] {
-            table.push((status, coded("invalid_grant"), GrantOver));
-            for code in [
-                "invalid_client",
-                "unauthorized_client",
-                "unsupported_grant_type",
-                "invalid_scope",
-                "invalid_request",
-                "invalid_target",
-                "odd",
-                "INVALID_GRANT",
-            ] {
-                table.push((status, coded(code), Rejected));
+        for (statuses, failure) in [
+            ([408, 502, 504, 520, 521, 522, 523, 524].as_slice(), Lost),
+            (&[409, 423, 425, 429, 500, 503, 529], Busy),
+            (&[301, 302, 303, 304, 307, 308], redirects),
+            (&[407, 505, 507, 511, 525, 599, 900], Down),
+            (&[501], Rejected),
+        ] {
+            for status in statuses {
+                table.extend(codes.iter().map(|body| (*status, body.clone(), failure)));
+                table.push((*status, String::new(), failure));
             }
         }
-        for status in
-            [301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 410, 413, 418, 422, 501]
-        {
+        for status in [200, 201, 400, 401, 403, 422] {
+            for code in ["temporarily_unavailable", "server_error", "slow_down"] {
+                table.push((status, coded(code), Busy));
+            }
+            for code in ["invalid_grant", "bad_refresh_token", "login_required", "INVALID_GRANT"] {
+                table.push((status, coded(code), GrantOver));
+            }
+            for code in ["invalid_client", "invalid_scope", "invalid_target", "odd"] {
+                table.push((status, coded(code), Rejected));
+            }
+            let described =
+                |text: &str| format!(r#"{{"error":"invalid_grant","error_description":"{text}"}}"#);
+            table.push((status, described("token request is already being processed"), Busy));
+            table.push((status, described("AADSTS50196: a client loop"), Throttled));
+        }
+        for status in [400, 401, 403, 404, 405, 410, 413, 418, 422] {
             table.push((status, String::new(), Rejected));
             table.push((status, "<html>".into(), Rejected));
-        }
-        for status in [505, 507, 511, 520, 599, 900] {
-            table.push((status, String::new(), Down));
-            table.push((status, coded("invalid_grant"), Down));
         }
         for (status, body, expected) in table {
             assert_eq!(
@@ -208,6 +235,21 @@ mod tests {
                 (Err(expected), None),
                 "{status} {body}"
             );
+        }
+    }
+
+    #[test]
+    fn a_throttled_client_stays_away_for_a_minute() {
+        let body = r#"{"error":"invalid_grant","error_description":"AADSTS50196: x"}"#;
+        let asked = |headers: HeaderMap| {
+            let body = Body { bytes: Zeroizing::new(body.into()), end: End::Whole };
+            let answer = Answer { status: StatusCode::BAD_REQUEST, headers, body };
+            judge(&answer, None, SystemTime::UNIX_EPOCH).asked_wait.unwrap().as_secs()
+        };
+        assert_eq!(asked(HeaderMap::new()), 60);
+        for (seconds, expected) in [("5", 60), ("90", 90)] {
+            let value = HeaderValue::from_static(seconds);
+            assert_eq!(asked([(http::header::RETRY_AFTER, value)].into_iter().collect()), expected);
         }
     }
 
@@ -279,6 +321,20 @@ mod tests {
             (&[], "<html>", Whole, no_token.clone(), None),
             (&[], r#"{"access_token":""}"#, Whole, no_token.clone(), None),
             (&[], r#"{"access_token":"a b"}"#, Whole, no_token.clone(), None),
+            (&[], r#"{"access_token":"a","code":"invalid_grant"}"#, Whole, ok("a", None), None),
+            (&[], r#"{"access_token":"a","error":{"code":"ok"}}"#, Whole, ok("a", None), None),
+            (&[], r#"{"error":{"code":"odd"}}"#, Whole, Err(Rejected), None),
+            (&[], r#"{"error":40013}"#, Whole, Err(Rejected), None),
+            (&[], r#"{"code":"odd"}"#, Whole, no_token.clone(), None),
+            (&[], r#"{"code":"invalid_grant"}"#, Whole, Err(GrantOver), None),
+            (&[], "access_token=a&refresh_token=new", Whole, ok("a", new), new),
+            (&[], "access_token=a&refresh_token=new", Cut, Err(Lost), None),
+            (&[], "refresh_token=new&access_token=a", Cut, Err(Salvaged), new),
+            (&[], r#"{"accessToken":"a","refreshToken":"new"}"#, Whole, ok("a", new), new),
+            (&[], r#"{"refresh_token":"new","x":"#, End::Damaged, Err(Salvaged), new),
+            (&[], r#"{"access_token":"a"}"#, End::Damaged, Err(Unusable(DAMAGED)), None),
+            (&[], "", End::Undecodable, Err(Unusable(UNDECODABLE)), None),
+            (&["JWT=c"], "", End::Undecodable, ok("c", None), None),
             (&[], r#"{"access_token":"a\r\nX: y"}"#, Whole, no_token.clone(), None),
             (
                 &[],

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use cookie::Cookie;
 use http::{HeaderMap, header::SET_COOKIE};
 
-use crate::token::{AccessToken, RefreshToken};
+use crate::token::{AccessToken, RefreshToken, trim_token};
 
 #[derive(Default)]
 pub(super) struct TokenCookies {
@@ -18,8 +18,10 @@ impl TokenCookies {
     /// since `Expires` is by it.
     pub(super) fn read(headers: &HeaderMap, now: SystemTime) -> Self {
         Self {
-            access: held(headers, now, "JWT", |value| AccessToken::new(value).ok()),
-            refresh: held(headers, now, "JWT_REFRESH_TOKEN", |value| RefreshToken::new(value).ok()),
+            access: held(headers, now, "JWT", |value| AccessToken::new(trim_token(value)).ok()),
+            refresh: held(headers, now, "JWT_REFRESH_TOKEN", |value| {
+                RefreshToken::new(trim_token(value)).ok()
+            }),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     ClientAuth,
     attempts::{Cause, Inner, State},
-    classify::known_code,
+    codes::known_code,
     failure::Failure,
     redact::Secrets,
     request,
@@ -26,7 +26,8 @@ impl Inner {
         cause: Option<Cause>,
     ) -> Error {
         let secrets = self.secrets(said);
-        let cause = match (&said.error_description, failure) {
+        let cause = match (said.description(), failure) {
+            (_, Failure::RulePanicked) => Some("the rule of read_response panicked".into()),
             (Some(text), _) => Some(match secrets.clean(text) {
                 Some(text) => format!("the token endpoint says: {text}").into(),
                 None => "what the token endpoint says repeats a secret".into(),
@@ -44,7 +45,7 @@ impl Inner {
         if let Some(status) = state.last_status {
             error = error.with_status(status);
         }
-        let code = said.error.as_deref().and_then(|code| match known_code(code) {
+        let code = said.code().and_then(|code| match known_code(code) {
             Some(known) => Some(known.to_owned()),
             None => secrets.clean(code),
         });
@@ -56,7 +57,7 @@ impl Inner {
         if let Some(wait) = asked_wait {
             error = error.with_retry_after(wait);
         }
-        if state.lost && matches!(kind, ErrorKind::Unavailable | ErrorKind::LoginRequired) {
+        if state.lost {
             error = error.with_possibly_consumed();
         }
         if failure == Failure::NothingToAskWith { error.with_nothing_to_ask_with() } else { error }
@@ -69,13 +70,15 @@ impl Inner {
             tokens.access_token().into_iter().for_each(|token| secrets.add(token.expose_secret()));
             tokens.refresh_token().into_iter().for_each(|token| secrets.add(token.expose_secret()));
         }
-        for token in [&said.access_token, &said.refresh_token].into_iter().flatten() {
-            secrets.add(token);
-        }
+        said.echoes().for_each(|echo| secrets.add(echo));
         match &self.settings.client {
             ClientAuth::Basic { id, secret } => {
                 secrets.add(secret);
                 secrets.add(&request::basic(id, secret)["Basic ".len()..]);
+            }
+            ClientAuth::BasicRaw { id, secret } => {
+                secrets.add(secret);
+                secrets.add(&request::basic_raw(id, secret)["Basic ".len()..]);
             }
             ClientAuth::Post { secret, .. } => secrets.add(secret),
             ClientAuth::Unnamed | ClientAuth::Public { .. } => {}

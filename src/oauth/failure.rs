@@ -10,13 +10,20 @@ pub(super) enum Failure {
     Busy,
     /// Nothing was sent.
     Unreached,
-    /// Sent, and the answer did not arrive whole.
+    /// Sent, and the response did not arrive whole, or a gateway answered in place of the token
+    /// endpoint: the refresh token may be spent.
     Lost,
+    /// The token endpoint says that this client asks too often.
+    Throttled,
     /// A new refresh token, and no usable access token beside it.
     Salvaged,
-    /// `invalid_grant`.
+    /// `invalid_grant`, and what providers say instead.
     GrantOver,
     Rejected,
+    /// A passed-in client followed a redirect to another origin.
+    Strayed,
+    /// `read_response` panicked.
+    RulePanicked,
     /// Broken in a way that a retry is not likely to mend.
     Down,
     /// A 2xx that is no token answer, and why.
@@ -30,10 +37,13 @@ pub(super) enum Failure {
 impl Failure {
     pub(super) fn kind(self) -> ErrorKind {
         match self {
-            Self::Busy | Self::Unreached | Self::Lost | Self::Down => ErrorKind::Unavailable,
+            Self::Busy | Self::Unreached | Self::Lost | Self::Throttled | Self::Down => {
+                ErrorKind::Unavailable
+            }
             Self::Salvaged | Self::Unusable(_) => ErrorKind::BadResponse,
             Self::GrantOver | Self::NothingToAskWith => ErrorKind::LoginRequired,
-            Self::Rejected => ErrorKind::ClientRejected,
+            Self::Rejected | Self::Strayed => ErrorKind::ClientRejected,
+            Self::RulePanicked => ErrorKind::Internal,
             Self::Misconfigured => ErrorKind::InvalidConfig,
         }
     }

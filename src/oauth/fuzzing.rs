@@ -6,11 +6,12 @@ use http::{HeaderMap, StatusCode};
 use zeroize::Zeroizing;
 
 use super::{
-    classify::{Judgement, Verdict, judge},
+    body::{Body, End},
+    classify::{Judgement, Verdict},
     cookies::TokenCookies,
+    reading::judge_by,
     redact::Secrets,
-    request::{Answer, Body, End},
-    response::Members,
+    request::Answer,
     retry,
 };
 use crate::token::{AccessToken, RefreshToken, Tokens};
@@ -28,11 +29,10 @@ pub fn token_answer(
     let answer =
         Answer { status, headers, body: Body { bytes: Zeroizing::new(body.to_vec()), end } };
     let Judgement { verdict, rotated, said, .. } =
-        judge(answer, asked_with, SystemTime::UNIX_EPOCH);
+        judge_by(None, answer, Some(asked_with), SystemTime::UNIX_EPOCH);
     let mut secrets = Secrets::default();
     secrets.add(asked_with.expose_secret());
-    let said: Members = said;
-    let text = said.error_description.as_deref().and_then(|text| secrets.clean(text));
+    let text = said.description().and_then(|text| secrets.clean(text));
     match verdict {
         Verdict::Granted(tokens) => (Some(tokens), rotated, text),
         Verdict::Failed(_) => (None, rotated, text),

@@ -1,16 +1,20 @@
 //! [`OAuthRefresh`]: new tokens by the `refresh_token` grant of RFC 6749 §6.
 //!
-//! `request` asks once, `response` and `cookies` read what came back, `classify` and `transport`
-//! judge it, `retry` decides what follows, and `attempts` runs one refresh with all its attempts.
-//! `error` tells how one failed; `redact` keeps secrets out of that.
+//! `request` asks once; `body`, `response` and `cookies` read what came back; `codes`, `classify` and
+//! `transport` judge it; `reading` asks the user's own rule; `retry` decides what follows; and
+//! `attempts` runs one refresh with all its attempts. `error` tells how one failed; `redact` keeps
+//! secrets out of that.
 
 mod attempts;
+mod body;
 mod classify;
+mod codes;
 mod cookies;
 mod error;
 mod failure;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
+mod reading;
 mod redact;
 mod request;
 mod response;
@@ -26,7 +30,12 @@ use reqwest_middleware::ClientWithMiddleware;
 use url::Url;
 use zeroize::Zeroizing;
 
-use self::{attempts::Attempts, retry::Pace};
+pub use self::reading::{Reading, TokenResponse};
+use self::{
+    attempts::{Attempts, Doubt},
+    reading::Rule,
+    retry::Pace,
+};
 use crate::{
     error::{Error, ErrorKind},
     policy::is_loopback,
@@ -40,10 +49,14 @@ use crate::{
 /// s for everything, a `Retry-After` of 30 s at most, and an HTTP client of its own that follows no
 /// redirects.
 ///
-/// The answer may be JSON, or the cookies `JWT` and `JWT_REFRESH_TOKEN`; it is read leniently in
-/// everything but the access token. What is retried: 408, 425, 429, 500, 502, 503, 504, the codes
-/// `temporarily_unavailable` and `server_error`, connections that fail, and answers that are lost.
-/// Cloning is cheap.
+/// The response may be JSON (in snake or camel case), form-encoded, gzipped, or the cookies `JWT`
+/// and `JWT_REFRESH_TOKEN`; it is read leniently in everything but the access token. Retried are
+/// 408, 409, 423, 425, 429, 500, 502, 503, 504, 520 to 524 and 529, the codes
+/// `temporarily_unavailable`, `server_error`, `slow_down` and `rate_limit_exceeded`, Salesforce's
+/// "already being processed", connections that fail, and responses that are lost. A certificate that
+/// is not trusted, and a proxy that wants a login, end the refresh at once. For what is odd in a way
+/// of its own there is [`read_response`](Self::read_response); the
+/// [guide](crate::guide::providers) goes through some providers. Cloning is cheap.
 ///
 /// ```
 /// use std::time::Duration;
@@ -68,6 +81,8 @@ struct Settings {
     pace: Pace,
     attempt_timeout: Duration,
     allow_plain_http: bool,
+    read_response: Option<Rule>,
+    doubt: Doubt,
 }
 
 /// How the client says who it is (RFC 6749 §2.3.1).
@@ -76,6 +91,7 @@ enum ClientAuth {
     Unnamed,
     Public { id: String },
     Basic { id: String, secret: Zeroizing<String> },
+    BasicRaw { id: String, secret: Zeroizing<String> },
     Post { id: String, secret: Zeroizing<String> },
 }
 
@@ -97,11 +113,22 @@ impl OAuthRefresh {
             pace: Pace::default(),
             attempt_timeout: Duration::from_secs(10),
             allow_plain_http: false,
+            read_response: None,
+            doubt: Doubt::default(),
         }))
     }
 
     /// The client to ask with, in place of the default one: as it is, its middleware, redirect
     /// policy and timeouts included.
+    ///
+    /// `reqwest` adds the client's default headers wherever a request has none of that name. A
+    /// default `Authorization` therefore reaches a token endpoint that needs none of ours (a public
+    /// client, or `client_secret_post`): pass a client without one. A default `User-Agent` takes the
+    /// place of `reqwest-reauth/<version>`.
+    ///
+    /// If the client follows a redirect to another origin, nothing in the response is used: the
+    /// refresh ends with [`ClientRejected`](ErrorKind::ClientRejected) and
+    /// [`Error::possibly_consumed`].
     ///
     /// Default: one client for the process, which follows no redirects, keeps no idle connections,
     /// decodes no compressed bodies and retries nothing by itself.
@@ -119,6 +146,17 @@ impl OAuthRefresh {
     pub fn client_secret_basic(self, id: impl Into<String>, secret: impl Into<String>) -> Self {
         let secret = Zeroizing::new(secret.into());
         self.with(|settings| settings.client = ClientAuth::Basic { id: id.into(), secret })
+    }
+
+    /// A confidential client that sends its id and secret by HTTP Basic as they are (RFC 7617), in
+    /// UTF-8. For servers that do not form-decode them and answer `invalid_client` to secrets with
+    /// characters like `+` or `/` (thephpleague/oauth2-server#1305).
+    ///
+    /// An id with a colon, and control characters in either, are
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig).
+    pub fn client_secret_basic_raw(self, id: impl Into<String>, secret: impl Into<String>) -> Self {
+        let secret = Zeroizing::new(secret.into());
+        self.with(|settings| settings.client = ClientAuth::BasicRaw { id: id.into(), secret })
     }
 
     /// A confidential client that sends its id and secret as `client_id` and `client_secret` in the
@@ -175,8 +213,9 @@ impl OAuthRefresh {
         self.with(|settings| settings.pace.max_retry_after = limit)
     }
 
-    /// Whether to ask again with the same refresh token after an answer that was lost. Default:
-    /// yes.
+    /// Whether to ask again with the same refresh token after a response that was lost: the
+    /// connection broke, the attempt timed out, or a gateway answered in place of the token endpoint
+    /// (408, 502, 504, 520 to 524). Default: yes.
     ///
     /// The token endpoint may have spent the refresh token by then. Many servers take a spent one
     /// for some seconds more; some (e.g. `oidc-provider`) revoke the whole login instead. For those
@@ -190,6 +229,40 @@ impl OAuthRefresh {
     /// no. The secrets then travel in the clear.
     pub fn allow_plain_http(self) -> Self {
         self.with(|settings| settings.allow_plain_http = true)
+    }
+
+    /// Replaces the rule that reads responses, for a token endpoint that answers in a way of its own.
+    ///
+    /// `rule` is handed every response whose body came whole, decoded, and how the built-in rule
+    /// reads it. Returning that [`Reading`] changes nothing. A new refresh token that the built-in
+    /// rule found, also through [`TokenResponse::read_at`], is kept whatever `rule` returns. What it
+    /// returns as [`Reading::Tokens`] is used as it is: the token's type is not checked. A panic in
+    /// it ends the refresh with [`Internal`](ErrorKind::Internal).
+    ///
+    /// `{"data": {"access_token": …}}` is one line; a code that only one provider has is a few:
+    ///
+    /// ```
+    /// use reqwest_reauth::{OAuthRefresh, Reading};
+    ///
+    /// let lark = OAuthRefresh::new("https://login.example.com/oauth/token")
+    ///     .read_response(|response, _| response.read_at("/data"));
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Refusal {
+    ///     code: i64,
+    /// }
+    /// let odd = OAuthRefresh::new("https://login.example.com/oauth/token").read_response(
+    ///     |response, reading| match response.json::<Refusal>() {
+    ///         Some(Refusal { code: 20026 | 20037 }) => Reading::LoginRequired,
+    ///         _ => reading,
+    ///     },
+    /// );
+    /// ```
+    pub fn read_response(
+        self,
+        rule: impl Fn(&TokenResponse, Reading) -> Reading + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|settings| settings.read_response = Some(Arc::new(rule)))
     }
 
     fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
@@ -256,6 +329,13 @@ impl Settings {
         if endpoint.scheme() == "http" && !self.allow_plain_http && !is_loopback(endpoint) {
             return invalid(
                 "the token endpoint is plain http and not on loopback: use https, or allow_plain_http",
+            );
+        }
+        if let ClientAuth::BasicRaw { id, secret } = &self.client
+            && (id.contains(':') || id.chars().chain(secret.chars()).any(char::is_control))
+        {
+            return invalid(
+                "client_secret_basic_raw cannot send an id with a colon, or control characters",
             );
         }
         if self.params.iter().any(|(name, _)| self.sends_itself(name)) {

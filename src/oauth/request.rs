@@ -8,18 +8,18 @@ use bytes::Bytes;
 use form_urlencoded::byte_serialize;
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
 };
 use reqwest::{Client, Response, redirect, retry};
 use reqwest_middleware::ClientWithMiddleware;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{ClientAuth, Settings};
+use super::{
+    ClientAuth, Settings,
+    body::{BODY_LIMIT, Body, End, append},
+};
 use crate::{anonymous::Anonymous, time::Limit, token::RefreshToken};
-
-/// The most that is read of an answer, in bytes.
-pub(super) const BODY_LIMIT: usize = 1024 * 1024;
 
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -27,22 +27,10 @@ pub(super) struct Answer {
     pub(super) body: Body,
 }
 
-/// What arrived of an answer's body.
-pub(super) struct Body {
-    pub(super) bytes: Zeroizing<Vec<u8>>,
-    pub(super) end: End,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    Whole,
-    /// The connection broke, or the attempt's time ran out.
-    Cut,
-    TooLarge,
-}
-
 pub(super) enum NoAnswer {
     TimedOut,
+    /// The client followed a redirect, and what answered is of this origin.
+    Strayed(StatusCode, String),
     Failed(reqwest_middleware::Error),
 }
 
@@ -57,7 +45,7 @@ pub(super) async fn ask(
     let mut limit = Limit::after(settings.attempt_timeout);
     let request = http
         .post(endpoint.clone())
-        .headers(headers(&settings.client))
+        .headers(headers(settings))
         .body(Bytes::from_owner(form(settings, refresh_token)))
         // A client that was passed in may have this crate's chain. It would sign, or wait for the
         // very refresh that this is.
@@ -68,9 +56,18 @@ pub(super) async fn ask(
         .map_err(|_| NoAnswer::TimedOut)?
         .map_err(NoAnswer::Failed)?;
     let status = response.status();
+    if is_elsewhere(response.url(), endpoint) {
+        return Err(NoAnswer::Strayed(status, response.url().origin().ascii_serialization()));
+    }
     let headers = response.headers().clone();
     let body = read(response, &mut limit).await;
     Ok(Answer { status, headers, body })
+}
+
+/// Whether a response comes from another origin than the endpoint. One that a middleware has made
+/// up has no URL, for which `reqwest` puts a placeholder.
+fn is_elsewhere(url: &Url, endpoint: &Url) -> bool {
+    url.origin() != endpoint.origin() && url.host_str() != Some("no.url.provided.local")
 }
 
 /// One client for the process, built at first use. It keeps no idle connection: a pooled one may
@@ -103,7 +100,7 @@ fn form(settings: &Settings, refresh_token: &RefreshToken) -> Zeroizing<String> 
         ClientAuth::Post { id, secret } => {
             pairs.extend([("client_id", id.as_str()), ("client_secret", secret.as_str())]);
         }
-        ClientAuth::Unnamed | ClientAuth::Basic { .. } => {}
+        ClientAuth::Unnamed | ClientAuth::Basic { .. } | ClientAuth::BasicRaw { .. } => {}
     }
     pairs.extend(settings.params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
 
@@ -122,27 +119,54 @@ fn joined<'t>(pieces: impl Iterator<Item = &'t str>) -> Zeroizing<String> {
     Zeroizing::new(pieces.collect::<Vec<_>>().concat())
 }
 
-fn headers(client: &ClientAuth) -> HeaderMap {
+fn headers(settings: &Settings) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    // Some firewalls answer 403 to requests without one (planningcenter/developers#1310).
+    if !settings.http.as_ref().is_some_and(has_user_agent) {
+        headers.insert(USER_AGENT, HeaderValue::from_static(OUR_USER_AGENT));
+    }
+    let basic = match &settings.client {
+        ClientAuth::Basic { id, secret } => basic(id, secret),
+        ClientAuth::BasicRaw { id, secret } => basic_raw(id, secret),
+        ClientAuth::Unnamed | ClientAuth::Public { .. } | ClientAuth::Post { .. } => {
+            return headers;
+        }
+    };
     // Base64 is always a valid header value.
-    if let ClientAuth::Basic { id, secret } = client
-        && let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from_owner(basic(id, secret)))
-    {
+    if let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from_owner(basic)) {
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
     headers
 }
 
+const OUR_USER_AGENT: &str = concat!("reqwest-reauth/", env!("CARGO_PKG_VERSION"));
+
+/// Whether a client has a default `User-Agent`. `reqwest` adds default headers below all middleware,
+/// only where the name is vacant, and shows them in its `Debug` alone.
+fn has_user_agent(client: &ClientWithMiddleware) -> bool {
+    let inner: &Client = client.as_ref();
+    format!("{inner:?}").contains("\"user-agent\": ")
+}
+
 /// RFC 6749 §2.3.1: id and secret are form-encoded before they are joined. Real servers refuse
 /// reserved characters otherwise.
 pub(super) fn basic(id: &str, secret: &str) -> Zeroizing<String> {
-    const SCHEME: &str = "Basic ";
-    let pair = joined(
+    basic_of(&joined(
         byte_serialize(id.as_bytes()).chain(once(":")).chain(byte_serialize(secret.as_bytes())),
-    );
+    ))
+}
+
+/// RFC 7617: id and secret as they are, for servers that do not decode them.
+pub(super) fn basic_raw(id: &str, secret: &str) -> Zeroizing<String> {
+    basic_of(&joined([id, ":", secret].into_iter()))
+}
+
+fn basic_of(pair: &str) -> Zeroizing<String> {
+    const SCHEME: &str = "Basic ";
     let mut value =
         Zeroizing::new(String::with_capacity(SCHEME.len() + pair.len().div_ceil(3) * 4));
     value.push_str(SCHEME);
@@ -169,17 +193,6 @@ async fn read(mut response: Response, limit: &mut Limit) -> Body {
     });
     let end = read.await.unwrap_or(End::Cut);
     Body { bytes, end }
-}
-
-/// Grows without leaving an unwiped copy behind, as `Vec`'s own growth would.
-fn append(bytes: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
-    let needed = bytes.len() + more.len();
-    if needed > bytes.capacity() {
-        let mut larger = Zeroizing::new(Vec::with_capacity(needed.next_power_of_two().max(4096)));
-        larger.extend_from_slice(bytes);
-        *bytes = larger;
-    }
-    bytes.extend_from_slice(more);
 }
 
 #[cfg(test)]
@@ -214,35 +227,20 @@ mod tests {
     }
 
     #[test]
+    fn basic_raw_encodes_nothing() {
+        let encoded = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        assert_eq!(*basic_raw("a b", "~+/=$!:%ü"), encoded("a b:~+/=$!:%ü"));
+    }
+
+    #[test]
     fn basic_form_encodes_id_and_secret_first() {
         let encoded = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
         assert_eq!(*basic("id", "secret"), encoded("id:secret"));
         assert_eq!(*basic("a:b", "p%q r+ü/"), encoded("a%3Ab:p%25q+r%2B%C3%BC%2F"));
-        let headers = headers(&ClientAuth::Basic {
-            id: "id".into(),
-            secret: Zeroizing::new("secret".into()),
-        });
+        let refresher =
+            OAuthRefresh::new("https://t.example.com").client_secret_basic("id", "secret");
+        let headers = headers(&refresher.0);
         assert!(headers[AUTHORIZATION].is_sensitive());
         assert!(!format!("{headers:?}").contains(&STANDARD.encode("id:secret")));
-    }
-
-    #[test]
-    fn a_body_grows_to_what_was_appended_and_only_by_our_growth() {
-        let mut bytes = Zeroizing::new(Vec::new());
-        // How much comes, and how much there is room for then. `Vec`'s own growth would make other
-        // sizes.
-        for (size, room) in
-            [(2, 4096), (0, 4096), (4094, 4096), (1, 8192), (4095, 8192), (9000, 32_768)]
-        {
-            let more = vec![b'x'; size];
-            let (before, whole) = (bytes.as_ptr(), [&bytes[..], &more].concat());
-            let fits = whole.len() <= bytes.capacity();
-            append(&mut bytes, &more);
-            assert_eq!(
-                (&*bytes, bytes.capacity(), bytes.as_ptr() == before),
-                (&whole, room, fits),
-                "{size}"
-            );
-        }
     }
 }

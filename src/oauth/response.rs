@@ -1,63 +1,350 @@
-//! Reads the JSON of a token answer (RFC 6749 §5.1 and §5.2), leniently: a member that cannot be
-//! read spoils only itself.
+//! Reads the members of a token response (RFC 6749 §5.1 and §5.2), leniently: a member that cannot
+//! be read spoils only itself.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use serde::{
     Deserializer as _,
-    de::{MapAccess, Visitor},
+    de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
+use super::codes::known_code;
+use crate::token::{AccessToken, RefreshToken, trim_token};
+
+/// Longer lifetimes in `expires` are times of a calendar, not numbers of seconds.
+const LONGEST_EXPIRES: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// How many elements of `errors` are looked at.
+const MOST_ERRORS: usize = 16;
+
 /// The members that matter, as far as they could be read.
 #[derive(Default)]
 pub(super) struct Members {
-    pub(super) access_token: Option<Zeroizing<String>>,
-    pub(super) refresh_token: Option<Zeroizing<String>>,
-    pub(super) token_type: Option<String>,
-    pub(super) expires_in: Option<Duration>,
-    /// Not empty.
-    pub(super) error: Option<Zeroizing<String>>,
-    pub(super) error_description: Option<Zeroizing<String>>,
-    /// Whether the object was read to its end.
+    access_token: Spelt<AccessToken>,
+    refresh_token: Spelt<RefreshToken>,
+    token_type: Spelt<String>,
+    expires_in: Spelt<Duration>,
+    expires: Option<Duration>,
+    /// The member `error`, whatever it is, says that something went wrong.
+    is_error: bool,
+    /// By [`Place`].
+    codes: [Option<Zeroizing<String>>; 7],
+    errors: Vec<Zeroizing<String>>,
+    descriptions: [Option<Zeroizing<String>>; 4],
+    /// What the members of tokens had in them, token or not: no text may repeat it.
+    echoes: [Option<Zeroizing<String>>; 4],
+    /// Whether the text was read to its end.
     pub(super) complete: bool,
 }
 
+/// A member in snake case, and in camel case.
+struct Spelt<T>([Option<T>; 2]);
+
+impl<T> Default for Spelt<T> {
+    fn default() -> Self {
+        Self([None, None])
+    }
+}
+
+impl<T> Spelt<T> {
+    fn get(&self) -> Option<&T> {
+        self.0.iter().flatten().next()
+    }
+}
+
+/// Where codes stand, the first place first.
+#[derive(Clone, Copy)]
+enum Place {
+    Error,
+    InnerCode,
+    InnerType,
+    Code,
+    ErrorCodeCamel,
+    ErrorCodeSnake,
+    Status,
+}
+
 impl Members {
-    /// Reads the object at the start of `body`; what follows it does not matter. Where the text
-    /// breaks off or turns into something that is no JSON, what came before stays: it may be the
-    /// only copy of a new refresh token.
-    pub(super) fn read(body: &mut [u8]) -> Self {
-        // Control characters are not allowed in JSON strings. As blanks they spoil no more than the
-        // member they are in: no token has blanks.
-        body.iter_mut().filter(|byte| byte.is_ascii_control()).for_each(|byte| *byte = b' ');
-        let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
+    /// Reads the JSON object at the start of `body`, or its form-encoded pairs (RFC 6749 §5.1 has
+    /// only JSON, but GitHub answers with a form unless it is asked for JSON).
+    ///
+    /// What follows the object does not matter. Where the text breaks off or turns into something
+    /// that is no JSON, what came before stays: it may be the only copy of a new refresh token.
+    ///
+    /// `is_form`: the headers say that it is a form. `is_whole`: nothing is missing at the end.
+    pub(super) fn read(body: &[u8], is_form: bool, is_whole: bool) -> Self {
+        let text = Text::of(body);
         let mut members = Self::default();
-        match str::from_utf8(body) {
-            Ok(text) => members.walk(text),
-            Err(_) => members.walk(&Zeroizing::new(String::from_utf8_lossy(body).into_owned())),
+        if text.trim_start().starts_with('{') {
+            members.walk(&text);
+        } else if is_form || looks_like_form(&text) {
+            members.read_form(text.trim(), is_whole);
         }
         members
     }
 
-    fn walk(&mut self, text: &str) {
-        // An error's text could quote a value: only whether there was one is kept, in `complete`.
-        self.complete =
-            serde_json::Deserializer::from_str(text).deserialize_map(Walk(self)).is_ok();
+    /// Reads the object at this JSON pointer (RFC 6901).
+    pub(super) fn read_at(body: &[u8], pointer: &str) -> Self {
+        let text = Text::of(body);
+        let mut members = Self::default();
+        if let Some(found) = at(&text, pointer) {
+            members.walk(found);
+        }
+        members
     }
 
-    fn take(&mut self, name: &str, value: &RawValue) {
+    /// The first usable access token.
+    pub(super) fn access_token(&self) -> Option<&AccessToken> {
+        self.access_token.get()
+    }
+
+    pub(super) fn refresh_token(&self) -> Option<&RefreshToken> {
+        self.refresh_token.get()
+    }
+
+    pub(super) fn token_type(&self) -> Option<&str> {
+        self.token_type.get().map(String::as_str)
+    }
+
+    pub(super) fn lifetime(&self) -> Option<Duration> {
+        self.expires_in.get().copied().or(self.expires)
+    }
+
+    /// Whether the member `error` says anything.
+    pub(super) fn is_error(&self) -> bool {
+        self.is_error
+    }
+
+    /// The first known code, wherever providers put it; else the first text in such a place.
+    pub(super) fn code(&self) -> Option<&str> {
+        first_known(self.codes.iter().flatten().chain(&self.errors))
+    }
+
+    /// The code in the member `error` alone. A text that nobody knows is one too.
+    pub(super) fn own_code(&self) -> Option<&str> {
+        let [text, inner_code, inner_type, ..] = &self.codes;
+        let inner = [inner_code, inner_type].into_iter().flatten();
+        first_known(text.iter().chain(inner.filter(|code| known_code(code).is_some())))
+    }
+
+    pub(super) fn description(&self) -> Option<&str> {
+        self.descriptions.iter().flatten().map(|text| text.as_str()).next()
+    }
+
+    /// What the members of tokens had in them.
+    pub(super) fn echoes(&self) -> impl Iterator<Item = &str> {
+        self.echoes.iter().flatten().map(|text| text.as_str())
+    }
+
+    fn walk(&mut self, text: &str) {
+        // An error's text could quote a value: only whether there was one is kept, in `complete`.
+        let walk = Walk(|name: &str, value: &RawValue| self.take_json(name, value));
+        self.complete = serde_json::Deserializer::from_str(text).deserialize_map(walk).is_ok();
+    }
+
+    fn take_json(&mut self, name: &str, value: &RawValue) {
+        if let Some(text) = secret(value) {
+            return self.take_text(name, text);
+        }
         match name {
-            "access_token" => set(&mut self.access_token, secret(value)),
-            "refresh_token" => set(&mut self.refresh_token, secret(value)),
-            "token_type" => set(&mut self.token_type, text(value)),
-            "expires_in" => set(&mut self.expires_in, seconds(value)),
-            "error" => set(&mut self.error, secret(value).filter(|code| !code.is_empty())),
-            "error_description" => set(&mut self.error_description, secret(value)),
+            "error" => self.take_inner_error(value),
+            "errors" => self.take_errors(value),
+            _ => self.take_number(name, value.get()),
+        }
+    }
+
+    fn take_text(&mut self, name: &str, text: Zeroizing<String>) {
+        match name {
+            "access_token" => self.take_access(0, text),
+            "accessToken" => self.take_access(1, text),
+            "refresh_token" => self.take_refresh(0, text),
+            "refreshToken" => self.take_refresh(1, text),
+            "token_type" => self.token_type.0[0] = Some(text.to_string()),
+            "tokenType" => self.token_type.0[1] = Some(text.to_string()),
+            "error" => {
+                self.is_error |= !text.trim().is_empty();
+                self.take_code(Place::Error, text);
+            }
+            "code" => self.take_code(Place::Code, text),
+            "errorCode" => self.take_code(Place::ErrorCodeCamel, text),
+            "error_code" => self.take_code(Place::ErrorCodeSnake, text),
+            "status" => self.take_code(Place::Status, text),
+            "error_description" => self.descriptions[0] = Some(text),
+            "errorDescription" => self.descriptions[1] = Some(text),
+            "message" | "msg" => self.descriptions[3] = Some(text),
+            _ => self.take_number(name, text.trim()),
+        }
+    }
+
+    fn take_access(&mut self, spelling: usize, text: Zeroizing<String>) {
+        if let Ok(token) = AccessToken::new(trim_token(&text)) {
+            self.access_token.0[spelling] = Some(token);
+        }
+        self.echoes[spelling] = Some(text);
+    }
+
+    fn take_refresh(&mut self, spelling: usize, text: Zeroizing<String>) {
+        if let Ok(token) = RefreshToken::new(trim_token(&text)) {
+            self.refresh_token.0[spelling] = Some(token);
+        }
+        self.echoes[2 + spelling] = Some(text);
+    }
+
+    fn take_code(&mut self, place: Place, text: Zeroizing<String>) {
+        if !text.trim().is_empty() {
+            self.codes[place as usize] = Some(text);
+        }
+    }
+
+    /// A number of seconds, or a text with one in it: not negative, not infinite.
+    fn take_number(&mut self, name: &str, number: &str) {
+        let seconds = || Duration::try_from_secs_f64(number.parse().ok()?).ok();
+        match name {
+            "expires_in" => set(&mut self.expires_in.0[0], seconds()),
+            "expiresIn" => set(&mut self.expires_in.0[1], seconds()),
+            "expires" => {
+                set(&mut self.expires, seconds().filter(|seconds| *seconds <= LONGEST_EXPIRES));
+            }
             _ => {}
         }
     }
+
+    /// `"error": {"code": …, "type": …, "message": …}`, and everything else that is no text.
+    fn take_inner_error(&mut self, value: &RawValue) {
+        let mut members = 0;
+        let walk = Walk(|name: &str, value: &RawValue| {
+            members += 1;
+            match (name, secret(value)) {
+                ("code", Some(text)) => self.take_code(Place::InnerCode, text),
+                ("type", Some(text)) => self.take_code(Place::InnerType, text),
+                ("message", Some(text)) => self.descriptions[2] = Some(text),
+                _ => {}
+            }
+        });
+        let _ = serde_json::Deserializer::from_str(value.get()).deserialize_map(walk);
+        let is_number = value.get().parse::<f64>().is_ok_and(|number| number != 0.0);
+        self.is_error |= members > 0 || is_number || value.get() == "true";
+    }
+
+    /// `"errors": [{"code": …, "errorType": …, "type": …, "message": …}]`.
+    fn take_errors(&mut self, value: &RawValue) {
+        let each = Each(|element: &RawValue| {
+            let [mut code, mut error_type, mut kind] = [None, None, None];
+            let walk = Walk(|name: &str, value: &RawValue| match name {
+                "code" => code = secret(value),
+                "errorType" => error_type = secret(value),
+                "type" => kind = secret(value),
+                "message" => set(&mut self.descriptions[3], secret(value)),
+                _ => {}
+            });
+            let _ = serde_json::Deserializer::from_str(element.get()).deserialize_map(walk);
+            let codes = [code, error_type, kind].into_iter().flatten();
+            self.errors.extend(codes.filter(|code| !code.trim().is_empty()));
+        });
+        let _ = serde_json::Deserializer::from_str(value.get()).deserialize_seq(each);
+    }
+
+    fn read_form(&mut self, text: &str, is_whole: bool) {
+        let mut pairs = text.split('&').peekable();
+        while let Some(pair) = pairs.next() {
+            // The last one of a body that broke off may be half a token.
+            if pairs.peek().is_none() && !is_whole {
+                return;
+            }
+            for (name, value) in form_urlencoded::parse(pair.as_bytes()) {
+                let value = Zeroizing::new(value.into_owned());
+                self.take_text(&name, value);
+            }
+        }
+        self.complete = is_whole;
+    }
+}
+
+/// The body as text. Control characters are not allowed in JSON strings; as blanks they spoil no
+/// more than the member they are in, since no token has blanks.
+struct Text<'b>(Cow<'b, str>);
+
+impl<'b> Text<'b> {
+    fn of(body: &'b [u8]) -> Self {
+        let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
+        let text = String::from_utf8_lossy(body);
+        if !text.bytes().any(|byte| byte.is_ascii_control()) {
+            return Self(text);
+        }
+        let mut blanked = String::with_capacity(text.len());
+        blanked.extend(text.chars().map(|char| if char.is_ascii_control() { ' ' } else { char }));
+        drop(Self(text));
+        Self(Cow::Owned(blanked))
+    }
+}
+
+impl std::ops::Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A copy of the body is wiped; the body itself is its owner's.
+impl Drop for Text<'_> {
+    fn drop(&mut self) {
+        if let Cow::Owned(text) = std::mem::take(&mut self.0) {
+            drop(Zeroizing::new(text));
+        }
+    }
+}
+
+/// Whether a text can be form-encoded pairs. A page that has such pairs in a link is none.
+fn looks_like_form(text: &str) -> bool {
+    let text = text.trim();
+    text.contains('=')
+        && !text.contains(|char: char| {
+            char.is_whitespace() || matches!(char, '<' | '>' | '"' | '{' | '}' | '\'')
+        })
+}
+
+fn first_known<'c>(codes: impl Iterator<Item = &'c Zeroizing<String>>) -> Option<&'c str> {
+    let mut first = None;
+    for code in codes {
+        if let Some(known) = known_code(code) {
+            return Some(known);
+        }
+        first = first.or(Some(code.as_str()));
+    }
+    first
+}
+
+/// The value at this JSON pointer. The last of several members with one name counts.
+fn at<'t>(text: &'t str, pointer: &str) -> Option<&'t str> {
+    let mut value = text;
+    if pointer.is_empty() {
+        return Some(value);
+    }
+    for step in pointer.strip_prefix('/')?.split('/') {
+        let step = step.replace("~1", "/").replace("~0", "~");
+        let mut found = None;
+        if value.trim_start().starts_with('[') {
+            let (wanted, mut index) = (step.parse::<usize>().ok()?, 0);
+            let each = Each(|element: &'t RawValue| {
+                if index == wanted {
+                    found = Some(element.get());
+                }
+                index += 1;
+            });
+            let _ = serde_json::Deserializer::from_str(value).deserialize_seq(each);
+        } else {
+            let walk = Walk(|name: &str, value: &'t RawValue| {
+                if name == step {
+                    found = Some(value.get());
+                }
+            });
+            let _ = serde_json::Deserializer::from_str(value).deserialize_map(walk);
+        }
+        value = found?;
+    }
+    Some(value)
 }
 
 /// The last of several wins; one that cannot be read is as if absent.
@@ -75,28 +362,43 @@ fn secret(value: &RawValue) -> Option<Zeroizing<String>> {
     text(value).map(Zeroizing::new)
 }
 
-/// A number of seconds, or a text with one in it: not negative, not infinite.
-fn seconds(value: &RawValue) -> Option<Duration> {
-    let unquoted = text(value);
-    let number = unquoted.as_deref().map_or(value.get(), str::trim);
-    Duration::try_from_secs_f64(number.parse().ok()?).ok()
-}
+/// Hands over each member of an object. Values are looked at raw: `serde_json` skips them without
+/// recursion, and refuses none for its size. They are borrowed from the body, so that no copy of a
+/// secret is left unwiped.
+struct Walk<F>(F);
 
-/// Values are looked at raw: `serde_json` skips them without recursion, and refuses none for its
-/// size. They are borrowed from the body, so that no copy of a secret is left unwiped.
-struct Walk<'m>(&'m mut Members);
-
-impl<'de> Visitor<'de> for Walk<'_> {
+impl<'de, F: FnMut(&str, &'de RawValue)> Visitor<'de> for Walk<F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         while let Some((name, value)) = map.next_entry::<&RawValue, &RawValue>()? {
             if let Some(name) = text(name) {
-                self.0.take(&name, value);
+                (self.0)(&name, value);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands over the first elements of an array.
+struct Each<F>(F);
+
+impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for Each<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut elements: A) -> Result<(), A::Error> {
+        for _ in 0..MOST_ERRORS {
+            match elements.next_element::<&RawValue>()? {
+                Some(element) => (self.0)(element),
+                None => break,
             }
         }
         Ok(())
@@ -108,11 +410,15 @@ mod tests {
     use super::*;
 
     fn read(body: impl AsRef<[u8]>) -> Members {
-        Members::read(&mut body.as_ref().to_vec())
+        Members::read(body.as_ref(), false, true)
     }
 
     fn access(members: &Members) -> Option<&str> {
-        members.access_token.as_deref().map(String::as_str)
+        members.access_token().map(AccessToken::expose_secret)
+    }
+
+    fn refresh(members: &Members) -> Option<&str> {
+        members.refresh_token().map(RefreshToken::expose_secret)
     }
 
     #[test]
@@ -134,7 +440,7 @@ mod tests {
             &format!("{}1{}", r#"{"a":"#.repeat(10_000), "}".repeat(10_000)),
         ];
         for value in bad {
-            for name in ["x", "scope", "token_type", "refresh_token", "\\ud800"] {
+            for name in ["x", "scope", "token_type", "refresh_token", "errors", "\\ud800"] {
                 let members = read(format!(r#"{{"{name}":{value},"access_token":"good"}}"#));
                 assert_eq!(access(&members), Some("good"), "{name}: {value:.40}");
                 assert!(members.complete);
@@ -160,24 +466,57 @@ mod tests {
             ("1e300", None),
             (r#""inf""#, None),
             (r#""NaN""#, None),
-            (r#""soon""#, None),
+            (r#""1h""#, None),
             (r#""""#, None),
             ("null", None),
             ("[60]", None),
             ("true", None),
         ];
         for (value, expected) in table {
-            let members = read(format!(r#"{{"expires_in":{value},"access_token":"a"}}"#));
-            assert_eq!(members.expires_in, expected.map(Duration::from_secs_f64), "{value}");
-            assert_eq!(access(&members), Some("a"), "{value}");
+            for name in ["expires_in", "expiresIn", "expires"] {
+                let members = read(format!(r#"{{"{name}":{value},"access_token":"a"}}"#));
+                assert_eq!(members.lifetime(), expected.map(Duration::from_secs_f64), "{value}");
+                assert_eq!(access(&members), Some("a"), "{value}");
+            }
         }
+        let both = read(r#"{"expires":5183999,"expiresIn":60,"expires_in":30}"#);
+        assert_eq!(both.lifetime(), Some(Duration::from_secs(30)));
+        for (expires, expected) in [(5_183_999, true), (315_360_000, true), (315_360_001, false)] {
+            let members = read(format!(r#"{{"expires":{expires}}}"#));
+            assert_eq!(members.lifetime().is_some(), expected, "{expires}");
+        }
+        assert!(read(r#"{"expires_in":1700000000}"#).lifetime().is_some());
     }
 
     #[test]
-    fn the_last_readable_of_several_wins() {
+    fn the_last_usable_of_several_wins() {
         assert_eq!(access(&read(r#"{"access_token":"a","access_token":"b"}"#)), Some("b"));
-        assert_eq!(access(&read(r#"{"access_token":"a","access_token":null}"#)), Some("a"));
+        for spoilt in ["null", "7", r#""""#, r#""b c""#] {
+            let body = format!(r#"{{"access_token":"a","access_token":{spoilt}}}"#);
+            assert_eq!(access(&read(body)), Some("a"), "{spoilt}");
+        }
         assert_eq!(access(&read(r#"{"access\u005ftoken":"escaped"}"#)), Some("escaped"));
+    }
+
+    #[test]
+    fn snake_case_comes_before_camel_case() {
+        let members = read(r#"{"refreshToken":"c","accessToken":"a","tokenType":"t"}"#);
+        assert_eq!((access(&members), refresh(&members)), (Some("a"), Some("c")));
+        assert_eq!(members.token_type(), Some("t"));
+        let members = read(r#"{"refresh_token":"s","refreshToken":"c","access_token":" "}"#);
+        assert_eq!((access(&members), refresh(&members)), (None, Some("s")));
+        assert_eq!(refresh(&read(r#"{"refresh_token":"","refreshToken":"c"}"#)), Some("c"));
+    }
+
+    #[test]
+    fn outer_blanks_and_the_scheme_are_no_part_of_a_token() {
+        for text in ["T1", "Bearer T1", "bearer  T1 ", " T1\\n", "\\tT1"] {
+            let members = read(format!(r#"{{"access_token":"{text}","refresh_token":"{text}"}}"#));
+            assert_eq!((access(&members), refresh(&members)), (Some("T1"), Some("T1")), "{text}");
+        }
+        for text in ["Bearer", "Basic T1", "Bearer T1 T2", "T\\u0000"] {
+            assert_eq!(access(&read(format!(r#"{{"access_token":"{text}"}}"#))), None, "{text}");
+        }
     }
 
     #[test]
@@ -201,14 +540,14 @@ mod tests {
             r#"{"refresh_token":"new","x":NaN,"access_token":"a"}"#,
         ] {
             let members = read(body);
-            assert_eq!(members.refresh_token.as_deref().map(String::as_str), Some("new"), "{body}");
+            assert_eq!(refresh(&members), Some("new"), "{body}");
             assert_eq!((access(&members), members.complete), (None, false), "{body}");
         }
-        assert!(read(r#"{"refresh_token":"ne"#).refresh_token.is_none());
+        assert_eq!(refresh(&read(r#"{"refresh_token":"ne"#)), None);
     }
 
     #[test]
-    fn what_is_no_object_has_no_members() {
+    fn what_is_neither_object_nor_form_has_no_members() {
         let utf16: Vec<u8> =
             r#"{"access_token":"a"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let deep = "[".repeat(10_000).into_bytes();
@@ -218,25 +557,135 @@ mod tests {
             "[]",
             "\"access_token\"",
             "<html>",
-            "access_token=a",
+            "<a href=/?x&access_token=a&y>",
+            "go to /?access_token=a",
+            "{'access_token':'a'}",
             r#"[{"access_token":"a"}]"#,
         ];
         for body in others.map(|text| text.as_bytes().to_vec()).into_iter().chain([utf16, deep]) {
             let members = read(&body);
-            assert!(members.access_token.is_none(), "{body:?}");
+            assert!(members.access_token().is_none(), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn forms_are_read_to_their_last_closed_pair() {
+        let body = "access_token=ghu_%2B1&expires_in=28800&refresh_token=ghr_1&scope=&token_type=b";
+        for is_form in [true, false] {
+            let members = Members::read(body.as_bytes(), is_form, true);
+            assert_eq!((access(&members), refresh(&members)), (Some("ghu_+1"), Some("ghr_1")));
+            assert_eq!(members.lifetime(), Some(Duration::from_secs(28_800)));
+            assert_eq!((members.token_type(), members.complete), (Some("b"), true));
+        }
+        let cut = Members::read(b"refresh_token=r&access_token=half", false, false);
+        assert_eq!((access(&cut), refresh(&cut), cut.complete), (None, Some("r"), false));
+        let cut = Members::read(b"refresh_token=half", false, false);
+        assert_eq!(refresh(&cut), None);
+        let error = read("error=bad_refresh_token&error_description=so+it+is\n");
+        assert_eq!(
+            (error.code(), error.description()),
+            (Some("bad_refresh_token"), Some("so it is"))
+        );
+        assert!(error.is_error());
+        // With its type named, a form may have characters that it should have encoded.
+        assert_eq!(access(&Members::read(b"scope=a b&access_token=a", true, true)), Some("a"));
+    }
+
+    #[test]
+    fn codes_are_found_wherever_providers_put_them() {
+        let known = Some("invalid_grant");
+        let table = [
+            (r#"{"error":"invalid_grant"}"#, known),
+            (r#"{"error":"Invalid_Grant"}"#, known),
+            (r#"{"error":{"code":"invalid_grant","message":"x"}}"#, known),
+            (r#"{"error":{"type":"invalid_grant"}}"#, known),
+            (r#"{"code":"invalid_grant","message":"x"}"#, known),
+            (r#"{"errorCode":"invalid_grant"}"#, known),
+            (r#"{"error_code":"invalid_grant"}"#, known),
+            (r#"{"status":"INVALID_GRANT"}"#, known),
+            (r#"{"errors":[{"errorType":"invalid_grant"}],"success":false}"#, known),
+            (r#"{"errors":[{"code":7},{"code":"x"},{"code":"invalid_grant"}]}"#, known),
+            (r#"{"errors":[{"type":"invalid_grant"}]}"#, known),
+            (r#"{"error":"odd","code":"invalid_grant"}"#, known),
+            (r#"{"code":"invalid_grant","error":"invalid_client"}"#, Some("invalid_client")),
+            (r#"{"error_code":"invalid_grant","error":"odd"}"#, known),
+            (r#"{"error":"odd","code":"other"}"#, Some("odd")),
+            (r#"{"code":400,"error_code":"conflict"}"#, Some("conflict")),
+            (r#"{"error":"","code":" "}"#, None),
+            (r#"{"errors":"invalid_grant"}"#, None),
+            (r#"{"errors":{"code":"invalid_grant"}}"#, None),
+        ];
+        for (body, expected) in table {
+            assert_eq!(read(body).code(), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_member_error_alone_counts_beside_a_token() {
+        let table = [
+            (r#"{"error":"odd"}"#, Some("odd")),
+            (r#"{"error":{"code":"invalid_grant"}}"#, Some("invalid_grant")),
+            (r#"{"error":{"code":"ok"}}"#, None),
+            (r#"{"code":"invalid_grant"}"#, None),
+            (r#"{"errors":[{"code":"invalid_grant"}]}"#, None),
+        ];
+        for (body, expected) in table {
+            assert_eq!(read(body).own_code(), expected, "{body}");
         }
     }
 
     #[test]
     fn an_empty_error_is_none() {
-        for (value, expected) in
-            [(r#""""#, false), (r#"["x"]"#, false), ("null", false), (r#""x""#, true)]
-        {
-            assert_eq!(
-                read(format!(r#"{{"error":{value}}}"#)).error.is_some(),
-                expected,
-                "{value}"
-            );
+        let table = [
+            (r#""""#, false),
+            (r#"["x"]"#, false),
+            ("null", false),
+            ("false", false),
+            ("0", false),
+            ("{}", false),
+            (r#""x""#, true),
+            ("true", true),
+            ("40013", true),
+            (r#"{"x":1}"#, true),
+        ];
+        for (value, expected) in table {
+            assert_eq!(read(format!(r#"{{"error":{value}}}"#)).is_error(), expected, "{value}");
         }
+    }
+
+    #[test]
+    fn descriptions_are_found_too() {
+        let table = [
+            (r#"{"message":"m","error_description":"d"}"#, Some("d")),
+            (r#"{"errorDescription":"d","msg":"m"}"#, Some("d")),
+            (r#"{"error":{"message":"i"},"message":"m"}"#, Some("i")),
+            (r#"{"msg":"m"}"#, Some("m")),
+            (r#"{"errors":[{"message":"e"}]}"#, Some("e")),
+            ("{}", None),
+        ];
+        for (body, expected) in table {
+            assert_eq!(read(body).description(), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_finds_the_member_it_names() {
+        let body = br#"{"data":{"access_token":"a","x":1e400},"a/b":[{"~":{"access_token":"b"}}],
+            "data":{"access_token":"c"}} more"#;
+        for (pointer, expected) in [
+            ("/data", Some("c")),
+            ("/a~1b/0/~0", Some("b")),
+            ("", None),
+            ("/none", None),
+            ("data", None),
+            ("/a~1b/1", None),
+            ("/a~1b/x", None),
+            ("/data/access_token", None),
+        ] {
+            assert_eq!(access(&Members::read_at(body, pointer)), expected, "{pointer}");
+        }
+        // What is closed before a break is found.
+        let cut = br#"{"data":{"refresh_token":"r"},"x":"#;
+        assert_eq!(refresh(&Members::read_at(cut, "/data")), Some("r"));
     }
 }

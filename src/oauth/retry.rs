@@ -56,8 +56,11 @@ impl Pace {
             // few seconds only.
             Failure::Lost if self.retry_lost => self.step(1),
             Failure::Lost
+            | Failure::Throttled
             | Failure::GrantOver
             | Failure::Rejected
+            | Failure::Strayed
+            | Failure::RulePanicked
             | Failure::Down
             | Failure::Unusable(_)
             | Failure::Misconfigured
@@ -112,7 +115,7 @@ mod tests {
     use super::*;
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
-    const FAILURES: [Failure; 10] = [
+    const FAILURES: [Failure; 13] = [
         Failure::Busy,
         Failure::Unreached,
         Failure::Lost,
@@ -123,6 +126,9 @@ mod tests {
         Failure::Unusable("x"),
         Failure::Misconfigured,
         Failure::NothingToAskWith,
+        Failure::Throttled,
+        Failure::Strayed,
+        Failure::RulePanicked,
     ];
 
     #[test]
@@ -134,8 +140,8 @@ mod tests {
             });
             assert_eq!(retried.iter().filter(|yes| **yes).count(), expected);
             assert_eq!(
-                retried,
-                [true, true, retry_lost, true, false, false, false, false, false, false]
+                retried.to_vec(),
+                [[true, true, retry_lost, true].as_slice(), &[false; 9]].concat()
             );
         }
     }

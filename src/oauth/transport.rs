@@ -4,7 +4,7 @@ use http::StatusCode;
 use reqwest_middleware::Error as MiddlewareError;
 use reqwest_retry::RetryError;
 
-use super::{classify::rejected, failure::Failure};
+use super::{codes::by_status, failure::Failure};
 
 /// A client that was passed in may have middleware, and that may wrap what went wrong.
 pub(super) enum Transport {
@@ -59,7 +59,9 @@ pub(super) fn failure(error: &reqwest::Error) -> Failure {
         return Failure::Unreached;
     }
     if let Some(status) = error.status() {
-        rejected(status, None)
+        by_status(status).unwrap_or(Failure::Rejected)
+    } else if blocked(error).is_some() {
+        Failure::Down
     } else if error.is_builder() {
         Failure::Misconfigured
     } else if error.is_redirect() {
@@ -69,6 +71,34 @@ pub(super) fn failure(error: &reqwest::Error) -> Failure {
     } else {
         Failure::Lost
     }
+}
+
+/// Why no attempt can get through before a setting is changed: a certificate that is not trusted
+/// (ramosbugs/oauth2-rs#316), or a proxy that wants a login. Nothing was sent in either case.
+pub(super) fn blocked(error: &reqwest::Error) -> Option<&'static str> {
+    if !error.is_connect() {
+        return None;
+    }
+    // Which TLS library is used is the user's choice, and hyper-util keeps its type to itself. Their
+    // texts are all that they have in common.
+    let chain = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let texts: Vec<String> = chain.map(|cause| cause.to_string().to_ascii_lowercase()).collect();
+    let says = |word: &str| texts.iter().any(|text| text.contains(word));
+    if says("proxy authorization required") {
+        Some("the proxy wants a login (407 Proxy Authentication Required)")
+    } else if says("certificate") {
+        Some("the certificate of the token endpoint is not trusted")
+    } else {
+        None
+    }
+}
+
+/// An error with what it means in front.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub(super) struct Named {
+    pub(super) what: &'static str,
+    pub(super) source: reqwest::Error,
 }
 
 /// Whether an HTTP/2 server says that it has not looked at the request, so that no refresh token

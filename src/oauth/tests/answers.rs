@@ -144,12 +144,80 @@ async fn what_fits_the_limit_counts_to_its_last_byte() {
     }
 }
 
+fn gzip(text: &str) -> Vec<u8> {
+    use std::io::Write as _;
+
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
 #[tokio::test]
-async fn nothing_is_decompressed() {
-    let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03";
-    let (result, _, endpoint) = answered(Reply::with(200, &["Content-Encoding: gzip"], gzip)).await;
+async fn gzip_is_decoded_and_not_asked_for() {
+    let zipped = gzip(r#"{"access_token":"a","refresh_token":"new-one"}"#);
+    for coding in ["gzip", "x-gzip"] {
+        let coding = format!("Content-Encoding: {coding}");
+        let (result, _, endpoint) = answered(Reply::with(200, &[&coding], &zipped)).await;
+        let tokens = result.unwrap();
+        assert_eq!((access(&tokens), refresh(&tokens)), ("a", Some("new-one")));
+        assert_eq!(endpoint.seen()[0].header("accept-encoding"), Some("identity"));
+    }
+    let refusal = gzip(r#"{"error":"bad_refresh_token"}"#);
+    let (result, ..) = answered(Reply::with(400, &["Content-Encoding: gzip"], refusal)).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::LoginRequired);
+}
+
+#[tokio::test]
+async fn what_cannot_be_decoded_is_no_token_answer() {
+    let zipped = gzip(r#"{"access_token":"a"}"#);
+    let bomb = gzip(&" ".repeat(1024 * 1024 + 1));
+    for (coding, body) in
+        [("br", &zipped[..]), ("gzip", &zipped[..20]), ("gzip, gzip", &zipped), ("gzip", &bomb)]
+    {
+        let coding = format!("Content-Encoding: {coding}");
+        let (result, _, endpoint) = answered(Reply::with(200, &[&coding], body)).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.kind(), endpoint.count()), (ErrorKind::BadResponse, 1), "{coding}");
+    }
+}
+
+/// Gzip that breaks after the JSON text of a refresh token.
+fn broken_gzip() -> Reply {
+    let noise: String = (0..9000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_string()).collect();
+    let zipped = gzip(&format!(r#"{{"refresh_token":"doubtful-token","x":"{noise}"}}"#));
+    Reply::with(200, &["Content-Encoding: gzip"], &zipped[..zipped.len() / 2])
+}
+
+#[tokio::test]
+async fn a_refresh_token_before_the_gzip_breaks_is_kept() {
+    let endpoint = TokenEndpoint::start([broken_gzip(), Reply::token()]).await;
+    let (result, log) = fly(&quick(&endpoint)).await;
+    assert_eq!(access(&result.unwrap()), "new-access");
+    assert_eq!(log.kept(), ["doubtful-token"]);
+    assert_eq!(endpoint.asked_with(), [OLD, "doubtful-token"]);
+}
+
+#[tokio::test]
+async fn the_old_one_stays_beside_a_doubtful_one() {
+    let invalid = || Reply::json(400, r#"{"error":"invalid_grant"}"#);
+    let endpoint = TokenEndpoint::start([broken_gzip(), invalid(), Reply::token()]).await;
+    let (result, log) = fly(&quick(&endpoint)).await;
+    assert_eq!(access(&result.unwrap()), "new-access");
+    assert_eq!(log.kept(), ["doubtful-token", OLD]);
+    assert_eq!(endpoint.asked_with(), [OLD, "doubtful-token", OLD]);
+    // Also in the next refresh.
+    let endpoint = TokenEndpoint::start([broken_gzip(), invalid(), Reply::token()]).await;
+    let refresher = quick(&endpoint).max_attempts(1);
+    let (result, log) = fly(&refresher).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::BadResponse);
-    assert_eq!(endpoint.seen()[0].header("accept-encoding"), None);
+    let result = refresher.refresh(&RefreshContext::new(log)).await;
+    assert_eq!(access(&result.unwrap()), "new-access");
+    assert_eq!(endpoint.asked_with(), [OLD, "doubtful-token", OLD]);
+    // Once both are dead the login is over.
+    let endpoint = TokenEndpoint::start([broken_gzip(), invalid()]).await;
+    let (result, _) = fly(&quick(&endpoint)).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::LoginRequired);
+    assert_eq!(endpoint.count(), 3);
 }
 
 #[tokio::test]
@@ -217,6 +285,17 @@ async fn a_rescued_token_is_kept_before_anything_else_is_judged() {
         assert_eq!(result.unwrap_err().kind(), kind);
         assert_eq!((log.kept(), endpoint.count()), (vec!["rescued-token".to_owned()], 1));
     }
+}
+
+#[tokio::test]
+async fn a_refresh_spends_two_new_refresh_tokens() {
+    let rescues =
+        (1..9).map(|number| Reply::json(200, format!(r#"{{"refresh_token":"rescue-{number}"}}"#)));
+    let endpoint = TokenEndpoint::start(rescues).await;
+    let (result, log) = fly(&quick(&endpoint)).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::BadResponse);
+    assert_eq!(endpoint.asked_with(), [OLD, "rescue-1", "rescue-2"]);
+    assert_eq!(log.kept(), ["rescue-1", "rescue-2", "rescue-3"]);
 }
 
 #[tokio::test]

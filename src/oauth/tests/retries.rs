@@ -99,7 +99,7 @@ async fn by_default_a_minute_is_the_end_and_half_of_one_the_longest_retry_after(
 
 #[tokio::test]
 async fn what_a_server_says_it_cannot_do_now_is_asked_again() {
-    for status in [408, 425, 429, 500, 502, 503, 504] {
+    for status in [408, 409, 423, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529] {
         let endpoint = TokenEndpoint::start([
             Reply::status(status),
             Reply::json(status, r#"{"error":"invalid_grant"}"#),
@@ -113,7 +113,7 @@ async fn what_a_server_says_it_cannot_do_now_is_asked_again() {
         let forms: Vec<_> = endpoint.seen().into_iter().map(|seen| seen.form).collect();
         assert_eq!(forms, ["grant_type=refresh_token&refresh_token=old-refresh-token"; 4]);
     }
-    for code in ["temporarily_unavailable", "server_error"] {
+    for code in ["temporarily_unavailable", "server_error", "slow_down", "rate_limit_exceeded"] {
         let body = format!(r#"{{"error":"{code}"}}"#);
         let endpoint = TokenEndpoint::start([
             Reply::json(400, &body),
@@ -156,7 +156,8 @@ async fn other_failures_are_not_asked_about_again() {
         (404, ErrorKind::ClientRejected),
         (501, ErrorKind::ClientRejected),
         (505, ErrorKind::Unavailable),
-        (520, ErrorKind::Unavailable),
+        (407, ErrorKind::Unavailable),
+        (302, ErrorKind::BadResponse),
     ] {
         let (result, log, endpoint) = answered(Reply::status(status)).await;
         let error = result.unwrap_err();
@@ -201,6 +202,10 @@ async fn without_retry_lost_a_lost_answer_ends_it() {
         Reply::cut(200, "{"),
         Reply::Stall(Vec::new()),
         Reply::Stall(head(200, &[], Some(9))),
+        Reply::status(408),
+        Reply::status(502),
+        Reply::status(504),
+        Reply::status(520),
     ] {
         let endpoint = TokenEndpoint::start([reply]).await;
         let refresher =
@@ -214,6 +219,77 @@ async fn without_retry_lost_a_lost_answer_ends_it() {
 }
 
 #[tokio::test]
+async fn a_gateways_status_is_repeated_after_the_first_step() {
+    let first = Duration::from_millis(10);
+    let script = [502, 504, 408, 520, 524].map(Reply::status);
+    let endpoint = TokenEndpoint::start(script.into_iter().chain([Reply::token()])).await;
+    let refresher = OAuthRefresh::new(&endpoint.url).backoff(first, Duration::from_secs(9));
+    let (result, log) = fly(&refresher).await;
+    assert_eq!(access(&result.unwrap()), "new-access");
+    assert_eq!(log.retries().len(), 5);
+    assert!(log.retries().iter().all(|(_, delay, _)| *delay <= first + Duration::from_millis(1)));
+}
+
+#[tokio::test]
+async fn salesforce_at_work_is_asked_again() {
+    let body = |code: &str, text: &str| {
+        Reply::json(400, format!(r#"{{"error":"{code}","error_description":"{text}"}}"#))
+    };
+    let script = [
+        body("invalid_grant", "token request is already being processed"),
+        body("unknown_error", "Retry your request"),
+    ];
+    let endpoint = TokenEndpoint::start(script.clone().into_iter().chain([Reply::token()])).await;
+    let (result, _) = fly(&quick(&endpoint)).await;
+    assert_eq!(access(&result.unwrap()), "new-access");
+    let endpoint = TokenEndpoint::start(script).await;
+    let error = fly(&quick(&endpoint)).await.0.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unavailable, 6));
+    assert!(!error.possibly_consumed());
+}
+
+#[tokio::test]
+async fn entras_throttle_is_no_end_of_the_login() {
+    let body = r#"{"error":"invalid_grant","error_description":"AADSTS50196: client loop"}"#;
+    let (result, _, endpoint) = answered(Reply::json(400, body)).await;
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), endpoint.count()), (ErrorKind::Unavailable, 1));
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(60)));
+}
+
+#[tokio::test]
+async fn retry_after_counts_with_each_status_and_code() {
+    let wait = "Retry-After: 60";
+    let statuses = [408, 409, 423, 425, 429, 500, 502, 503, 504, 520, 524, 529]
+        .map(|status| Reply::with(status, &[wait], ""));
+    let codes = ["temporarily_unavailable", "server_error", "slow_down", "rate_limit_exceeded"]
+        .map(|code| Reply::with(400, &[wait], format!(r#"{{"error":"{code}"}}"#)));
+    for reply in statuses.into_iter().chain(codes) {
+        let Reply::Bytes(shown) = &reply else { unreachable!() };
+        let shown = String::from_utf8_lossy(shown).into_owned();
+        let (result, _, endpoint) = answered(reply).await;
+        let error = result.unwrap_err();
+        let seen = (error.kind(), error.retry_after(), endpoint.count());
+        let expected = (ErrorKind::Unavailable, Some(Duration::from_secs(60)), 1);
+        assert_eq!(seen, expected, "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn headers_and_body_share_the_attempt_timeout() {
+    let body = r#"{"access_token":"late","refresh_token":"late-refresh"}"#;
+    let head = head(200, &["Content-Type: application/json"], Some(body.len()));
+    let slow = Reply::Slow(vec![
+        (Duration::from_millis(700), head),
+        (Duration::from_millis(700), body.as_bytes().to_vec()),
+    ]);
+    let endpoint = TokenEndpoint::start([slow, Reply::token()]).await;
+    let (result, log) = fly(&quick(&endpoint).attempt_timeout(Duration::from_secs(1))).await;
+    assert_eq!(access(&result.unwrap()), "new-access");
+    assert_eq!(log.retried_statuses(), [(1, Some(200))]);
+}
+
+#[tokio::test]
 async fn what_follows_a_lost_answer_says_that_the_token_may_be_spent() {
     let invalid_grant = || Reply::json(400, r#"{"error":"invalid_grant"}"#);
     let rescue = || Reply::json(200, r#"{"refresh_token":"rescued-token"}"#);
@@ -221,6 +297,8 @@ async fn what_follows_a_lost_answer_says_that_the_token_may_be_spent() {
         (vec![Reply::reset(), invalid_grant()], ErrorKind::LoginRequired, true),
         (vec![Reply::reset(), Reply::status(503)], ErrorKind::Unavailable, true),
         (vec![Reply::reset()], ErrorKind::Unavailable, true),
+        (vec![Reply::status(504), invalid_grant()], ErrorKind::LoginRequired, true),
+        (vec![Reply::status(524)], ErrorKind::Unavailable, true),
         (vec![Reply::status(503), invalid_grant()], ErrorKind::LoginRequired, false),
         // The one that may be spent is no longer the one that is asked with.
         (vec![Reply::reset(), rescue(), invalid_grant()], ErrorKind::LoginRequired, false),

@@ -21,7 +21,12 @@ async fn asks_by_post_with_a_form_and_for_json() {
     assert_eq!(seen[0].form, "grant_type=refresh_token&refresh_token=old-refresh-token");
     assert_eq!(seen[0].header("accept"), Some("application/json"));
     assert_eq!(seen[0].header("content-type"), Some("application/x-www-form-urlencoded"));
-    for absent in ["authorization", "cookie", "accept-encoding"] {
+    assert_eq!(seen[0].header("accept-encoding"), Some("identity"));
+    assert_eq!(
+        seen[0].header("user-agent"),
+        Some(concat!("reqwest-reauth/", env!("CARGO_PKG_VERSION")))
+    );
+    for absent in ["authorization", "cookie"] {
         assert_eq!(seen[0].header(absent), None);
     }
     assert!(log.retries().is_empty() && log.kept().is_empty());
@@ -42,6 +47,11 @@ async fn each_way_of_naming_the_client() {
         (
             quick(&endpoint).client_secret_basic("m:e", "p%w d/+"),
             Some("m%3Ae:p%25w+d%2F%2B"),
+            form.to_owned(),
+        ),
+        (
+            quick(&endpoint).client_secret_basic_raw("m e", "~+/=$!:%ü"),
+            Some("m e:~+/=$!:%ü"),
             form.to_owned(),
         ),
         (
@@ -73,8 +83,9 @@ async fn redirects_are_not_followed_and_the_form_reaches_nobody_else() {
         let error = result.unwrap_err();
         assert_eq!(
             (error.kind(), error.status().unwrap().as_u16()),
-            (ErrorKind::ClientRejected, status)
+            (ErrorKind::BadResponse, status)
         );
+        assert!(!error.possibly_consumed());
         assert_eq!((endpoint.count(), other.count()), (1, 0));
     }
 }
@@ -96,11 +107,41 @@ impl Middleware for Marks {
 }
 
 #[tokio::test]
+async fn a_user_agent_of_the_clients_own_stays() {
+    let endpoint = TokenEndpoint::start([Reply::token()]).await;
+    let ours = concat!("reqwest-reauth/", env!("CARGO_PKG_VERSION"));
+    let agent = |name: &str| Client::builder().user_agent(name).build().unwrap();
+    for (client, expected) in
+        [(Client::new(), ours), (agent("their-own/1"), "their-own/1"), (agent("a\"b"), "a\"b")]
+    {
+        let client = ClientBuilder::new(client).with(Marks).build();
+        fly(&quick(&endpoint).http_client(client)).await.0.unwrap();
+        assert_eq!(endpoint.seen().last().unwrap().header("user-agent"), Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_to_another_origin_is_not_believed() {
+    let elsewhere = TokenEndpoint::start([Reply::token()]).await;
+    let endpoint =
+        TokenEndpoint::start([Reply::with(307, &[&format!("Location: {}", elsewhere.url)], "")])
+            .await;
+    let client = Client::builder().redirect(redirect::Policy::limited(3)).build().unwrap();
+    let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::ClientRejected, 1));
+    assert!(error.possibly_consumed());
+    let origin = elsewhere.url.strip_suffix("/token").unwrap();
+    assert!(texts(&error).contains(origin), "{}", texts(&error));
+    assert_eq!((endpoint.count(), elsewhere.count(), log.kept().len()), (1, 1, 0));
+}
+
+#[tokio::test]
 async fn a_client_passed_in_is_used_whole_at_every_attempt() {
-    let second = TokenEndpoint::start([Reply::token()]).await;
     let first = TokenEndpoint::start([
         Reply::status(503),
-        Reply::with(307, &[&format!("Location: {}", second.url)], ""),
+        Reply::with(307, &["Location: /other"], ""),
+        Reply::token(),
     ])
     .await;
     let client = Client::builder().redirect(redirect::Policy::limited(3)).build().unwrap();
@@ -109,7 +150,7 @@ async fn a_client_passed_in_is_used_whole_at_every_attempt() {
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(log.retried_statuses(), [(1, Some(503))]);
     // Its redirect policy is its own.
-    assert_eq!((first.count(), second.count()), (2, 1));
+    assert_eq!(first.count(), 3);
     for seen in first.seen() {
         assert_eq!(seen.header("x-mark"), Some("yes"));
     }

@@ -1,6 +1,9 @@
 //! A token endpoint that answers from a script, byte for byte, and writes down what it saw.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -11,6 +14,8 @@ use tokio::{
 pub(super) enum Reply {
     /// These bytes, then the connection is closed.
     Bytes(Vec<u8>),
+    /// These bytes, each part after its delay.
+    Slow(Vec<(Duration, Vec<u8>)>),
     /// These bytes, then nothing, until the client goes away.
     Stall(Vec<u8>),
     /// These bytes, then more of a body for as long as the client listens.
@@ -162,6 +167,13 @@ async fn answer(mut stream: TcpStream, reply: Reply) {
     match reply {
         Reply::Bytes(bytes) => {
             let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+        }
+        Reply::Slow(parts) => {
+            for (delay, bytes) in parts {
+                tokio::time::sleep(delay).await;
+                let _ = stream.write_all(&bytes).await;
+            }
             let _ = stream.shutdown().await;
         }
         Reply::Stall(bytes) => {

@@ -61,6 +61,9 @@ fn limits_are_not_zero_and_members_not_said_twice() {
         new().scope("a").param("scope", "b"),
         new().param("client_id", "other").client_id("me"),
         new().client_secret_post("me", "s").param("client_secret", "other"),
+        new().client_secret_basic_raw("m:e", "s"),
+        new().client_secret_basic_raw("me\u{7f}", "s"),
+        new().client_secret_basic_raw("me", "s\n"),
     ];
     for refresher in bad {
         assert_eq!(problem(&refresher), Some(ErrorKind::InvalidConfig), "{refresher:?}");
@@ -76,6 +79,7 @@ fn limits_are_not_zero_and_members_not_said_twice() {
             .param("resource", "a")
             .param("resource", "b")
             .client_secret_basic("me", "s"),
+        new().client_secret_basic_raw("m e", "s:"),
     ];
     for refresher in good {
         assert_eq!(problem(&refresher), None);
