@@ -30,6 +30,7 @@ mod one_client;
 mod origin;
 mod placement;
 mod properties;
+mod providers;
 mod race;
 mod refresh;
 mod rejection;

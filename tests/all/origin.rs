@@ -493,7 +493,7 @@ async fn token_endpoint_redirects_are_not_followed() {
         api.expire_now();
         let error = client(&session).get(api.url("/")).send().await.unwrap_err();
         let error = Error::find_in(&error).unwrap();
-        assert_eq!(error.kind(), ErrorKind::ClientRejected);
+        assert_eq!(error.kind(), ErrorKind::BadResponse);
         assert_eq!(error.status().unwrap().as_u16(), status);
         assert_eq!(error.api_status(), Some(StatusCode::UNAUTHORIZED));
         assert_eq!(endpoint.count(), 1, "{status}");
