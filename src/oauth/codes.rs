@@ -11,10 +11,9 @@ pub(super) fn by_status(status: StatusCode) -> Option<Failure> {
         // A gateway answered: the token endpoint behind it may have rotated the refresh token.
         408 | 502 | 504 | 520..=524 => Failure::Lost,
         409 | 423 | 425 | 429 | 500 | 503 | 529 => Failure::Busy,
-        407 => Failure::Down,
         501 => Failure::Rejected,
         300..=399 => Failure::Unusable("the token endpoint redirects"),
-        500.. => Failure::Down,
+        407 | 500.. => Failure::Down,
         _ => return None,
     })
 }
