@@ -7,13 +7,13 @@ use std::{
 
 use http::StatusCode;
 use reqwest::Response;
-use tokio::time::Instant;
 
 use crate::{
     error::Error,
     outcome::Outcome,
     policy,
     session::{Allowance, Ending, Session, State, Waiter},
+    time::Now,
 };
 
 /// What a logical request has spent. It lives in the request's extensions, which an outer retry
@@ -110,7 +110,7 @@ impl Sent {
         if !self.session.is_of_origin(self.origin, response.url()) {
             return false;
         }
-        let expired = self.state.is_expired(Instant::now());
+        let expired = self.state.has_expired(Now::read());
         let verdict = policy::is_rejection(
             response.status(),
             response.headers(),

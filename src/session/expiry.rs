@@ -1,10 +1,13 @@
-//! When a token is due for renewal: pure functions over instants.
+//! When a token is due for renewal, by two clocks: pure functions over instants.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::token::Lifetime;
+use crate::{
+    time::{Now, TOLERANCE},
+    token::Lifetime,
+};
 
 /// The longest default window before expiry in which a token is renewed.
 const LONGEST_DEFAULT_WINDOW: Duration = Duration::from_secs(60);
@@ -24,6 +27,24 @@ pub(crate) fn due(lifetime: Lifetime, configured: Option<Duration>, jitter: f64)
     };
     let later = window.mul_f64(jitter.clamp(0.0, 1.0) / 10.0);
     until.checked_sub(window.saturating_sub(later)).unwrap_or(from)
+}
+
+/// A token's times on the wall clock, which goes on while the machine is suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OnWall {
+    pub(super) ends: SystemTime,
+    /// When it is to be renewed. What the clocks may differ by is on top.
+    pub(super) due: SystemTime,
+}
+
+impl OnWall {
+    /// `None` if the wall clock cannot hold them: the monotonic clock is alone then.
+    pub(super) fn of(lifetime: Lifetime, due: Option<Instant>, now: Now) -> Option<Self> {
+        Some(Self {
+            ends: now.on_wall(lifetime.until)?,
+            due: now.on_wall(due.unwrap_or(lifetime.until))?.checked_add(TOLERANCE)?,
+        })
+    }
 }
 
 #[cfg(test)]

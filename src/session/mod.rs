@@ -46,7 +46,7 @@ use crate::{
     policy::{Channels, Origin, Placement, Verdict},
     refresher::Refresher,
     telemetry::Telemetry,
-    time::within,
+    time::{Now, within},
     token::{Arrival, Lifetime, Tokens},
 };
 
@@ -305,9 +305,10 @@ impl Session {
         self.0.origins.get(index).is_some_and(|origin| origin.covers(url))
     }
 
-    /// When the present access token was received, and when it ends.
+    /// When the present access token was received, and when it ends. After a suspend both are what
+    /// they would be if the monotonic clock had not stood still.
     pub(crate) fn lifetime(&self) -> Option<Lifetime> {
-        self.load().lifetime
+        self.load().lifetime_at(Now::read())
     }
 
     /// An answer accepted the token of generation `sent`: should it be rejected now, it is renewed

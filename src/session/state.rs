@@ -8,9 +8,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::refresh::InFlight;
+use super::{expiry::OnWall, refresh::InFlight};
 use crate::{
     error::{Error, ErrorKind},
+    time::{Now, wall},
     token::{AccessToken, Lifetime, RefreshToken, Tokens},
 };
 
@@ -63,6 +64,8 @@ pub(crate) struct State {
     pub(super) lifetime: Option<Lifetime>,
     /// When renewal ahead of expiry begins.
     pub(super) due: Option<Instant>,
+    /// Both on the wall clock.
+    pub(super) wall: Option<OnWall>,
     /// Whether there is something to renew with.
     pub(super) renewable: bool,
     /// The API rejected the present generation.
@@ -129,6 +132,7 @@ impl State {
             refresh: tokens.refresh_token().cloned(),
             lifetime,
             due,
+            wall: on_wall(lifetime, due),
             renewable: false,
             rejected: false,
             known_rejected: false,
@@ -157,7 +161,9 @@ impl State {
             return false;
         }
         match self.due {
-            Some(due) if self.renewable => now() < due,
+            Some(due) if self.renewable => {
+                now() < due && self.wall.is_none_or(|on_wall| wall() < on_wall.due)
+            }
             _ => true,
         }
     }
@@ -293,6 +299,26 @@ impl State {
         self.lifetime.is_some_and(|lifetime| lifetime.until <= now)
     }
 
+    /// Whether the token that was sent has ended, by either clock.
+    pub(crate) fn has_expired(&self, now: Now) -> bool {
+        self.lifetime_at(now).is_some_and(|lifetime| lifetime.until <= now.monotonic)
+    }
+
+    /// The token's life, moved back by what the monotonic clock has missed.
+    pub(crate) fn lifetime_at(&self, now: Now) -> Option<Lifetime> {
+        let missed = self.missed(now);
+        self.lifetime.map(|lifetime| lifetime.moved_back(missed, now.monotonic))
+    }
+
+    /// How long the machine was suspended since the token came, as far as this state does not know
+    /// it.
+    pub(super) fn missed(&self, now: Now) -> Duration {
+        match (self.lifetime, self.wall) {
+            (Some(lifetime), Some(wall)) => now.missed(lifetime.until, wall.ends),
+            _ => Duration::ZERO,
+        }
+    }
+
     fn is_due(&self, now: Instant) -> bool {
         self.due.is_some_and(|due| due <= now)
     }
@@ -334,7 +360,8 @@ impl State {
     }
 
     pub(super) fn tokens(&self) -> Tokens {
-        Tokens::of(self.access.clone(), self.refresh.clone()).with_lifetime(self.lifetime)
+        let lifetime = self.lifetime_at(Now::read());
+        Tokens::of(self.access.clone(), self.refresh.clone()).with_lifetime(lifetime)
     }
 
     // ---- what changes it
@@ -437,6 +464,14 @@ impl State {
         superseded
     }
 
+    /// After a suspend: the token's times by the monotonic clock are what they would be if it had
+    /// not stood still.
+    pub(super) fn catch_up(&mut self, now: Now) {
+        let missed = self.missed(now);
+        self.lifetime = self.lifetime_at(now);
+        self.due = self.due.map(|due| due.checked_sub(missed).unwrap_or(now.monotonic));
+    }
+
     fn set_access(
         &mut self,
         access: Option<AccessToken>,
@@ -453,8 +488,13 @@ impl State {
         }
         self.lifetime = lifetime;
         self.due = due;
+        self.wall = on_wall(lifetime, due);
         self.probation = None;
     }
+}
+
+fn on_wall(lifetime: Option<Lifetime>, due: Option<Instant>) -> Option<OnWall> {
+    lifetime.and_then(|lifetime| OnWall::of(lifetime, due, Now::read()))
 }
 
 pub(super) fn no_token() -> Error {

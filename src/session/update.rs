@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     error::Error,
+    time::Now,
     token::{Arrival, Lifetime, RefreshToken, Tokens},
 };
 
@@ -124,6 +125,14 @@ impl Session {
 
     pub(super) fn due(&self, lifetime: Option<Lifetime>) -> Option<Instant> {
         lifetime.map(|lifetime| expiry::due(lifetime, self.0.refresh_ahead, fastrand::f64()))
+    }
+
+    /// After a suspend of the machine, moves the token's times to where they are by the wall clock.
+    pub(super) fn catch_up_with_the_wall_clock(&self) {
+        let now = Now::read();
+        if !self.load().missed(now).is_zero() {
+            self.update(|state| state.catch_up(now));
+        }
     }
 
     /// Publishes a changed copy of the state.

@@ -10,7 +10,10 @@ use tokio::time::Instant;
 pub use secret::{AccessToken, RefreshToken};
 pub(crate) use secret::{Trimmed, trim_header, trim_token};
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    time::{Now, wall},
+};
 
 /// An access token, a refresh token, or both, and when the access token ends.
 ///
@@ -48,6 +51,16 @@ pub(crate) enum Arrival {
     Handed,
 }
 
+impl Lifetime {
+    /// The same life, begun that much earlier.
+    pub(crate) fn moved_back(self, by: Duration, now: Instant) -> Self {
+        // A clock may not reach back before its machine's start.
+        let until = self.until.checked_sub(by).unwrap_or(now);
+        let from = self.from.checked_sub(by).unwrap_or_else(|| self.from.min(until));
+        Self { from, until }
+    }
+}
+
 impl Tokens {
     /// An access token alone.
     ///
@@ -83,11 +96,12 @@ impl Tokens {
     /// The access token ends this long from now, on the monotonic clock. Zero is expired. A time
     /// beyond what the clock can hold counts as unknown.
     pub fn with_expires_in(mut self, remaining: Duration) -> Self {
-        let now = Instant::now();
-        self.expiry = now
+        let now = Now::read();
+        let from = now.monotonic;
+        self.expiry = from
             .checked_add(remaining)
-            .zip(SystemTime::now().checked_add(remaining))
-            .map(|(until, at)| Expiry { at, monotonic: Some((now, until)) });
+            .zip(now.wall.checked_add(remaining))
+            .map(|(until, at)| Expiry { at, monotonic: Some((from, until)) });
         self
     }
 
@@ -126,10 +140,11 @@ impl Tokens {
     /// The same tokens with an expiry that no longer depends on how they came: `None` where it is
     /// unknown.
     pub(crate) fn lifetime(&self, arrival: Arrival) -> Option<Lifetime> {
-        let now = Instant::now();
+        let both = Now::read();
+        let now = both.monotonic;
         match (self.expiry, arrival) {
-            (Some(Expiry { monotonic: Some((from, until)), .. }), _) => {
-                Some(Lifetime { from, until })
+            (Some(Expiry { at, monotonic: Some((from, until)) }), _) => {
+                Some(Lifetime { from, until }.moved_back(both.missed(until, at), now))
             }
             (Some(Expiry { at, .. }), _) => local(now, at),
             (None, Arrival::Handed) => {
@@ -144,14 +159,9 @@ impl Tokens {
 
     /// Fixes the expiry to the one that was worked out on arrival.
     pub(crate) fn with_lifetime(mut self, lifetime: Option<Lifetime>) -> Self {
-        let now = Instant::now();
+        let now = Now::read();
         self.expiry = lifetime.and_then(|Lifetime { from, until }| {
-            let wall = SystemTime::now();
-            let at = match until.checked_duration_since(now) {
-                Some(left) => wall.checked_add(left),
-                None => wall.checked_sub(now.saturating_duration_since(until)),
-            };
-            at.map(|at| Expiry { at, monotonic: Some((from, until)) })
+            now.on_wall(until).map(|at| Expiry { at, monotonic: Some((from, until)) })
         });
         self
     }
@@ -164,13 +174,14 @@ impl Tokens {
 
 /// A time of the local clock on the monotonic one. What is past ends now.
 fn local(now: Instant, at: SystemTime) -> Option<Lifetime> {
-    let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+    let left = at.duration_since(wall()).unwrap_or_default();
     Some(Lifetime { from: now, until: now.checked_add(left)? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::suspend;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -251,6 +262,18 @@ mod tests {
         }
         // Past what either clock can hold.
         assert_eq!(token().with_expires_in(Duration::MAX).lifetime(Arrival::Handed), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspend_counts_for_a_lifetime() {
+        let tokens = Tokens::new("opaque").unwrap().with_expires_in(HOUR);
+        let (start, told) = (Instant::now(), tokens.expires_at());
+        suspend(HOUR * 2);
+        let lifetime = tokens.lifetime(Arrival::Handed).unwrap();
+        let ended = start - HOUR;
+        assert!(lifetime.until <= ended && lifetime.until > ended - HOUR / 60, "{lifetime:?}");
+        assert_eq!(lifetime.until - lifetime.from, HOUR);
+        assert_eq!(tokens.expires_at(), told);
     }
 
     #[tokio::test(start_paused = true)]

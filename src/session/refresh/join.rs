@@ -147,6 +147,7 @@ impl Session {
         decide: impl Fn(&State, Instant) -> Step,
         rejected: bool,
     ) -> Join {
+        self.catch_up_with_the_wall_clock();
         let now = Instant::now();
         let state = self.load();
         match (decide(&state, now), &state.in_flight) {

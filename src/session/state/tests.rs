@@ -1,6 +1,7 @@
 //! Each decision as a table: a state, and what it says to everybody who asks.
 
 use super::*;
+use crate::time::suspend;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -33,6 +34,33 @@ fn without_token(now: Instant) -> State {
 #[expect(clippy::unnecessary_wraps, reason = "as the field has it")]
 fn flight() -> Option<Arc<InFlight>> {
     Some(Arc::new(InFlight::new(0, 7)))
+}
+
+/// A suspend is seen once, and what is paused stays paused.
+#[tokio::test(start_paused = true)]
+async fn a_suspend_ends_a_token() {
+    let hour = 3600 * SECOND;
+    let tokens = Tokens::new("t").unwrap().with_refresh_token("r").unwrap().with_expires_in(hour);
+    let lifetime = tokens.lifetime(crate::token::Arrival::Issued);
+    let now = Instant::now();
+    let mut state = State::new(&tokens, lifetime, Some(now + hour - 60 * SECOND));
+    state.renewable = true;
+    let read = Now::read;
+    suspend(3538 * SECOND);
+    assert!(state.is_quiet(Instant::now) && !state.has_expired(read()));
+    suspend(4 * SECOND);
+    assert!(!state.is_quiet(Instant::now) && !state.has_expired(read()));
+    state.catch_up(read());
+    assert_eq!(state.missed(read()), Duration::ZERO);
+    assert!(state.is_due(Instant::now()) && !state.is_expired(Instant::now()));
+    suspend(2 * hour);
+    assert!(state.has_expired(read()) && !state.is_expired(Instant::now()));
+    // What is told and stored is the time at which it ended.
+    let (told, given) = (state.tokens().expires_at().unwrap(), tokens.expires_at().unwrap());
+    assert!(told.duration_since(given).unwrap_or_default() < SECOND, "{told:?} {given:?}");
+    state.catch_up(read());
+    assert!(state.is_expired(Instant::now()) && state.has_expired(read()));
+    assert_eq!(state.missed(read()), Duration::ZERO);
 }
 
 fn error(kind: ErrorKind) -> Error {

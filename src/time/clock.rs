@@ -1,0 +1,105 @@
+//! The second clock of a token's life.
+//!
+//! The monotonic clock stands still while a machine is suspended (`CLOCK_MONOTONIC` on Linux, and
+//! likewise on macOS). The wall clock goes on. So a token has ended when either says so. The wall
+//! clock counts forward alone: one that is set back leaves the monotonic clock's word as it is.
+//! `docs/decisions/0021-two-clocks.md` says why it is this one.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+/// What the clocks may differ by without a suspend: they are read one after the other, and a wall
+/// clock is adjusted in small steps.
+pub(crate) const TOLERANCE: Duration = Duration::from_secs(1);
+
+/// One moment on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Now {
+    pub(crate) monotonic: Instant,
+    pub(crate) wall: SystemTime,
+}
+
+impl Now {
+    /// Reads both clocks.
+    pub(crate) fn read() -> Self {
+        Self { monotonic: Instant::now(), wall: wall() }
+    }
+
+    /// A moment of the monotonic clock on the wall clock, if neither runs out of numbers.
+    pub(crate) fn on_wall(self, at: Instant) -> Option<SystemTime> {
+        match at.checked_duration_since(self.monotonic) {
+            Some(left) => self.wall.checked_add(left),
+            None => self.wall.checked_sub(self.monotonic.saturating_duration_since(at)),
+        }
+    }
+
+    /// How long the monotonic clock stood still, judged by something that ends at `until` by the
+    /// one and at `ends` by the other.
+    pub(crate) fn missed(self, until: Instant, ends: SystemTime) -> Duration {
+        let missed = self.on_wall(until).and_then(|told| told.duration_since(ends).ok());
+        missed.filter(|missed| *missed > TOLERANCE).unwrap_or_default()
+    }
+}
+
+/// The wall clock.
+#[cfg(not(test))]
+pub(crate) fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+#[cfg(test)]
+pub(crate) use tests::wall;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local! {
+        static SUSPENDED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    }
+
+    pub(crate) fn wall() -> SystemTime {
+        SystemTime::now() + SUSPENDED.get()
+    }
+
+    /// Moves this test's wall clock forward, and not its monotonic one.
+    pub(crate) fn suspend(span: Duration) {
+        SUSPENDED.set(SUSPENDED.get() + span);
+    }
+
+    #[test]
+    fn only_a_wall_clock_ahead_shows_a_suspend() {
+        let now = Now::read();
+        let hour = Duration::from_secs(3600);
+        let minute = hour / 60;
+        let end = |left: Duration| now.monotonic + left;
+        let table = [
+            // left by the monotonic clock, end by the wall clock, missed
+            (end(hour), now.wall + hour, Duration::ZERO),
+            // Read one after the other.
+            (end(hour), now.wall + hour - TOLERANCE, Duration::ZERO),
+            // Suspended: with some left, until after the end, and for long after it.
+            (end(hour), now.wall + minute, minute * 59),
+            (end(hour), now.wall, hour),
+            (end(hour), now.wall - hour, hour * 2),
+            (now.monotonic - minute, now.wall - hour, minute * 59),
+            // Set back.
+            (end(hour), now.wall + hour * 2, Duration::ZERO),
+            (now.monotonic - minute, now.wall + hour, Duration::ZERO),
+        ];
+        for (until, ends, missed) in table {
+            assert_eq!(now.missed(until, ends), missed, "{until:?} {ends:?}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_found_on_the_wall_clock() {
+        let now = Now::read();
+        let hour = Duration::from_secs(3600);
+        assert_eq!(now.on_wall(now.monotonic + hour), Some(now.wall + hour));
+        assert_eq!(now.on_wall(now.monotonic - hour), Some(now.wall - hour));
+    }
+}
