@@ -45,6 +45,11 @@ pub trait ClientBuilderExt: Sized {
     ///
     /// They are added as one middleware, at half the cost of the four one by one
     /// ([`with`](ClientBuilder::with)), which leave room for others between them.
+    ///
+    /// A request's own timeout also bounds its wait for a refresh. That of the whole client
+    /// (`reqwest::Client::builder().timeout(…)`) does not, since reqwest does not tell a middleware
+    /// what it is: set
+    /// [`SessionBuilder::wait_timeout`](crate::SessionBuilder::wait_timeout) to it.
     fn with_session(self, session: Session) -> Self;
 
     /// Adds the same four for the session of the task that sends: see [`Session::scope`].

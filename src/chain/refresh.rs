@@ -11,9 +11,8 @@ use super::{
     source::{Handling, Pinned},
 };
 use crate::{
-    error::{Error, ErrorKind},
-    session::{Ending, Join, OnRefreshFailure, Session, Waiter},
-    time::within,
+    error::Error,
+    session::{Ending, Join, OnRefreshFailure, Session},
     valid_for::ValidFor,
 };
 
@@ -160,7 +159,7 @@ pub(super) async fn before(
                     budget.refresh = Some(waiter.clone());
                     extensions.insert(budget.clone());
                 }
-                match wait(&session, &waiter, limit).await {
+                match session.wait_within(&waiter, limit).await {
                     Ok(Ending::Refreshed) => refreshed = true,
                     Ok(Ending::Superseded) => continue,
                     // Not even the store had something to ask with: it goes with what it has.
@@ -213,7 +212,7 @@ pub(super) async fn up(
                 budget.refresh = Some(waiter.clone());
                 extensions.insert(budget);
             }
-            match wait(session, &waiter, limit).await {
+            match session.wait_within(&waiter, limit).await {
                 Ok(ending) => {
                     if ending == Ending::Refreshed {
                         note_outcome(&mut response, |outcome| outcome.refreshed = true);
@@ -232,20 +231,6 @@ pub(super) async fn up(
 fn is_inconclusive(status: StatusCode) -> bool {
     status.is_server_error()
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-}
-
-/// A request's own timeout bounds its wait too. The refresh goes on.
-async fn wait(
-    session: &Session,
-    waiter: &Waiter,
-    limit: Option<Duration>,
-) -> std::result::Result<Ending, Error> {
-    match limit {
-        Some(limit) => within(limit, session.wait(waiter))
-            .await
-            .unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
-        None => session.wait(waiter).await,
-    }
 }
 
 /// The API rejected the token, and there is no other.

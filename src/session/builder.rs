@@ -6,10 +6,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use reqwest::{Request, Response};
+use tokio::runtime::Handle;
 
 use super::{
-    Inner, RejectedIf, ReplayIf, Session, expiry, persist::StoreSync, refresh::Turn, state::State,
-    timer::Timer,
+    Inner, RejectedIf, ReplayIf, Session, expiry, persist::StoreSync, refresh::Turn,
+    runtime::Runtimes, state::State, timer::Timer,
 };
 #[cfg(feature = "dpop")]
 use crate::dpop::Dpop;
@@ -53,6 +54,8 @@ pub enum OnRefreshFailure {
 /// | [`on_refresh_failure`](Self::on_refresh_failure) | [`OnRefreshFailure::ReturnError`] |
 /// | [`rejected_if`](Self::rejected_if) | the built-in rule |
 /// | [`replay_if`](Self::replay_if) | every request |
+/// | [`wait_timeout`](Self::wait_timeout) | none: a wait ends with the refresh |
+/// | [`runtime`](Self::runtime) | that of the request that starts a refresh |
 /// | plain http | only to loopback |
 #[must_use]
 pub struct SessionBuilder {
@@ -74,6 +77,8 @@ pub struct SessionBuilder {
     on_refresh_failure: OnRefreshFailure,
     rejected_if: Option<RejectedIf>,
     replay_if: Option<ReplayIf>,
+    wait_timeout: Option<Duration>,
+    runtime: Option<Handle>,
     allow_plain_http: bool,
 }
 
@@ -97,6 +102,8 @@ impl SessionBuilder {
             on_refresh_failure: OnRefreshFailure::ReturnError,
             rejected_if: None,
             replay_if: None,
+            wait_timeout: None,
+            runtime: None,
             allow_plain_http: false,
         }
     }
@@ -218,6 +225,47 @@ impl SessionBuilder {
         self
     }
 
+    /// The longest that a request waits for a refresh, and so do
+    /// [`credential`](Session::credential) and [`with_credential`](Session::with_credential). It
+    /// bounds each wait and not the sum of two; [`refresh`](Session::refresh) is not bounded. The
+    /// caller gets [`TimedOut`](ErrorKind::TimedOut), and the refresh goes on. If the request has a
+    /// timeout of its own, the shorter one counts. Default: none.
+    ///
+    /// Set it to the timeout of the client, if that has one: reqwest does not tell a middleware
+    /// what `Client::builder().timeout(…)` is.
+    pub fn wait_timeout(mut self, limit: Duration) -> Self {
+        self.wait_timeout = Some(limit);
+        self
+    }
+
+    /// Where refreshes and the session's saves run. Default: the runtime of the request that starts
+    /// one, and so it is if this one was shut down.
+    ///
+    /// A refresh belongs to all who use the session. If the runtime that runs it is blocked, because
+    /// its thread computes for a while, or nobody drives it any more, then everybody waits. With a
+    /// runtime that does nothing else this cannot happen. The `http_client` of an
+    /// [`OAuthRefresh`](crate::OAuthRefresh) must then be one that no other runtime uses, since an
+    /// idle connection belongs to the runtime that opened it.
+    ///
+    /// ```
+    /// # use reqwest_reauth::{Error, Session, Tokens};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let background = tokio::runtime::Builder::new_multi_thread()
+    ///     .worker_threads(1)
+    ///     .enable_all()
+    ///     .build()?;
+    /// let session = Session::builder(Tokens::new("t")?)
+    ///     .origin("https://api.example.com")
+    ///     .runtime(background.handle().clone())
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn runtime(mut self, handle: Handle) -> Self {
+        self.runtime = Some(handle);
+        self
+    }
+
     /// What a caller gets when the token was rejected and could not be renewed. Default: the error.
     pub fn on_refresh_failure(mut self, choice: OnRefreshFailure) -> Self {
         self.on_refresh_failure = choice;
@@ -315,6 +363,8 @@ impl SessionBuilder {
             on_refresh_failure: self.on_refresh_failure,
             rejected_if: self.rejected_if,
             replay_if: self.replay_if,
+            wait_timeout: self.wait_timeout,
+            runtimes: Runtimes::new(self.runtime),
         }));
         // Works out whether it can be renewed.
         session.update(|_| ());

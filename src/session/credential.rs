@@ -21,6 +21,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     policy::{self, Reply, Verdict},
+    time::Now,
     token::AccessToken,
 };
 
@@ -297,7 +298,7 @@ impl Session {
         } else {
             super::capture::Taken::default()
         };
-        let expired = credential.state.is_expired(Instant::now());
+        let expired = credential.state.has_expired(Now::read());
         let mut verdict = policy::is_rejection(status, headers, taken.replaced, expired);
         verdict.captured = taken.adopted;
         if let Some(rule) = self.rejected_if()
@@ -333,7 +334,7 @@ impl Session {
                 Join::Fail(error) => return Err(error),
                 Join::Wait(waiter) => waiter,
             };
-            match self.wait(&waiter).await {
+            match self.wait_within(&waiter, None).await {
                 Ok(Ending::Refreshed | Ending::Superseded) => {}
                 // Not even the store had something to ask with.
                 Err(error) if error.nothing_to_ask_with() => break,

@@ -6,6 +6,7 @@ mod credential;
 mod expiry;
 mod persist;
 mod refresh;
+mod runtime;
 mod scope;
 mod state;
 mod timer;
@@ -32,6 +33,7 @@ pub use self::{
 use self::{
     persist::StoreSync,
     refresh::{InFlight, RefreshResult, Turn},
+    runtime::Runtimes,
     timer::Timer,
 };
 pub(crate) use self::{
@@ -83,6 +85,8 @@ struct Inner {
     on_refresh_failure: OnRefreshFailure,
     rejected_if: Option<RejectedIf>,
     replay_if: Option<ReplayIf>,
+    wait_timeout: Option<Duration>,
+    runtimes: Runtimes,
 }
 
 type RejectedIf = Box<dyn Fn(&Response, Verdict) -> bool + Send + Sync>;
@@ -173,7 +177,8 @@ impl Session {
             // Once more: a refresh that was not yet superseded may have put its own in place of it.
             store.announce_if(&tokens, || self.is_current(login));
         }
-        self.within(self.save_now(login)).await
+        self.run_there(move |session| async move { session.within(session.save_now(login)).await })
+            .await
     }
 
     /// Logs out: no token is left here or in the store, and every request fails with
@@ -186,7 +191,10 @@ impl Session {
     /// cleared.
     pub async fn clear(&self) -> Result<(), Error> {
         let login = self.supersede(Err(state::logged_out()), State::clear)?;
-        self.within(self.clear_store(login)).await
+        self.run_there(
+            move |session| async move { session.within(session.clear_store(login)).await },
+        )
+        .await
     }
 
     /// Ends the session: nothing is sent any more, and those who wait for a refresh are freed at
@@ -220,6 +228,36 @@ impl Session {
             let _ = within(self.longest_refresh(), store.settled()).await;
         }
         Ok(())
+    }
+
+    /// [`close`](Self::close) for a shutdown that has only so much time, e.g. the 30 s that
+    /// Kubernetes leaves after SIGTERM. Returns within `limit`.
+    ///
+    /// What has come by then, captured tokens included, is saved if the store takes it in that time.
+    /// What is left goes on behind it for as long as the runtime lives: a call to the token endpoint
+    /// that is still out is not aborted, since that would spend the refresh token.
+    ///
+    /// # Errors
+    /// [`TimedOut`](ErrorKind::TimedOut) if something was left: a refresh that had not ended, or
+    /// tokens that the store did not take.
+    pub async fn close_within(&self, limit: Duration) -> Result<(), Error> {
+        let closing = async {
+            if let Some(store) = &self.0.store {
+                // Not only after the refresh, which may take longer than this.
+                store.save_what_is_left(self, true);
+            }
+            self.close().await
+        };
+        // Not `within`: whoever asks for this is about to be killed, after a freeze all the more.
+        match tokio::time::timeout(limit, closing).await {
+            Ok(closed) if !self.has_something_left() => closed,
+            _ => Err(Error::of(ErrorKind::TimedOut)),
+        }
+    }
+
+    fn has_something_left(&self) -> bool {
+        let running = self.load().in_flight.is_some() || !self.0.turn.is_free();
+        running || self.0.store.as_ref().is_some_and(|store| !store.is_settled())
     }
 
     fn supersede(

@@ -3,18 +3,21 @@
 //! token that comes twice ends the login.
 
 use std::{
+    ffi::OsString,
     io::{BufRead, BufReader, Lines, Write},
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Arc, Barrier},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::workers::form;
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
     ClientBuilderExt, Error, ErrorKind, FileStore, OAuthRefresh, Session, SessionBuilder, Tokens,
-    heartbeat::Heartbeat, testing::AuthServer,
+    heartbeat::Heartbeat,
+    testing::{AuthServer, Refusal},
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -30,14 +33,25 @@ const LOGINS: usize = 20;
 struct Process {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    _input: ChildStdin,
+    input: ChildStdin,
 }
 
 impl Process {
     fn start(task: &str, server: &AuthServer, store: &str, logins: &[Tokens]) -> Self {
+        Self::start_with(task, server, store, logins, [])
+    }
+
+    fn start_with<const N: usize>(
+        task: &str,
+        server: &AuthServer,
+        store: &str,
+        logins: &[Tokens],
+        envs: [(&str, OsString); N],
+    ) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "frozen::child", "--nocapture", "--test-threads=1"])
             .envs([("FROZEN_TASK", task), ("FROZEN_API", server.origin()), ("FROZEN_STORE", store)])
+            .envs(envs)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -50,7 +64,7 @@ impl Process {
             writeln!(input, "{access} {refresh}").unwrap();
         }
         writeln!(input).unwrap();
-        Self { child, lines, _input: input }
+        Self { child, lines, input }
     }
 
     fn signal(&self, signal: &str) {
@@ -69,6 +83,51 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Where libfaketime is, which moves the wall clock of a process alone. That is what a process sees
+/// of a suspend.
+fn libfaketime() -> Option<PathBuf> {
+    let found =
+        ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]
+            .map(|dir| Path::new(dir).join("faketime/libfaketime.so.1"))
+            .into_iter()
+            .find(|library| library.exists());
+    assert!(found.is_some() || std::env::var_os("CI").is_none(), "libfaketime is not installed");
+    found
+}
+
+/// A process whose wall clock can be moved.
+struct Suspendable {
+    process: Process,
+    clock: tempfile::NamedTempFile,
+}
+
+impl Suspendable {
+    /// `None` where libfaketime is not installed.
+    fn start(task: &str, server: &AuthServer, login: &Tokens) -> Option<Self> {
+        let clock = tempfile::NamedTempFile::new().unwrap();
+        let envs = [
+            ("LD_PRELOAD", libfaketime()?.into_os_string()),
+            ("FAKETIME_TIMESTAMP_FILE", clock.path().into()),
+            ("FAKETIME_NO_CACHE", "1".into()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+        ];
+        std::fs::write(clock.path(), "+0").unwrap();
+        let login = std::slice::from_ref(login);
+        Some(Self { process: Process::start_with(task, server, "", login, envs), clock })
+    }
+
+    /// The process's clock is this many seconds off from now on.
+    fn set_clock(&self, seconds: i32) {
+        std::fs::write(self.clock.path(), format!("{seconds:+}")).unwrap();
+    }
+
+    /// Lets it do the next step, and returns what it says then.
+    fn next(&mut self) -> String {
+        writeln!(self.process.input).unwrap();
+        self.process.says()
     }
 }
 
@@ -91,6 +150,8 @@ fn child() {
         match task.as_str() {
             "refresh" => refresh(&sessions(logins, &api)).await,
             "beat" => beat(&sessions(logins, &api), &api).await,
+            "get" => send(logins, &api, false).await,
+            "upload" => send(logins, &api, true).await,
             "share" => share(logins, &api, store).await,
             task => panic!("no such task: {task}"),
         }
@@ -165,6 +226,32 @@ async fn share(logins: Vec<Tokens>, api: &str, store: String) -> String {
     }
 }
 
+/// A request for each line of the input, with what is left of the token's life by its own account
+/// before it.
+async fn send(logins: Vec<Tokens>, api: &str, stream: bool) -> String {
+    let [login] = &logins[..] else { panic!("one login") };
+    let session = session(login.clone(), api).build().unwrap();
+    let client = client(&session);
+    loop {
+        tokio::task::spawn_blocking(|| std::io::stdin().lines().next()).await.unwrap();
+        let ends = session.tokens().unwrap().expires_at().unwrap();
+        let left = match ends.duration_since(SystemTime::now()) {
+            Ok(left) => left.as_secs_f64(),
+            Err(past) => -past.duration().as_secs_f64(),
+        };
+        let mut request = client.post(format!("{api}/jobs"));
+        if stream {
+            let chunks = futures_util::stream::iter([Ok::<_, Error>("data")]);
+            request = request.body(reqwest::Body::wrap_stream(chunks));
+        }
+        let status = match request.send().await {
+            Ok(response) => response.status().as_u16().to_string(),
+            Err(error) => format!("{:?}", Error::find_in(&error)),
+        };
+        println!("\n> {:.0} min left, {status}", left / 60.0);
+    }
+}
+
 fn logins(server: &AuthServer, number: usize) -> Vec<Tokens> {
     (0..number).map(|number| server.login_as(&format!("user {number}"))).collect()
 }
@@ -233,6 +320,38 @@ async fn one_fleet() {
         assert_eq!(member.says(), "200");
     }
     assert_eq!((server.token_calls(), server.counts().reuses), (1, 0));
+}
+
+// ---- the machine that is suspended
+
+/// The API rejects expired tokens with a bare 403, or with 401 a body that cannot be sent twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_suspended_machine_refreshes_first() {
+    for (task, refusal) in [("get", Refusal::Forbidden403), ("upload", Refusal::Unauthorized401)] {
+        let server = AuthServer::builder().refusal(refusal).start().await;
+        let Some(mut process) = Suspendable::start(task, &server, &server.login()) else { return };
+        assert_eq!(process.next(), "60 min left, 200");
+        process.set_clock(7200);
+        server.expire_now();
+        assert_eq!(process.next(), "-60 min left, 200", "{task}");
+        assert_eq!((server.token_calls(), server.refused()), (1, 0), "{task}");
+        assert_eq!(process.next(), "60 min left, 200", "{task}");
+        assert_eq!(server.token_calls(), 1, "{task}");
+    }
+}
+
+/// A clock that is set forward costs one refresh, one that is set back nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_clock_that_is_set_costs_one_refresh() {
+    let server = AuthServer::start().await;
+    let Some(mut process) = Suspendable::start("get", &server, &server.login()) else { return };
+    for (clock, calls) in [(0, 0), (-7200, 0), (0, 0), (7200, 1), (7200, 1), (0, 1), (-7200, 1)] {
+        process.set_clock(clock);
+        let said = process.next();
+        assert!(said.ends_with(", 200"), "{clock}: {said}");
+        assert_eq!(server.token_calls(), calls, "{clock}: {said}");
+    }
+    assert_eq!(server.refused(), 0);
 }
 
 // ---- the runtime that is starved

@@ -24,6 +24,7 @@ mod foreign_code;
 mod frozen;
 mod heartbeat;
 mod hostile;
+mod long_jobs;
 mod lost;
 mod many_tasks;
 mod one_client;

@@ -1,7 +1,5 @@
 //! Saves captured tokens behind the requests that brought them.
 
-use tokio::runtime::Handle;
-
 use super::{
     super::Session,
     sync::{Look, StoreSync},
@@ -15,13 +13,13 @@ impl StoreSync {
         if !known.wants_save() {
             return;
         }
-        let Ok(runtime) = Handle::try_current() else {
-            return;
-        };
         known.background_starts();
         drop(known);
         let background = BackgroundSave::new(session.clone());
-        runtime.spawn(session.within(async move { background.work().await }));
+        session.spawn(background, |background| {
+            let session = background.0.clone();
+            session.within(async move { background.work().await })
+        });
     }
 
     /// A capture that came during a refresh that brought nothing newer. At the end, what could not

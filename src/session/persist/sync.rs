@@ -205,6 +205,11 @@ impl StoreSync {
         saved
     }
 
+    /// Whether nothing is being saved, or still to be.
+    pub(in crate::session) fn is_settled(&self) -> bool {
+        *self.savers.borrow() == 0 && !self.has_unsaved()
+    }
+
     /// Waits until no saver is at work.
     pub(in crate::session) async fn settled(&self) {
         let _ = self.savers.subscribe().wait_for(|savers| *savers == 0).await;

@@ -109,6 +109,22 @@ impl Session {
         outcome
     }
 
+    /// A request's own timeout bounds its wait, and so does the session's
+    /// [`wait_timeout`](crate::SessionBuilder::wait_timeout). The refresh goes on.
+    pub(crate) async fn wait_within(
+        &self,
+        waiter: &Waiter,
+        limit: Option<Duration>,
+    ) -> Result<Ending, Error> {
+        let shorter = limit.into_iter().chain(self.0.wait_timeout).min();
+        match shorter {
+            Some(limit) => within(limit, self.wait(waiter))
+                .await
+                .unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
+            None => self.wait(waiter).await,
+        }
+    }
+
     async fn outcome_of(&self, in_flight: &Arc<InFlight>) -> RefreshResult {
         if Handle::try_current().is_err() {
             // Nothing here could tell the time.

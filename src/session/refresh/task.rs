@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use tokio::{runtime::Handle, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     super::Session,
@@ -24,13 +24,13 @@ use crate::{
     token::Arrival,
 };
 
-/// Starts a refresh on the caller's runtime. Without a runtime it ends at once.
+/// Starts a refresh. Without a runtime it ends at once.
 pub(super) fn spawn(session: &Session, in_flight: Arc<InFlight>) {
-    let guard = Guard { session: session.clone(), in_flight: Arc::clone(&in_flight) };
-    let work = session.within(run(guard));
-    if let Ok(runtime) = Handle::try_current() {
-        runtime.spawn(Work::task(in_flight, work));
-    }
+    let guard = Guard { session: session.clone(), in_flight };
+    session.spawn(guard, |guard| {
+        let (session, in_flight) = (guard.session.clone(), Arc::clone(&guard.in_flight));
+        Work::task(in_flight, session.within(run(guard)))
+    });
 }
 
 async fn run(guard: Guard) {

@@ -35,6 +35,10 @@ impl Turn {
         }
     }
 
+    pub(in crate::session) fn is_free(&self) -> bool {
+        !*self.0.taken.borrow()
+    }
+
     /// Waits until nobody has it.
     pub(in crate::session) async fn free(&self) {
         let _ = self.0.taken.subscribe().wait_for(|taken| !*taken).await;
