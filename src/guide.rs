@@ -12,6 +12,9 @@
 pub mod coming_from {}
 #[doc = include_str!("../docs/guide/concepts.md")]
 pub mod concepts {}
+#[cfg(feature = "dpop")]
+#[doc = include_str!("../docs/guide/dpop.md")]
+pub mod dpop {}
 #[doc = include_str!("../docs/guide/errors.md")]
 pub mod errors {}
 #[doc = include_str!("../docs/guide/order.md")]
