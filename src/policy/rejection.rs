@@ -24,7 +24,7 @@ pub struct Verdict {
     /// ([`Session::observe`](crate::Session::observe)).
     pub new_nonce: bool,
     /// The response says nothing about the token.
-    inconclusive: bool,
+    pub(crate) inconclusive: bool,
 }
 
 impl Verdict {

@@ -41,24 +41,45 @@ pub struct Credential {
     state: Arc<State>,
     access: AccessToken,
     header: HeaderValue,
+    /// The nonce that the last request carried.
+    #[cfg(feature = "dpop")]
+    carried: Arc<std::sync::Mutex<crate::dpop::Carried>>,
 }
 
 impl Credential {
-    /// What goes on a request to this URL: the right way for every placement. Values are marked
-    /// sensitive.
+    /// What goes on one request with this method and URL: the right way for every placement. Values
+    /// are marked sensitive. With `Placement::dpop` there are two headers, and the proof among them
+    /// is good for this request alone.
     ///
     /// # Errors
     /// [`UntrustedOrigin`](ErrorKind::UntrustedOrigin) for a URL that is of no origin of the
-    /// session.
-    #[allow(clippy::unused_async, reason = "a proof that a device signs has to be waited for")]
-    pub async fn headers(
-        &self,
-        _method: &Method,
-        url: impl AsRef<str>,
-    ) -> Result<HeaderMap, Error> {
-        self.session.trusted(url.as_ref())?;
+    /// session; what the signer of a key fails with.
+    pub async fn headers(&self, method: &Method, url: impl AsRef<str>) -> Result<HeaderMap, Error> {
+        let url = self.session.trusted(url.as_ref())?;
         let (name, value) = self.header();
-        Ok(HeaderMap::from_iter([(name.clone(), value.clone())]))
+        #[allow(unused_mut, reason = "the feature dpop adds a header")]
+        let mut headers = HeaderMap::from_iter([(name.clone(), value.clone())]);
+        #[cfg(feature = "dpop")]
+        self.add_proof(method, &url, &mut headers).await?;
+        #[cfg(not(feature = "dpop"))]
+        let _ = (method, url, std::future::ready(()).await);
+        Ok(headers)
+    }
+
+    #[cfg(feature = "dpop")]
+    async fn add_proof(
+        &self,
+        method: &Method,
+        url: &Url,
+        headers: &mut HeaderMap,
+    ) -> Result<(), Error> {
+        use crate::dpop::{DPOP, Role};
+        let Some(dpop) = self.session.dpop() else { return Ok(()) };
+        let token = self.access.expose_secret();
+        let (proof, carried) = dpop.prove(Role::Api, method, url, Some(token)).await?;
+        headers.insert(DPOP, proof);
+        *self.carried.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = carried;
+        Ok(())
     }
 
     /// The name and the value of the header that carries the token, for clients that take one.
@@ -301,6 +322,10 @@ impl Session {
         let expired = credential.state.has_expired(Now::read());
         let mut verdict = policy::is_rejection(status, headers, taken.replaced, expired);
         verdict.captured = taken.adopted;
+        #[cfg(feature = "dpop")]
+        if self.observe_proof(credential, &url, &mut verdict, status, headers) {
+            return verdict;
+        }
         if let Some(rule) = self.rejected_if()
             && let Some(response) = response_for(&url, status, headers)
         {
@@ -308,6 +333,41 @@ impl Session {
             verdict.rejected = ruled.unwrap_or(verdict.rejected);
         }
         verdict
+    }
+
+    /// Takes the nonce, and reads what the response says of the proof. Whether it speaks of that
+    /// alone.
+    #[cfg(feature = "dpop")]
+    fn observe_proof(
+        &self,
+        credential: &Credential,
+        url: &Url,
+        verdict: &mut Verdict,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) -> bool {
+        use crate::dpop::{Challenge, Role, api_challenge};
+        let Some(dpop) = self.dpop() else { return false };
+        let carried = {
+            let carried = &credential.carried;
+            carried.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        };
+        dpop.take_nonce(Role::Api, url, headers);
+        match api_challenge(status, headers, carried.as_deref()) {
+            Challenge::UseNonce => {
+                verdict.rejected = false;
+                verdict.new_nonce = dpop.has_other_nonce(Role::Api, url, &carried);
+                verdict.inconclusive = true;
+                true
+            }
+            Challenge::InvalidProof => {
+                verdict.rejected = false;
+                verdict.inconclusive = true;
+                true
+            }
+            // What a body asks for cannot be seen from here.
+            Challenge::AskBody | Challenge::Nothing => false,
+        }
     }
 
     /// A URL that the token may be sent to.
@@ -345,7 +405,14 @@ impl Session {
         let state = self.load_full();
         let access = state.token_to_send()?.clone();
         let header = state.header_to_send()?.clone();
-        Ok(Credential { session: self.clone(), state, access, header })
+        Ok(Credential {
+            session: self.clone(),
+            state,
+            access,
+            header,
+            #[cfg(feature = "dpop")]
+            carried: Arc::default(),
+        })
     }
 
     /// The API rejected this generation in the chain: no credential is given with it.

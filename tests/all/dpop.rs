@@ -6,6 +6,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::{HeaderValue, Method};
 use reqwest::StatusCode;
 use reqwest_middleware::ClientWithMiddleware;
 use reqwest_reauth::{
@@ -277,4 +278,52 @@ async fn a_captured_token_is_taken_from_a_challenge_too() {
     assert_eq!(session.generation(), 2);
     assert_eq!(client.get(server.url("/c")).send().await.unwrap().status(), 200);
     assert!(seen.lock().unwrap().iter().all(|event| !event.contains("Replayed")));
+}
+
+#[tokio::test]
+async fn a_credential_has_both_headers_for_its_request() {
+    let server = start(Dpop::new().api_nonces(1)).await;
+    let session = bound(&server).build().unwrap();
+    let url = server.url("/grpc?x=1");
+    let http = reqwest::Client::new();
+    let calls = Arc::new(Mutex::new(0));
+    let status = session
+        .with_credential(&url, |credential| {
+            let (session, http, url) = (session.clone(), http.clone(), url.clone());
+            *calls.lock().unwrap() += 1;
+            async move {
+                let headers = credential.headers(&Method::POST, &url).await.unwrap();
+                assert!(headers.values().all(HeaderValue::is_sensitive));
+                let response = http.post(&url).headers(headers).send().await.unwrap();
+                let (status, headers) = (response.status(), response.headers());
+                session.observe(&credential, &url, status, headers).reply(status)
+            }
+        })
+        .await
+        .unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(*calls.lock().unwrap(), 2, "once more with the nonce");
+    assert_eq!(statuses(&server), [401, 200]);
+}
+
+#[tokio::test]
+async fn a_credential_is_asked_again_for_a_nonce_once() {
+    let server = start(Dpop::new().challenge_for_ever()).await;
+    let session = bound(&server).build().unwrap();
+    let url = server.url("/a");
+    let http = reqwest::Client::new();
+    let status = session
+        .with_credential(&url, |credential| {
+            let (session, http, url) = (session.clone(), http.clone(), url.clone());
+            async move {
+                let headers = credential.headers(&Method::GET, &url).await.unwrap();
+                let response = http.get(&url).headers(headers).send().await.unwrap();
+                let (status, headers) = (response.status(), response.headers());
+                session.observe(&credential, &url, status, headers).reply(status)
+            }
+        })
+        .await
+        .unwrap();
+    assert_eq!(status, 401);
+    assert_eq!(server.api_hits(), 2);
 }
