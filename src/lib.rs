@@ -1,89 +1,95 @@
 //! Keeps a [`reqwest`] client signed in.
 //!
 //! Jobs run for hours; access tokens live for minutes. Wrap your client in this chain of
-//! [`reqwest-middleware`](reqwest_middleware), and a token that the API rejects, or replaces
-//! through the response header `Refreshed-API-Token`, never reaches your code as a failure.
+//! [`reqwest-middleware`](reqwest_middleware), and a token that the API rejects, or replaces through
+//! the response header `Refreshed-API-Token`, does not reach your code as a failure.
 //!
 //! ```text
 //! client.send()
-//!   └ Replay      keeps a copy; sends once more when the token that was rejected is no longer the current one
-//!      └ Refresh     makes sure a usable token is there; renews it when the API refuses it
-//!         └ Capture     takes `Refreshed-API-Token` off every answer, whatever its status
-//!            └ Authorize   puts `Authorization: Bearer …` on
+//!   └ Replay      keeps a copy; sends it once more if the token was rejected and the session has a newer one
+//!      └ Refresh     ensures a usable token; renews it when the API rejects it
+//!         └ Capture     takes a replacement token from every response, whatever its status
+//!            └ Authorize   attaches the token
 //!               └ the connection
 //! ```
 //!
 //! # Quick start
 //!
 //! ```no_run
-//! use reqwest_middleware::ClientBuilder;
-//! use reqwest_reauth::{ClientBuilderExt, OAuthRefresh, Session, Tokens};
+//! use reqwest_reauth::{OAuthRefresh, Session, Tokens};
 //!
-//! # async fn f() -> Result<(), Box<dyn std::error::Error>> {
-//! let tokens = Tokens::new("access-token")?.with_refresh_token("refresh-token")?;
-//! let session = Session::builder(tokens)
-//!     .origin("https://api.example.com")
-//!     .refresher(OAuthRefresh::new("https://api.example.com/oauth/access_token"))
-//!     .build()?;
-//! let client = ClientBuilder::new(reqwest::Client::new()).with_session(session).build();
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let tokens = Tokens::new("access-token")?.with_refresh_token("refresh-token")?;
+//!     let session = Session::builder(tokens)
+//!         .origin("https://api.example.com")
+//!         .refresher(OAuthRefresh::new("https://api.example.com/oauth/access_token"))
+//!         .build()?;
+//!     let client = session.wrap(reqwest::Client::new());
 //!
-//! let answer = client.get("https://api.example.com/jobs").send().await?;
-//! # Ok(())
-//! # }
+//!     let response = client.get("https://api.example.com/jobs").send().await?;
+//!     println!("{}", response.status());
+//!     Ok(())
+//! }
 //! ```
 //!
-//! For a heartbeat in a long-running job, see [`heartbeat`]. For everything else, see the
-//! [`guide`]: [concepts](guide::concepts), [recipes](guide::recipes), [errors](guide::errors),
+//! For a heartbeat in a long-running job, see [`heartbeat`]. For everything else, see the [`guide`]:
+//! [concepts](guide::concepts), [recipes](guide::recipes), [errors](guide::errors),
 //! [telemetry](guide::telemetry), and [coming from elsewhere](guide::coming_from).
 //!
-//! # What is guaranteed
+//! # Guarantees
 //!
-//! - **One refresh at a time** for a session, however many requests, clients and tasks use it.
-//!   Everybody who waits gets its result.
-//! - **A refresh outlives its callers.** Dropping all of them loses nothing: a rotated refresh
-//!   token is kept before anything else is judged, and is in the [store](TokenStore), if there is
-//!   one, before a request uses what came with it.
-//! - **Failures of the token endpoint are told apart.** A 502 is retried with backoff and
-//!   `Retry-After`; `invalid_grant` is believed once and not asked again; after any failure the
-//!   endpoint is let be for a while.
-//! - **A late answer never undoes a newer token**, and a token is taken from nobody but the API
-//!   itself.
-//! - **A rejected request is sent again at most once**, whole, with another token, or not at all: a
+//! - **One refresh at a time.** All requests, clients and tasks that share a session wait for the
+//!   same refresh and get its result.
+//! - **A refresh outlives its callers.** Dropping a request does not stop it. A new refresh token is
+//!   kept before anything else in the response is judged, and is in the [store](TokenStore), if
+//!   there is one, before a request uses the access token that came with it.
+//! - **Failures of the token endpoint are distinguished.** A 502 is retried with backoff and
+//!   `Retry-After`. After `invalid_grant` the session stops asking until it gets a new login. After
+//!   any other failure the session stops calling the token endpoint for a cool-down (10 s by
+//!   default).
+//! - **A late response never undoes a newer token**, and only the API itself can replace a token.
+//! - **A rejected request is replayed at most once**, whole and with another token, or not at all. A
 //!   streamed body is never sent empty or half.
-//! - **Tokens go to the session's origins only**, and are in no `Debug`, `Display`, error or log.
+//! - **A timer never discards a response that has arrived**, even if the process was stopped or the
+//!   machine was suspended meanwhile.
+//! - **Tokens go to the session's origins only**, and appear in no `Debug`, `Display`, error or log.
 //!
-//! # What is not
+//! # Scope
 //!
-//! - A request that fails for other reasons is not retried: that is `reqwest-retry`'s work, outside
-//!   this chain.
-//! - No login flow: tokens come from you, and [`Session::replace_tokens`] takes new ones.
-//! - A crash between the token endpoint's answer and the save loses the login at a server without a
-//!   grace for spent refresh tokens. The next process's error says
-//!   [`possibly_consumed`](Error::possibly_consumed) if the spent token was in its store.
+//! - The chain does not retry requests that fail for other reasons. `reqwest-retry` does, outside
+//!   the chain.
+//! - There is no login flow. Your program obtains the first tokens, and
+//!   [`Session::replace_tokens`] takes new ones.
+//! - If the process dies after the token endpoint has answered and before the new refresh token is
+//!   saved, a server without a grace period for spent refresh tokens ends the login. The next
+//!   process's error says [`possibly_consumed`](Error::possibly_consumed) if the spent token was in
+//!   its store.
 //! - Copies of a token in the buffers of the HTTP stack are not wiped.
 //!
 //! # Order
 //!
-//! Retries and tracing of whole calls go outside the chain, rate limits and request signing inside;
-//! nothing that turns a status into an error may stand inside. [The page on order](guide::order)
-//! has the reasons.
+//! Retries and tracing of whole calls go outside the chain, rate limits and request signing inside.
+//! Nothing that turns a status into an error may stand inside. [The page on order](guide::order) has
+//! the reasons.
 //!
 //! # Errors
 //!
-//! A request fails with [`reqwest_middleware::Error`]; [`Error::find_in`] finds this crate's
-//! [`Error`] inside, which names what the API and what the token endpoint answered, apart. [The
-//! page on errors](guide::errors) says what to do about each kind.
+//! A request fails with [`reqwest_middleware::Error`]. [`Error::find_in`] finds this crate's
+//! [`Error`] inside it, which names what the API and what the token endpoint answered, separately.
+//! [The page on errors](guide::errors) says what to do about each kind.
 //!
 //! # Features
 //!
-//! None is on by default. Those of TLS are reqwest's, passed through: a crate that depends on
-//! reqwest with its defaults needs none.
+//! No feature is enabled by default. Those for TLS and HTTP/2 are reqwest's own, passed through: a
+//! crate that depends on reqwest with its defaults needs none of them.
 //!
 //! | feature | what it adds |
 //! | --- | --- |
 //! | `redis` | `RedisStore`: one login for a fleet on several machines |
 //! | `metrics` | counters and histograms through the `metrics` facade |
-//! | `test-util` | `testing::AuthServer`: a scripted API and token server to test clients against |
+//! | `dpop` | `Placement::dpop`: tokens that are bound to a key (RFC 9449) |
+//! | `test-util` | `testing::AuthServer`: a scripted API and token endpoint to test clients against |
 //! | `rustls`, `rustls-no-provider`, `native-tls`, `http2`, `system-proxy` | reqwest's features of the same names |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
