@@ -175,7 +175,7 @@ fn failed_beats_are_counted_by_reason() {
             assert!(
                 matches!(
                     stopped,
-                    Stopped::TooManyFailures { failures: 1 } | Stopped::ByStatus { .. }
+                    Stopped::TooManyFailures { failures: 1, .. } | Stopped::ByStatus { .. }
                 ),
                 "{stopped:?}"
             );
@@ -200,7 +200,7 @@ fn failed_beats_are_counted_by_reason() {
         once(Heartbeat::new(plain, |_| panic!("a closure that panics"))).await;
     });
     let beats: Vec<_> =
-        counts.into_iter().filter(|(name, _)| name.starts_with("reauth.heartbeat.")).collect();
+        counts.into_iter().filter(|(name, _)| name.starts_with("reauth.heartbeat.beat")).collect();
     let causes = ["auth", "none", "panicked", "status", "timed_out", "transport"];
     let expected = ["reauth.heartbeat.beat.duration", "reauth.heartbeat.beats"]
         .into_iter()

@@ -1,4 +1,15 @@
 //! When the next beat is due: from values to an instant, no clock and no await.
+//!
+//! What wins, where the rules disagree:
+//!
+//! 1. The tick: whole periods after the first beat, up to 5 % early.
+//! 2. After a failed beat, half of what is left of the lease, if that is sooner.
+//! 3. The two places in the token's reissue window, if one is sooner; and at once if the machine
+//!    was suspended and the tick would come after the token's end.
+//! 4. `Retry-After` moves all of these back, but not beyond the point where a third of the lease is
+//!    left, and not beyond the last place in the reissue window.
+//!
+//! `beat_now` and the end of the lease heed none of them: both are the loop's.
 
 use std::time::Duration;
 
@@ -12,11 +23,17 @@ use crate::token::Lifetime;
 const JITTER: f64 = 0.05;
 /// Where in the reissue window the two beats stand. The first well inside, since `iat` and `exp`
 /// may be whole seconds and the server counts from when it signed; the second with time left for
-/// its own answer.
+/// its own response.
 const IN_WINDOW: [f64; 2] = [0.25, 0.625];
 /// Beats for the sake of a token's window are at least this far apart: a server that hands out
 /// tokens of a millisecond is not to make the loop spin.
 const CLOSEST: Duration = Duration::from_millis(10);
+/// After a failed beat the next one comes no sooner than this because of the lease.
+const SHORTEST_RETRY: Duration = Duration::from_secs(1);
+/// Within these a server may set the period.
+const PERIODS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
+/// The longest time without a success for which a 429 is not held against the job.
+const LONGEST_PARDON: Duration = Duration::from_secs(3600);
 /// Beyond any schedule, and within what the clock can hold.
 const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 10);
 
@@ -24,6 +41,7 @@ const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 10);
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
     every: Duration,
+    lease: Option<Duration>,
     reissue_window: Option<f64>,
     /// Ticks are whole periods after this.
     anchor: Instant,
@@ -31,6 +49,10 @@ pub(super) struct Schedule {
     /// `tick`, less the jitter.
     planned: Instant,
     last: Instant,
+    /// After a failed beat, for the sake of the lease.
+    retry: Option<Instant>,
+    /// What `Retry-After` asked for.
+    not_before: Option<Instant>,
 }
 
 /// The next beat, and why it is then.
@@ -47,56 +69,168 @@ pub(super) enum Cause {
     Tick,
     /// The token's reissue window.
     Window,
-    /// `beat_now`.
+    /// The last one failed, and the lease runs out.
+    Retry,
+    /// The server has said when.
     Asked,
+    /// `beat_now`.
+    Now,
+}
+
+/// A beat that is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beaten {
+    pub(super) cause: Cause,
+    pub(super) began: Instant,
+    pub(super) now: Instant,
+    pub(super) failed: bool,
+    /// The server's `Retry-After`.
+    pub(super) asked_wait: Option<Duration>,
+    /// The end of the lease, after this beat.
+    pub(super) lease_end: Option<Instant>,
+    /// A random number from 0 to 1.
+    pub(super) jitter: f64,
+}
+
+/// What is known when the next beat is looked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View {
+    pub(super) now: Instant,
+    /// Of the present token, as instants of the monotonic clock.
+    pub(super) token: Option<Lifetime>,
+    pub(super) lease_end: Option<Instant>,
+    /// How long the machine was suspended since the last beat.
+    pub(super) suspended: Duration,
 }
 
 impl Schedule {
     /// The first beat is at once.
-    pub(super) fn new(now: Instant, every: Duration, reissue_window: Option<f64>) -> Self {
-        Self { every, reissue_window, anchor: now, tick: now, planned: now, last: now }
+    pub(super) fn new(
+        now: Instant,
+        every: Duration,
+        lease: Option<Duration>,
+        reissue_window: Option<f64>,
+    ) -> Self {
+        Self {
+            every,
+            lease,
+            reissue_window,
+            anchor: now,
+            tick: now,
+            planned: now,
+            last: now,
+            retry: None,
+            not_before: None,
+        }
     }
 
     pub(super) fn watches_the_token(&self) -> bool {
         self.reissue_window.is_some()
     }
 
-    /// When to beat next, given the lifetime of the present token.
-    pub(super) fn due(&self, now: Instant, lifetime: Option<Lifetime>) -> Due {
-        let tick = Due { at: self.planned, cause: Cause::Tick };
-        let (Some(fraction), Some(lifetime)) = (self.reissue_window, lifetime) else {
-            return tick;
+    /// When to beat next.
+    pub(super) fn due(&self, view: &View) -> Due {
+        let mut due = Due { at: self.planned, cause: Cause::Tick };
+        let sooner = |due: &mut Due, at: Option<Instant>, cause| {
+            if let Some(at) = at.filter(|at| *at < due.at) {
+                *due = Due { at, cause };
+            }
         };
-        // For an expired token the window is missed, and not made up.
-        let slots = window(lifetime, fraction).into_iter().filter(|_| now < lifetime.until);
+        sooner(&mut due, self.retry, Cause::Retry);
+        let places = self.places(view);
         let closest = later(self.last, CLOSEST);
-        match slots.filter(|&slot| slot > self.last).map(|slot| slot.max(closest)).min() {
-            Some(at) if at < tick.at => Due { at, cause: Cause::Window },
-            _ => tick,
+        sooner(&mut due, places.iter().flatten().min().map(|&at| at.max(closest)), Cause::Window);
+        if let (Some(_), Some(token)) = (self.reissue_window, view.token)
+            && !view.suspended.is_zero()
+            && view.now < token.until
+            && due.at >= token.until
+        {
+            due = Due { at: view.now, cause: Cause::Window };
         }
+        if let Some(asked) = self.not_before {
+            let last_third = self.last_third(view);
+            let limits = [last_third, places.iter().flatten().max().copied()];
+            let at = limits.into_iter().flatten().fold(asked, Instant::min);
+            if at > due.at {
+                due = Due { at, cause: Cause::Asked };
+            }
+        }
+        due
     }
 
-    /// After a beat that began at `began` and is over `now`. `jitter` is a random number between 0
-    /// and 1. A beat that was moved forward takes the following ones with it; one that was asked for
-    /// moves nothing. Ticks that have passed meanwhile are left out.
-    pub(super) fn beaten(&mut self, cause: Cause, began: Instant, now: Instant, jitter: f64) {
+    /// The places in the reissue window that are still to come, or were missed. For an expired
+    /// token the window is over, and not made up.
+    fn places(&self, view: &View) -> [Option<Instant>; 2] {
+        let (Some(fraction), Some(token)) = (self.reissue_window, view.token) else {
+            return [None; 2];
+        };
+        // The token has aged while the machine was suspended, and the monotonic clock has not.
+        let last = self.last.checked_sub(view.suspended).unwrap_or(self.last);
+        window(token, fraction).map(|at| Some(at).filter(|&at| at > last && view.now < token.until))
+    }
+
+    /// The moment at which a third of the lease is left.
+    fn last_third(&self, view: &View) -> Option<Instant> {
+        let (end, lease) = view.lease_end.zip(self.lease)?;
+        Some(end.checked_sub(lease / 3).unwrap_or(end))
+    }
+
+    /// After a beat. One that was moved forward for the token's sake takes the following ones with
+    /// it; others move nothing. Ticks that have passed meanwhile are left out.
+    pub(super) fn beaten(&mut self, beaten: &Beaten) {
+        let Beaten { cause, began, now, .. } = *beaten;
         let done = match cause {
             Cause::Tick => self.tick,
             Cause::Window => {
                 self.anchor = began;
                 began
             }
-            Cause::Asked => now,
+            Cause::Retry | Cause::Asked | Cause::Now => now,
         };
         self.last = began;
-        // After a beat that was asked for, the tick that was due next still is, unless it has
+        // After a beat that was in addition, the tick that was due next still is, unless it has
         // passed.
-        if cause != Cause::Asked || now >= self.tick {
-            self.tick = tick_after(self.anchor, self.every, done.max(now));
-            let early = self.every.min(NEVER).mul_f64(JITTER * jitter.clamp(0.0, 1.0));
-            self.planned = self.tick.checked_sub(early).unwrap_or(self.tick);
+        if matches!(cause, Cause::Tick | Cause::Window) || now >= self.tick {
+            self.plan(done.max(now), beaten.jitter);
+        }
+        self.retry = beaten
+            .lease_end
+            .filter(|_| beaten.failed)
+            .map(|end| later(now, (end.saturating_duration_since(now) / 2).max(SHORTEST_RETRY)));
+        self.not_before = match beaten.asked_wait {
+            Some(wait) => Some(later(now, wait)),
+            None => self.not_before.filter(|_| beaten.failed),
+        };
+    }
+
+    /// The server wants a beat this often from now on.
+    pub(super) fn set_every(&mut self, every: Duration, beaten: &Beaten) {
+        if every != self.every {
+            self.every = every;
+            self.anchor = beaten.began;
+            self.plan(beaten.now, beaten.jitter);
         }
     }
+
+    fn plan(&mut self, after: Instant, jitter: f64) {
+        self.tick = tick_after(self.anchor, self.every, after);
+        let early = self.every.min(NEVER).mul_f64(JITTER * jitter.clamp(0.0, 1.0));
+        self.planned = self.tick.checked_sub(early).unwrap_or(self.tick);
+    }
+}
+
+/// A period that the server has asked for, within what is sensible.
+pub(super) fn period(asked: Duration, lease: Option<Duration>) -> Duration {
+    let [shortest, longest] = PERIODS;
+    let period = asked.clamp(shortest, longest);
+    // Not zero, whatever the lease.
+    lease.map_or(period, |lease| period.min(lease / 2)).max(CLOSEST)
+}
+
+/// Whether a 429 that says when to come back counts for `max_failures`: only if there was no
+/// success for a long time.
+pub(super) fn is_pardoned(every: Duration, since_success: Duration) -> bool {
+    since_success < every.saturating_mul(10).max(LONGEST_PARDON)
 }
 
 /// The first whole number of periods after `anchor` that is after `now`.
@@ -115,142 +249,10 @@ fn window(lifetime: Lifetime, fraction: f64) -> [Instant; 2] {
     IN_WINDOW.map(|part| later(lifetime.from, life.mul_f64(fraction + (1.0 - fraction) * part)))
 }
 
-fn later(from: Instant, span: Duration) -> Instant {
+/// An instant that the clock can hold.
+pub(super) fn later(from: Instant, span: Duration) -> Instant {
     from.checked_add(span).or_else(|| from.checked_add(NEVER)).unwrap_or(from)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seconds(seconds: f64) -> Duration {
-        Duration::from_secs_f64(seconds)
-    }
-
-    #[test]
-    fn ticks_are_whole_periods_and_missed_ones_are_left_out() {
-        let start = Instant::now();
-        // How long the beat at 0 took, and when the next one is.
-        for (took, next) in [(0.0, 10.0), (9.9, 10.0), (10.0, 20.0), (10.1, 20.0), (95.0, 100.0)] {
-            let mut schedule = Schedule::new(start, seconds(10.0), None);
-            assert_eq!(schedule.due(start, None), Due { at: start, cause: Cause::Tick });
-            schedule.beaten(Cause::Tick, start, start + seconds(took), 0.0);
-            assert_eq!(schedule.due(start, None).at, start + seconds(next), "after {took} s");
-        }
-    }
-
-    #[test]
-    fn jitter_is_early_and_at_most_a_twentieth_of_the_period() {
-        let start = Instant::now();
-        for (jitter, next) in [(0.0, 20.0), (0.5, 19.75), (1.0, 19.5), (7.0, 19.5)] {
-            let mut schedule = Schedule::new(start, seconds(10.0), None);
-            schedule.beaten(Cause::Tick, start, start, 0.0);
-            // A beat before its tick does not bring the same tick again.
-            schedule.beaten(Cause::Tick, start + seconds(9.5), start + seconds(9.6), jitter);
-            assert_eq!(schedule.due(start, None).at, start + seconds(next), "jitter {jitter}");
-        }
-    }
-
-    #[test]
-    fn a_beat_that_was_asked_for_moves_no_tick() {
-        let start = Instant::now();
-        for (began, over, next) in [(3.0, 4.0, 10.0), (9.9, 10.1, 20.0), (9.9, 31.0, 40.0)] {
-            let mut schedule = Schedule::new(start, seconds(10.0), None);
-            schedule.beaten(Cause::Tick, start, start, 0.0);
-            schedule.beaten(Cause::Asked, start + seconds(began), start + seconds(over), 1.0);
-            let due = schedule.due(start, None).at;
-            let early = start + seconds(next) - due;
-            assert!(
-                early <= seconds(0.5),
-                "asked for at {began}, over at {over}: next at {:?}",
-                due - start
-            );
-        }
-    }
-
-    #[test]
-    fn two_beats_fall_into_the_last_part_of_the_life() {
-        let start = Instant::now();
-        let token = Lifetime { from: start, until: start + seconds(10.0) };
-        // The last beat, now, and the next with a tick at 9; `None`: the tick.
-        let table = [
-            (0.0, 0.1, Some(8.5)),
-            (8.4, 8.4, Some(8.5)),
-            (8.5, 8.5, None),
-            (8.6, 8.6, None),
-            (8.4, 8.8, Some(8.5)),
-            (8.4, 10.0, None),
-        ];
-        for (last, now, next) in table {
-            let mut schedule = Schedule::new(start, seconds(9.0), Some(0.8));
-            schedule.beaten(Cause::Tick, start + seconds(last), start + seconds(last), 0.0);
-            schedule.tick = start + seconds(9.0);
-            schedule.planned = schedule.tick;
-            let due = schedule.due(start + seconds(now), Some(token));
-            let expected = match next {
-                Some(at) => Due { at: start + seconds(at), cause: Cause::Window },
-                None => Due { at: start + seconds(9.0), cause: Cause::Tick },
-            };
-            assert_eq!(due, expected, "last {last}, now {now}");
-        }
-    }
-
-    #[test]
-    fn a_tick_in_the_window_stays_a_tick() {
-        let start = Instant::now();
-        let token = Lifetime { from: start, until: start + seconds(10.0) };
-        let mut schedule = Schedule::new(start, seconds(8.5), Some(0.8));
-        schedule.beaten(Cause::Tick, start, start, 0.0);
-        assert_eq!(
-            schedule.due(start, Some(token)),
-            Due { at: start + seconds(8.5), cause: Cause::Tick }
-        );
-    }
-
-    #[test]
-    fn a_moved_beat_takes_the_following_ones_with_it() {
-        let start = Instant::now();
-        let token = Lifetime { from: start, until: start + seconds(10.0) };
-        let mut schedule = Schedule::new(start, seconds(9.0), Some(0.8));
-        schedule.beaten(Cause::Tick, start, start, 0.0);
-        let moved = start + seconds(8.5);
-        assert_eq!(schedule.due(start, Some(token)), Due { at: moved, cause: Cause::Window });
-        schedule.beaten(Cause::Window, moved, moved, 0.0);
-        assert_eq!(schedule.due(moved, None).at, start + seconds(17.5));
-        // It brought no new token: once more before the end.
-        assert_eq!(
-            schedule.due(moved, Some(token)),
-            Due { at: start + seconds(9.25), cause: Cause::Window }
-        );
-    }
-
-    #[test]
-    fn without_window_or_expiry_there_are_only_ticks() {
-        let start = Instant::now();
-        let token = Some(Lifetime { from: start, until: start + seconds(10.0) });
-        for (window, lifetime) in [(None, token), (Some(0.8), None)] {
-            let mut schedule = Schedule::new(start, seconds(9.0), window);
-            schedule.beaten(Cause::Tick, start, start, 0.0);
-            assert_eq!(
-                schedule.due(start, lifetime),
-                Due { at: start + seconds(9.0), cause: Cause::Tick }
-            );
-        }
-    }
-
-    #[test]
-    fn odd_periods_and_lifetimes_neither_panic_nor_spin() {
-        let start = Instant::now();
-        for every in [Duration::from_nanos(1), Duration::MAX] {
-            let mut schedule = Schedule::new(start, every, Some(0.999));
-            schedule.beaten(Cause::Tick, start, start, 1.0);
-            let lifetime = Lifetime { from: start, until: start + Duration::from_nanos(3) };
-            let due = schedule.due(start, Some(lifetime));
-            assert!(due.at > start, "{every:?}");
-            assert!(due.cause == Cause::Tick || due.at == start + CLOSEST, "{every:?}");
-            // A period that the clock cannot hold is a very long one, not a short one.
-            let year = Duration::from_secs(365 * 86_400);
-            assert_eq!(schedule.due(start, None).at > start + 9 * year, every == Duration::MAX);
-        }
-    }
-}
+mod tests;

@@ -2,276 +2,499 @@
 //! [`verdict`].
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    future::pending,
     time::{Duration, SystemTime},
 };
 
 use http::StatusCode;
-use reqwest::Response;
-use reqwest_middleware::{ClientWithMiddleware, RequestBuilder};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 
 use super::{
     Failure, Health, Stopped,
-    schedule::{Cause, Schedule},
+    beat::{Beats, Came, Report},
+    lease::{Lease, Moment},
+    schedule::{self, Beaten, Cause, Schedule, View, later},
 };
 use crate::{
-    catch_panic::catch_panic,
-    error::{Error, ErrorKind},
-    outcome::Outcome,
-    session::Session,
-    telemetry::{BeatTold, Telemetry},
-    time::within,
+    error::{ErrorKind, printable},
+    session::{Session, SessionState},
+    telemetry::{BeatTold, EndTold, Telemetry},
 };
 
-pub(super) type Beat = Box<dyn Fn(&ClientWithMiddleware) -> RequestBuilder + Send + Sync>;
-pub(super) type Rule = Box<dyn Fn(StatusCode) -> bool + Send + Sync>;
-
-/// How soon a token that other requests have brought is noticed, where its expiry matters.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How much of an answer's body is read, for the sake of the connection, and how long that may
-/// take.
-const MOST_BODY_BYTES: usize = 64 << 10;
-const MOST_BODY_TIME: Duration = Duration::from_millis(100);
+/// How often a login is looked for where no session says how long its cool-down is.
+const LOOK_FOR_LOGIN: Duration = Duration::from_secs(10);
 
 pub(super) struct Worker {
-    pub(super) client: ClientWithMiddleware,
-    pub(super) beat: Beat,
-    pub(super) session: Option<Session>,
+    pub(super) beats: Beats,
+    pub(super) rules: Rules,
+    pub(super) signals: Signals,
+    pub(super) health: watch::Sender<Health>,
     /// For a heartbeat without a session.
     pub(super) telemetry: Telemetry,
-    pub(super) every: Duration,
-    pub(super) timeout: Duration,
-    pub(super) max_failures: Option<u32>,
-    pub(super) stop_on: Option<Rule>,
-    pub(super) reissue_window: Option<f64>,
-    pub(super) health: watch::Sender<Health>,
-    pub(super) asked: watch::Receiver<u64>,
-    pub(super) served: watch::Sender<u64>,
-    pub(super) stopping: watch::Receiver<bool>,
 }
 
-/// How a beat went.
-#[derive(Debug)]
-enum Beaten {
-    /// `told`: it is an answer that ends the job.
-    Answered {
-        status: StatusCode,
-        told: bool,
-    },
-    Failed {
-        status: Option<StatusCode>,
-        why: Failure,
-    },
+pub(super) struct Rules {
+    pub(super) every: Duration,
+    pub(super) max_failures: Option<u32>,
+    pub(super) lease: Option<Duration>,
+    pub(super) reissue_window: Option<f64>,
+    pub(super) wait_for_login: Option<Duration>,
+}
+
+/// What the handle wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stop {
+    No,
+    /// After the beat in flight.
+    AfterBeat,
+    Now,
+}
+
+pub(super) struct Signals {
+    pub(super) stop: watch::Receiver<Stop>,
+    /// Counts the beats that were asked for.
+    pub(super) asked: watch::Receiver<u64>,
+    /// Up to which of these there has been a beat.
+    pub(super) served: watch::Sender<u64>,
+}
+
+/// What the loop keeps from beat to beat.
+struct Progress {
+    schedule: Schedule,
+    every: Duration,
+    lease: Option<Lease>,
+    /// The last beat's beginning.
+    last: Moment,
+    /// The last success, or the start.
+    last_success: Moment,
+    /// The end of the wait for a login.
+    login_limit: Option<Instant>,
+    /// It was told that a period was cut.
+    cut_told: bool,
 }
 
 impl Worker {
     pub(super) async fn run(mut self) -> Stopped {
-        let mut schedule = Schedule::new(Instant::now(), self.every, self.reissue_window);
+        let stopped = self.beat_until_stopped().await;
+        let (reason, status, failures) = match &stopped {
+            Stopped::ByServer { reason } => (Some(printable(reason)), None, None),
+            Stopped::ByStatus { status } => (None, Some(*status), None),
+            Stopped::TooManyFailures { failures } => (None, None, Some(*failures)),
+            _ => (None, None, None),
+        };
+        self.telemetry().heartbeat_ended(&EndTold {
+            stopped: stopped.name(),
+            reason: reason.as_deref(),
+            status,
+            failures,
+            is_fault: stopped.is_fault(),
+        });
+        stopped
+    }
+
+    pub(super) fn session(&self) -> Option<&Session> {
+        self.beats.session.as_ref()
+    }
+
+    fn telemetry(&self) -> &Telemetry {
+        self.beats.session.as_ref().map_or(&self.telemetry, Session::telemetry)
+    }
+
+    async fn beat_until_stopped(&mut self) -> Stopped {
+        let start = Moment::now();
+        let Rules { every, lease, reissue_window, .. } = self.rules;
+        let mut progress = Progress {
+            schedule: Schedule::new(start.monotonic(), every, lease, reissue_window),
+            every,
+            lease: lease.map(|length| Lease::new(length, start)),
+            last: start,
+            last_success: start,
+            login_limit: None,
+            cut_told: false,
+        };
         let mut cause = Cause::Tick;
         loop {
-            if *self.stopping.borrow() || self.stopping.has_changed().is_err() {
+            if self.signals.is_stopping() {
                 return Stopped::Requested;
             }
-            let asked = *self.asked.borrow_and_update();
-            let began = Instant::now();
-            let beaten = self.beat().await;
-            let stopped = self.settle(beaten, began.elapsed());
-            self.served.send_replace(asked);
-            if let Some(stopped) = stopped {
-                tracing::info!(target: "reqwest_reauth", ?stopped, "heartbeat ended");
-                return stopped;
-            }
-            schedule.beaten(cause, began, Instant::now(), fastrand::f64());
-            cause = match self.wait(&schedule).await {
-                Some(cause) => cause,
-                None => return Stopped::Requested,
+            let stopped = match self.beat(&mut progress, cause).await {
+                Ok(()) => self.wait(&mut progress).await,
+                Err(stopped) => Err(stopped),
+            };
+            cause = match stopped {
+                Ok(cause) => cause,
+                Err(stopped) => return stopped,
             };
         }
     }
 
-    /// Until the next beat is due; `None` when there is to be none.
-    async fn wait(&mut self, schedule: &Schedule) -> Option<Cause> {
-        loop {
-            let now = Instant::now();
-            let due = schedule.due(now, self.session.as_ref().and_then(Session::lifetime));
-            let until =
-                if schedule.watches_the_token() { due.at.min(now + LOOK_AGAIN) } else { due.at };
-            tokio::select! {
-                biased;
-                // An error means that the handle is gone.
-                _ = self.stopping.wait_for(|&stop| stop) => return None,
-                Ok(()) = self.asked.changed() => return Some(Cause::Asked),
-                () = sleep_until(until) => if due.at <= Instant::now() {
-                    return Some(due.cause);
-                }
+    /// One beat, with all that follows from it. `Err` if it was the last.
+    async fn beat(&mut self, progress: &mut Progress, cause: Cause) -> Result<(), Stopped> {
+        let asked = *self.signals.asked.borrow_and_update();
+        let (began, sent) = (Moment::now(), SystemTime::now());
+        progress.last = began;
+        let lease_end = progress.lease.as_ref().map(|lease| lease.end(began));
+        let session = self.beats.session.clone();
+        let report = tokio::select! {
+            biased;
+            () = self.signals.aborted() => return Err(Stopped::Requested),
+            () = closed(session.as_ref()) => return Err(Stopped::Closed {}),
+            report = self.beats.beat() => report,
+            () = at(lease_end) => return Err(Stopped::LeaseLost {}),
+        };
+        let now = Moment::now();
+        let lease_lost = progress.lease.as_ref().is_some_and(|lease| lease.is_over(now));
+        let alive = matches!(report.result, Came::Alive { .. });
+        if alive && !lease_lost {
+            progress.last_success = now;
+            if let Some(lease) = &mut progress.lease {
+                lease.renew(began);
             }
         }
-    }
-
-    async fn beat(&self) -> Beaten {
-        let failed = |why| Beaten::Failed { status: None, why };
-        let Ok(request) = catch_unwind(AssertUnwindSafe(|| self.request())) else {
-            return failed(Failure::Panicked);
+        let failures = self.settle(&report, progress, began, now, sent);
+        let reasons = Reasons {
+            requested: self.signals.is_stopping(),
+            closed: session.as_ref().is_some_and(|session| session.state() == SessionState::Closed),
+            told: report.status.filter(|_| report.told),
+            came: &report.result,
+            waits_for_login: self.rules.wait_for_login.is_some(),
+            lease_lost,
+            too_many: self.rules.max_failures.is_some_and(|most| failures >= most),
+            failures,
         };
-        let response = match within(self.timeout, catch_panic(request.send())).await {
-            Err(_) => return failed(Failure::TimedOut),
-            Ok(None) => return failed(Failure::Panicked),
-            Ok(Some(Err(error))) => return not_sent(error),
-            Ok(Some(Ok(response))) => response,
+        let stopped = verdict(&reasons);
+        self.plan(progress, &report, cause, began, now);
+        self.signals.served.send_replace(asked);
+        stopped.map_or(Ok(()), Err)
+    }
+
+    /// What the beat means for the next one.
+    fn plan(
+        &self,
+        progress: &mut Progress,
+        report: &Report,
+        cause: Cause,
+        began: Moment,
+        now: Moment,
+    ) {
+        let beaten = Beaten {
+            cause,
+            began: began.monotonic(),
+            now: now.monotonic(),
+            failed: matches!(report.result, Came::Failed(_)),
+            asked_wait: report.asked_wait,
+            lease_end: progress.lease.as_ref().map(|lease| lease.end(now)),
+            jitter: fastrand::f64(),
         };
-        let beaten = self.judge(&response);
-        drain(response).await;
-        beaten
-    }
-
-    fn request(&self) -> RequestBuilder {
-        let mut request = (self.beat)(&self.client);
-        if let Some(session) = &self.session
-            && request.extensions().get::<Session>().is_none()
-        {
-            request.extensions().insert(session.clone());
+        progress.schedule.beaten(&beaten);
+        if let Came::Alive { every: Some(asked) } = report.result {
+            let every = schedule::period(asked, self.rules.lease);
+            progress.every = every;
+            progress.schedule.set_every(every, &beaten);
+            if every != asked && !std::mem::replace(&mut progress.cut_told, true) {
+                self.telemetry().period_cut(asked, every);
+            }
         }
-        request
-    }
-
-    fn judge(&self, response: &Response) -> Beaten {
-        let status = response.status();
-        let outcome = response.extensions().get::<Outcome>();
-        if let Some(error) = outcome.and_then(|outcome| outcome.refresh_error.clone()) {
-            return Beaten::Failed { status: Some(status), why: Failure::Auth(error) };
-        }
-        let rule = || self.stop_on.as_ref().is_some_and(|rule| rule(status));
-        match catch_unwind(AssertUnwindSafe(rule)) {
-            Ok(told) => Beaten::Answered { status, told },
-            Err(_) => Beaten::Failed { status: Some(status), why: Failure::Panicked },
-        }
-    }
-
-    /// Tells how the beat went. `Some` when it was the last.
-    fn settle(&self, beaten: Beaten, took: Duration) -> Option<Stopped> {
-        let (status, failure, told) = match beaten {
-            Beaten::Answered { status, told } => (
-                Some(status),
-                (status.as_u16() >= 400).then_some(Failure::Status(status)),
-                told.then_some(status),
-            ),
-            Beaten::Failed { status, why } => (status, Some(why), None),
+        let login_required = is_login_required(&report.result);
+        progress.login_limit = match (self.rules.wait_for_login, progress.login_limit) {
+            (Some(limit), None) if login_required => Some(later(now.monotonic(), limit)),
+            (_, limit) => limit.filter(|_| login_required),
         };
+    }
+
+    /// Takes down how the beat went, and tells it. How many have failed in a row.
+    fn settle(
+        &self,
+        report: &Report,
+        progress: &Progress,
+        began: Moment,
+        now: Moment,
+        sent: SystemTime,
+    ) -> u32 {
+        let failure = match &report.result {
+            Came::Failed(failure) => Some(failure),
+            Came::Alive { .. } | Came::Stop(_) => None,
+        };
+        let text = failure.map(ToString::to_string);
+        let pardoned = matches!(failure, Some(Failure::Status(StatusCode::TOO_MANY_REQUESTS)))
+            && report.asked_wait.is_some()
+            && schedule::is_pardoned(progress.every, now.since(progress.last_success));
         let mut failures = 0;
         self.health.send_modify(|health| {
             health.beats = health.beats.saturating_add(1);
-            health.last_status = status.or(health.last_status);
-            health.last_error = failure.as_ref().map(ToString::to_string);
-            health.last_failure.clone_from(&failure);
-            if failure.is_some() {
-                health.consecutive_failures = health.consecutive_failures.saturating_add(1);
-            } else {
+            health.last_status = report.status.or(health.last_status);
+            health.last_error.clone_from(&text);
+            health.last_failure = failure.cloned();
+            if failure.is_none() {
                 health.consecutive_failures = 0;
                 health.last_success = Some(SystemTime::now());
+                health.last_success_sent = Some(sent);
+            } else if !pardoned {
+                health.consecutive_failures = health.consecutive_failures.saturating_add(1);
             }
             failures = health.consecutive_failures;
         });
-        let text = failure.as_ref().map(ToString::to_string).unwrap_or_default();
-        let failed = failure.as_ref().map(|failure| (failure.name(), text.as_str()));
-        let telemetry = self.session.as_ref().map_or(&self.telemetry, Session::telemetry);
-        telemetry.beat(&BeatTold { status, failures, failure: failed, took });
-        verdict(failure.as_ref(), told, failures, self.max_failures)
-    }
-}
-
-/// Whether a beat was the last.
-fn verdict(
-    failure: Option<&Failure>,
-    told: Option<StatusCode>,
-    failures: u32,
-    max_failures: Option<u32>,
-) -> Option<Stopped> {
-    if let Some(status) = told {
-        return Some(Stopped::ByStatus { status });
-    }
-    match failure {
-        Some(Failure::Auth(error)) if error.kind() == ErrorKind::LoginRequired => {
-            Some(Stopped::LoginRequired)
+        self.telemetry().beat(&BeatTold {
+            status: report.status,
+            failures,
+            failure: failure.map(Failure::name).zip(text.as_deref()),
+            took: now.since(began),
+        });
+        if let Some(session) = &self.beats.session {
+            session.tell_state();
         }
-        Some(_) if max_failures.is_some_and(|most| failures >= most) => {
-            Some(Stopped::TooManyFailures { failures })
-        }
-        _ => None,
+        if pardoned { 0 } else { failures }
     }
-}
 
-fn not_sent(error: reqwest_middleware::Error) -> Beaten {
-    match Error::find_in(&error) {
-        Some(error) => {
-            Beaten::Failed { status: error.api_status(), why: Failure::Auth(error.clone()) }
+    /// Until the next beat is due.
+    async fn wait(&mut self, progress: &mut Progress) -> Result<Cause, Stopped> {
+        if progress.login_limit.is_some() {
+            return self.wait_for_login(progress).await;
         }
-        None => Beaten::Failed { status: None, why: Failure::Transport(Arc::new(error)) },
-    }
-}
-
-/// A connection whose answer was read to the end can be used for the next beat.
-async fn drain(mut response: Response) {
-    let mut left = MOST_BODY_BYTES;
-    let read = async {
-        while let Ok(Some(chunk)) = response.chunk().await {
-            match left.checked_sub(chunk.len()) {
-                Some(rest) => left = rest,
-                None => break,
+        let session = self.beats.session.clone();
+        let Signals { stop, asked, .. } = &mut self.signals;
+        loop {
+            let now = Moment::now();
+            let watched = session.as_ref().filter(|_| progress.schedule.watches_the_token());
+            let times = watched.and_then(Session::token_times);
+            let token = watched.and_then(Session::lifetime);
+            let lease_end = progress.lease.as_ref().map(|lease| lease.end(now));
+            let due = progress.schedule.due(&View {
+                now: now.monotonic(),
+                token,
+                lease_end,
+                suspended: now.suspended_since(progress.last),
+            });
+            tokio::select! {
+                biased;
+                () = stopping(stop) => return Err(Stopped::Requested),
+                () = closed(session.as_ref()) => return Err(Stopped::Closed {}),
+                () = at(lease_end) => return Err(Stopped::LeaseLost {}),
+                Ok(()) = asked.changed() => return Ok(Cause::Now),
+                // A token that came another way has other places in its window.
+                () = async {
+                    match watched {
+                        Some(session) => session.token_times_changed(times).await,
+                        None => pending().await,
+                    }
+                } => {}
+                () = sleep_until(due.at) => return Ok(due.cause),
             }
         }
+    }
+
+    /// The login is over: until there is another one, or the time for that is over too.
+    async fn wait_for_login(&mut self, progress: &mut Progress) -> Result<Cause, Stopped> {
+        let session = self.beats.session.clone();
+        let login = session.as_ref().map(Session::login_mark);
+        let lease_end = progress.lease.as_ref().map(|lease| lease.end(Moment::now()));
+        let Signals { stop, asked, .. } = &mut self.signals;
+        tokio::select! {
+            biased;
+            () = stopping(stop) => Err(Stopped::Requested),
+            () = closed(session.as_ref()) => Err(Stopped::Closed {}),
+            () = async {
+                match (&session, login) {
+                    (Some(session), Some(login)) => session.login_changed(login).await,
+                    _ => pending().await,
+                }
+            } => {
+                progress.login_limit = None;
+                Ok(Cause::Now)
+            }
+            () = at(progress.login_limit) => Err(Stopped::LoginRequired),
+            () = at(lease_end) => Err(Stopped::LeaseLost {}),
+            Ok(()) = asked.changed() => Ok(Cause::Now),
+            // Not the session's login, as far as the loop can see: a beat will show.
+            () = look_for_login(session.as_ref()) => Ok(Cause::Now),
+        }
+    }
+}
+
+/// Looks into the session's store once a cool-down, as long as it has no login.
+async fn look_for_login(session: Option<&Session>) {
+    let Some(session) = session.filter(|session| session.state() == SessionState::LoginRequired)
+    else {
+        return tokio::time::sleep(LOOK_FOR_LOGIN).await;
     };
-    let _ = timeout(MOST_BODY_TIME, catch_panic(read)).await;
+    loop {
+        session.look_for_login().await;
+        tokio::time::sleep(session.cooldown()).await;
+    }
+}
+
+async fn stopping(stop: &mut watch::Receiver<Stop>) {
+    // An error means that the handle is gone.
+    let _ = stop.wait_for(|stop| *stop != Stop::No).await;
+}
+
+async fn closed(session: Option<&Session>) {
+    match session {
+        Some(session) => session.closed().await,
+        None => pending().await,
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
+    }
+}
+
+impl Signals {
+    fn is_stopping(&self) -> bool {
+        *self.stop.borrow() != Stop::No || self.stop.has_changed().is_err()
+    }
+
+    /// Unlike a handle that is gone, this ends the beat in flight.
+    async fn aborted(&mut self) {
+        if self.stop.wait_for(|stop| *stop == Stop::Now).await.is_err() {
+            pending::<()>().await;
+        }
+    }
+}
+
+/// All that speaks for an end after a beat.
+#[allow(clippy::struct_excessive_bools, reason = "each is a reason of its own")]
+struct Reasons<'a> {
+    requested: bool,
+    closed: bool,
+    /// The status that `stop_on` named.
+    told: Option<StatusCode>,
+    came: &'a Came,
+    waits_for_login: bool,
+    lease_lost: bool,
+    too_many: bool,
+    failures: u32,
+}
+
+/// Whether a beat was the last, and why. Of several reasons the first counts.
+fn verdict(reasons: &Reasons<'_>) -> Option<Stopped> {
+    let kind = match reasons.came {
+        Came::Failed(Failure::Auth(error)) => Some(error.kind()),
+        _ => None,
+    };
+    let login_required = kind == Some(ErrorKind::LoginRequired);
+    if reasons.requested {
+        Some(Stopped::Requested)
+    } else if reasons.closed || matches!(kind, Some(ErrorKind::Closed | ErrorKind::NoSession)) {
+        Some(Stopped::Closed {})
+    } else if let Came::Stop(reason) = reasons.came {
+        Some(Stopped::ByServer { reason: reason.clone() })
+    } else if let Some(status) = reasons.told {
+        Some(Stopped::ByStatus { status })
+    } else if login_required && !reasons.waits_for_login {
+        Some(Stopped::LoginRequired)
+    } else if reasons.lease_lost {
+        Some(Stopped::LeaseLost {})
+    } else if matches!(reasons.came, Came::Failed(_)) && reasons.too_many && !login_required {
+        Some(Stopped::TooManyFailures { failures: reasons.failures })
+    } else {
+        None
+    }
+}
+
+fn is_login_required(came: &Came) -> bool {
+    matches!(came, Came::Failed(Failure::Auth(error)) if error.kind() == ErrorKind::LoginRequired)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
+
+    const GONE: StatusCode = StatusCode::GONE;
+
+    fn all(came: &Came) -> Reasons<'_> {
+        Reasons {
+            requested: true,
+            closed: true,
+            told: Some(GONE),
+            came,
+            waits_for_login: false,
+            lease_lost: true,
+            too_many: true,
+            failures: 3,
+        }
+    }
 
     #[test]
-    fn a_beat_is_the_last_if_told_without_a_login_or_after_too_many() {
-        let auth = |kind| Failure::Auth(Error::of(kind));
-        let gone = StatusCode::GONE;
+    fn of_several_reasons_the_first_counts() {
+        let stop = Came::Stop("cancel".to_owned());
+        let auth = |kind| Came::Failed(Failure::Auth(Error::of(kind)));
+        let login = auth(ErrorKind::LoginRequired);
+        let alive = Came::Alive { every: None };
+        let (by_server, by_status) =
+            (Stopped::ByServer { reason: "cancel".to_owned() }, Stopped::ByStatus { status: GONE });
+        let too_many = Stopped::TooManyFailures { failures: 3 };
+        let no_token = auth(ErrorKind::Unavailable);
         let table = [
-            (None, None, 0, Some(1), None),
+            (all(&stop), Some(Stopped::Requested)),
+            (Reasons { requested: false, ..all(&stop) }, Some(Stopped::Closed {})),
+            (Reasons { requested: false, closed: false, ..all(&stop) }, Some(by_server)),
+            (Reasons { requested: false, closed: false, ..all(&login) }, Some(by_status.clone())),
+            (Reasons { requested: false, closed: false, ..all(&alive) }, Some(by_status)),
             (
-                None,
-                Some(StatusCode::OK),
-                0,
-                None,
-                Some(Stopped::ByStatus { status: StatusCode::OK }),
+                Reasons { requested: false, closed: false, told: None, ..all(&login) },
+                Some(Stopped::LoginRequired),
             ),
             (
-                Some(Failure::Status(gone)),
-                Some(gone),
-                1,
-                Some(1),
-                Some(Stopped::ByStatus { status: gone }),
+                Reasons {
+                    requested: false,
+                    closed: false,
+                    told: None,
+                    waits_for_login: true,
+                    ..all(&login)
+                },
+                Some(Stopped::LeaseLost {}),
             ),
-            (Some(Failure::Status(gone)), None, 1, None, None),
-            (Some(Failure::Status(gone)), None, 2, Some(3), None),
             (
-                Some(Failure::TimedOut),
+                Reasons {
+                    requested: false,
+                    closed: false,
+                    told: None,
+                    waits_for_login: true,
+                    lease_lost: false,
+                    ..all(&login)
+                },
                 None,
-                3,
-                Some(3),
-                Some(Stopped::TooManyFailures { failures: 3 }),
             ),
-            (Some(auth(ErrorKind::LoginRequired)), None, 1, None, Some(Stopped::LoginRequired)),
-            (Some(auth(ErrorKind::LoginRequired)), None, 3, Some(3), Some(Stopped::LoginRequired)),
-            (Some(auth(ErrorKind::Unavailable)), None, 1, None, None),
-            (Some(auth(ErrorKind::Closed)), None, 1, None, None),
+            (
+                Reasons { requested: false, closed: false, told: None, ..all(&alive) },
+                Some(Stopped::LeaseLost {}),
+            ),
+            (
+                Reasons {
+                    requested: false,
+                    closed: false,
+                    told: None,
+                    lease_lost: false,
+                    ..all(&no_token)
+                },
+                Some(too_many),
+            ),
+            (
+                Reasons {
+                    requested: false,
+                    closed: false,
+                    told: None,
+                    lease_lost: false,
+                    ..all(&alive)
+                },
+                None,
+            ),
         ];
-        for (failure, told, failures, most, expected) in table {
-            assert_eq!(
-                verdict(failure.as_ref(), told, failures, most),
-                expected,
-                "{failure:?} {failures}/{most:?}"
-            );
+        for (number, (reasons, expected)) in table.iter().enumerate() {
+            assert_eq!(verdict(reasons), *expected, "row {number}");
+        }
+        for kind in [ErrorKind::Closed, ErrorKind::NoSession] {
+            let came = auth(kind);
+            let reasons = Reasons { requested: false, closed: false, ..all(&came) };
+            assert_eq!(verdict(&reasons), Some(Stopped::Closed {}), "{kind:?}");
         }
     }
 }

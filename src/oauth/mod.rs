@@ -31,6 +31,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 pub use self::reading::{Reading, TokenResponse};
+pub(crate) use self::retry::asked_wait;
 use self::{
     attempts::{Attempts, Doubt},
     reading::Rule,

@@ -99,7 +99,7 @@ fn jittered(step: Duration, roll: f64) -> Duration {
 /// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date held against `now`, which is the server's
 /// own clock where it is known. Malformed is as if absent. Digits without end are a wait without
 /// end.
-pub(super) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> AskedWait {
+pub(crate) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> AskedWait {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));

@@ -6,7 +6,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use reqwest::{Request, Response};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
     Inner, RejectedIf, ReplayIf, Session, expiry, persist::StoreSync, refresh::Turn,
@@ -340,6 +340,7 @@ impl SessionBuilder {
         let given = self.tokens.refresh_token().cloned();
         let session = Session(std::sync::Arc::new(Inner {
             current: ArcSwap::from_pointee(State::new(&self.tokens, lifetime, due)),
+            changed: Notify::new(),
             writer: std::sync::Mutex::new(()),
             subscribers: OnceLock::new(),
             timer: Timer::new(),

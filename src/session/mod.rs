@@ -2,6 +2,7 @@
 
 mod builder;
 mod capture;
+mod changes;
 mod credential;
 mod expiry;
 mod persist;
@@ -22,7 +23,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use reqwest::{Request, Response};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use url::Url;
 
 pub use self::{
@@ -62,6 +66,8 @@ pub struct Session(Arc<Inner>);
 
 struct Inner {
     current: ArcSwap<State>,
+    /// For those who wait for another token, another login or the end.
+    changed: Notify,
     /// Held while a new state is made, never across an await.
     writer: Mutex<()>,
     subscribers: OnceLock<watch::Sender<SessionState>>,
@@ -292,6 +298,19 @@ impl Session {
         let telemetry = self.telemetry();
         telemetry.event(event);
         self.0.listeners.emit(event, || telemetry.listener_panicked());
+    }
+
+    /// The gauge of states does not follow what time alone changes.
+    pub(crate) fn tell_state(&self) {
+        #[cfg(feature = "metrics")]
+        {
+            let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            self.telemetry().state(Some(self.load().public(Instant::now())));
+        }
+    }
+
+    pub(crate) fn cooldown(&self) -> Duration {
+        self.0.cooldown
     }
 
     pub(crate) fn telemetry(&self) -> &Telemetry {

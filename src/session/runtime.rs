@@ -54,7 +54,6 @@ impl Drop for RefreshesHere {
 }
 
 impl Session {
-    #[allow(dead_code, reason = "for heartbeats with a thread of their own")]
     /// From now on the session's work runs there, whatever
     /// [`SessionBuilder::runtime`](super::SessionBuilder::runtime) says.
     pub(crate) fn run_refreshes_on(&self, runtime: &Handle) -> RefreshesHere {

@@ -138,7 +138,8 @@ impl Session {
     /// Publishes a changed copy of the state.
     pub(super) fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = State::clone(&self.0.current.load());
+        let before = self.0.current.load_full();
+        let mut state = State::clone(&before);
         let result = change(&mut state);
         state.renewable = self.0.is_renewable(&state);
         if state.header.is_none() {
@@ -149,6 +150,9 @@ impl Session {
         #[cfg(feature = "metrics")]
         self.telemetry().state(Some(state.public(Instant::now())));
         self.tell_subscribers(&state, false);
+        if state.is_news(&before) {
+            self.0.changed.notify_waiters();
+        }
         result
     }
 

@@ -1,10 +1,10 @@
 //! The lines for `tracing`, all under one target.
 
-use std::error::Error as StdError;
+use std::{error::Error as StdError, time::Duration};
 
 use http::StatusCode;
 
-use super::{BeatTold, repeats::Volume};
+use super::{BeatTold, EndTold, repeats::Volume};
 use crate::{
     error::{Error, ErrorKind},
     event::Event,
@@ -117,6 +117,21 @@ pub(super) fn beat(session: Option<&str>, beat: &BeatTold<'_>, volume: Volume) {
     } else {
         debug!(session, status, "heartbeat");
     }
+}
+
+pub(super) fn heartbeat_ended(session: Option<&str>, end: &EndTold<'_>) {
+    let EndTold { stopped, reason, failures, .. } = *end;
+    let status = end.status.as_ref().map(StatusCode::as_u16);
+    if end.is_fault {
+        tracing::warn!(target: "reqwest_reauth", session, stopped, reason, status, failures, "heartbeat ended");
+    } else {
+        info!(session, stopped, reason, status, failures, "heartbeat ended");
+    }
+}
+
+pub(super) fn period_cut(session: Option<&str>, asked: Duration, period: Duration) {
+    let (asked, period) = (asked.as_secs_f64(), period.as_secs_f64());
+    tracing::warn!(target: "reqwest_reauth", session, asked, period, "the server's heartbeat period is cut");
 }
 
 #[cfg(test)]

@@ -137,7 +137,6 @@ pub(super) fn beat(session: Option<&str>, failure: Option<&'static str>, took: D
     histogram!("reauth.heartbeat.beat.duration", labels).record(took.as_secs_f64());
 }
 
-#[allow(dead_code, reason = "called next")]
 pub(super) fn heartbeat_ended(session: Option<&str>, reason: &'static str) {
     counter!("reauth.heartbeat.ended", labels(session, Some(("reauth.reason", reason))))
         .increment(1);

@@ -136,6 +136,29 @@ impl Telemetry {
         #[cfg(feature = "metrics")]
         guarded(|| metrics::beat(self.name(), beat.failure.map(|(kind, _)| kind), beat.took));
     }
+
+    /// A heartbeat's loop has ended.
+    pub(crate) fn heartbeat_ended(&self, end: &EndTold<'_>) {
+        guarded(|| log::heartbeat_ended(self.name(), end));
+        #[cfg(feature = "metrics")]
+        guarded(|| metrics::heartbeat_ended(self.name(), end.stopped));
+    }
+
+    /// A server asked for another period than it gets.
+    pub(crate) fn period_cut(&self, asked: Duration, period: Duration) {
+        guarded(|| log::period_cut(self.name(), asked, period));
+    }
+}
+
+/// What is told of a heartbeat's end.
+pub(crate) struct EndTold<'a> {
+    pub(crate) stopped: &'static str,
+    /// What the server said, already fit for a log.
+    pub(crate) reason: Option<&'a str>,
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) failures: Option<u32>,
+    /// Nobody has asked for it.
+    pub(crate) is_fault: bool,
 }
 
 /// What is told of a beat.

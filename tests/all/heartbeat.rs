@@ -30,7 +30,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 type Answer = reqwest_middleware::Result<response::Builder>;
 type Answering =
@@ -38,7 +38,7 @@ type Answering =
 
 /// An API without a socket, which notes when it is asked.
 #[derive(Clone)]
-struct Api {
+pub(super) struct Api {
     start: Instant,
     asked: Arc<Mutex<Vec<f64>>>,
     now: Arc<AtomicUsize>,
@@ -48,7 +48,7 @@ struct Api {
 
 impl Api {
     /// `answer` is given the number of the request, from 0, and its token.
-    fn new<R>(answer: impl Fn(usize, String) -> R + Send + Sync + 'static) -> Self
+    pub(super) fn new<R>(answer: impl Fn(usize, String) -> R + Send + Sync + 'static) -> Self
     where
         R: Future<Output = Answer> + Send + 'static,
     {
@@ -61,7 +61,7 @@ impl Api {
         }
     }
 
-    fn statuses(statuses: impl IntoIterator<Item = u16>) -> Self {
+    pub(super) fn statuses(statuses: impl IntoIterator<Item = u16>) -> Self {
         let statuses: Vec<_> = statuses.into_iter().collect();
         Self::new(move |number, _| {
             let status = statuses.get(number).or(statuses.last()).copied().unwrap_or(200);
@@ -70,15 +70,15 @@ impl Api {
     }
 
     /// The seconds at which it was asked.
-    fn times(&self) -> Vec<f64> {
+    pub(super) fn times(&self) -> Vec<f64> {
         self.asked.lock().unwrap().clone()
     }
 
-    fn client(&self) -> ClientWithMiddleware {
+    pub(super) fn client(&self) -> ClientWithMiddleware {
         ClientBuilder::new(never_asked()).with(self.clone()).build()
     }
 
-    fn signed_in(&self, session: &Session) -> ClientWithMiddleware {
+    pub(super) fn signed_in(&self, session: &Session) -> ClientWithMiddleware {
         ClientBuilder::new(never_asked()).with_session(session.clone()).with(self.clone()).build()
     }
 }
@@ -108,21 +108,29 @@ impl Middleware for Api {
     }
 }
 
-fn heartbeat(client: ClientWithMiddleware) -> Heartbeat {
+pub(super) fn heartbeat(client: ClientWithMiddleware) -> Heartbeat {
     Heartbeat::new(client, |client| client.put(url("/heartbeat")).body("alive"))
 }
 
-async fn after_beat(handle: &HeartbeatHandle, beat: u64) -> Health {
+pub(super) async fn after_beat(handle: &HeartbeatHandle, beat: u64) -> Health {
     handle.health().wait_for(|health| health.beats >= beat).await.unwrap().clone()
 }
 
-fn session(issuer: &Issuer) -> Session {
+pub(super) fn session(issuer: &Issuer) -> Session {
     let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap();
     Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone()).build().unwrap()
 }
 
+/// The status that ended it.
+fn told(stopped: &Stopped) -> Option<u16> {
+    match stopped {
+        Stopped::ByStatus { status, .. } => Some(status.as_u16()),
+        _ => None,
+    }
+}
+
 /// Takes `t1` alone.
-fn wants_t1() -> Api {
+pub(super) fn wants_t1() -> Api {
     Api::new(|_, token| async move { Ok(answer(if token == "t1" { 200 } else { 401 })) })
 }
 
@@ -239,14 +247,13 @@ async fn a_panicking_closure_is_a_failed_beat() {
 async fn ends_when_told() {
     for status in [404, 409, 410, 204] {
         let api = Api::statuses([200, 500, status]);
-        let told = heartbeat(api.client())
+        let beats = heartbeat(api.client())
             .stop_on(|status| matches!(status.as_u16(), 404 | 409 | 410 | 204));
-        let handle = told.spawn().unwrap();
-        let expected = Stopped::ByStatus { status: StatusCode::from_u16(status).unwrap() };
-        assert_eq!(handle.finished().await, expected);
+        let handle = beats.spawn().unwrap();
+        assert_eq!(told(&handle.finished().await), Some(status));
         assert_eq!((api.times().len(), handle.health().borrow().beats), (3, 3));
         // It stays over.
-        assert_eq!((handle.stop().await, handle.beat_now().await.beats), (expected, 3));
+        assert_eq!((told(&handle.stop().await), handle.beat_now().await.beats), (Some(status), 3));
     }
 }
 
@@ -254,7 +261,8 @@ async fn ends_when_told() {
 async fn ends_after_too_many_failures_in_a_row() {
     let api = Api::statuses([500, 500, 200, 500, 500, 500]);
     let handle = heartbeat(api.client()).max_failures(3).spawn().unwrap();
-    assert_eq!(handle.finished().await, Stopped::TooManyFailures { failures: 3 });
+    let stopped = handle.finished().await;
+    assert!(matches!(stopped, Stopped::TooManyFailures { failures: 3, .. }), "{stopped:?}");
     assert_eq!(api.times().len(), 6);
 }
 
@@ -536,7 +544,9 @@ async fn a_scoped_client_knows_the_session_in_the_loop() {
     let found = session.scope(async { heartbeat(client.clone()).spawn().unwrap() }).await;
     assert_eq!(after_beat(&found, 1).await.consecutive_failures, 0);
     let none = heartbeat(client).spawn().unwrap();
-    let health = after_beat(&none, 1).await;
+    let stopped = none.finished().await;
+    assert!(matches!(stopped, Stopped::Closed { .. }), "{stopped:?}");
+    let health = none.health().borrow().clone();
     assert!(
         matches!(health.last_failure, Some(Failure::Auth(error)) if error.kind() == ErrorKind::NoSession)
     );
@@ -598,7 +608,7 @@ async fn job(every: Duration, age: Duration, window: bool, length: Duration) -> 
     match timeout(length, handle.finished()).await {
         Err(_) => (None, api),
         Ok(stopped) => {
-            assert_eq!(stopped, Stopped::ByStatus { status: StatusCode::FORBIDDEN });
+            assert_eq!(told(&stopped), Some(403));
             (Some(api.start.elapsed().as_secs_f64()), api)
         }
     }

@@ -10,6 +10,7 @@ mod workers;
 
 mod api;
 mod auth_server;
+mod beats;
 mod budget;
 mod buffer;
 mod cancel;
@@ -23,6 +24,7 @@ mod fleet;
 mod foreign_code;
 mod frozen;
 mod heartbeat;
+mod heartbeat_thread;
 mod hostile;
 mod long_jobs;
 mod lost;

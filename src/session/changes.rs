@@ -1,0 +1,117 @@
+//! How others wait for what becomes of a session, without asking again and again: a heartbeat for
+//! its end, its next token, its next login.
+
+use std::pin::pin;
+
+use super::{
+    Session,
+    persist::Look,
+    state::{Phase, State},
+};
+use crate::{
+    event::Event,
+    time::within,
+    token::{Arrival, Lifetime},
+};
+
+/// One login of a session, to be told from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LoginMark {
+    generation: u64,
+    login: u64,
+    required: bool,
+}
+
+impl State {
+    fn mark(&self) -> LoginMark {
+        LoginMark {
+            generation: self.generation,
+            login: self.login,
+            required: matches!(self.phase, Phase::LoginRequired(_)),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed)
+    }
+
+    /// Whether somebody may wait for what has changed since.
+    pub(super) fn is_news(&self, before: &Self) -> bool {
+        self.mark() != before.mark()
+            || self.lifetime != before.lifetime
+            || self.is_closed() != before.is_closed()
+    }
+}
+
+impl Session {
+    pub(crate) fn login_mark(&self) -> LoginMark {
+        self.load().mark()
+    }
+
+    /// Returns when the session is closed.
+    pub(crate) async fn closed(&self) {
+        self.until(State::is_closed).await;
+    }
+
+    /// The token's times as they were worked out when it came, whatever the clocks say since.
+    pub(crate) fn token_times(&self) -> Option<Lifetime> {
+        self.load().lifetime
+    }
+
+    /// Returns when they are others.
+    pub(crate) async fn token_times_changed(&self, seen: Option<Lifetime>) {
+        self.until(|state| state.lifetime != seen).await;
+    }
+
+    /// Returns when there is another token or login.
+    pub(crate) async fn login_changed(&self, seen: LoginMark) {
+        self.until(|state| state.mark() != seen).await;
+    }
+
+    /// Looks into the store for another login than the one that died, without its lock and without
+    /// a call to the token endpoint. Adopts what it finds.
+    pub(crate) async fn look_for_login(&self) {
+        let state = self.load_full();
+        // After a logout there is nothing to compare with, and `replace_tokens` alone helps.
+        let (Some(store), true) = (&self.0.store, state.refresh.is_some()) else {
+            return;
+        };
+        if let Look::Changed(theirs) = store.look(self).await
+            && (self.can_use(&theirs) || theirs.refresh_token() != state.refresh.as_ref())
+        {
+            let lifetime = theirs.lifetime(Arrival::Handed);
+            let adopted = self.adopt_tokens(state.login, &theirs, lifetime, Arrival::Handed);
+            if let Some(generation) = adopted {
+                self.emit(&Event::StoredLoginAdopted { generation });
+            }
+        }
+    }
+
+    /// Returns when no refresh is under way, and nothing of one is left to be saved.
+    pub(crate) async fn refreshes_ended(&self) {
+        let in_flight = self.load().in_flight.clone();
+        let ended = async {
+            if let Some(in_flight) = in_flight {
+                in_flight.ended().await;
+            }
+            // One that was superseded may still be winding up.
+            self.0.turn.free().await;
+        };
+        let _ = within(self.longest_refresh(), ended).await;
+        if let Some(store) = &self.0.store {
+            let _ = within(self.longest_refresh(), store.settled()).await;
+        }
+    }
+
+    async fn until(&self, reached: impl Fn(&State) -> bool) {
+        loop {
+            let mut change = pin!(self.0.changed.notified());
+            // Before the look, so that no change falls between the two.
+            change.as_mut().enable();
+            if reached(&self.load()) {
+                return;
+            }
+            change.await;
+        }
+    }
+}

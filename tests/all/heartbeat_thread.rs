@@ -1,0 +1,96 @@
+//! A heartbeat on a thread of its own, beside a job that blocks (contract: heartbeat).
+
+use std::time::{Duration, Instant};
+
+use reqwest_middleware::ClientBuilder;
+use reqwest_reauth::{
+    ClientBuilderExt, ErrorKind, OAuthRefresh, Session,
+    heartbeat::{Heartbeat, Stopped},
+    testing::AuthServer,
+};
+use tokio::runtime::{Builder, Runtime};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+/// A server on a runtime that nobody blocks, and a session for it.
+fn start() -> (Runtime, AuthServer, Session) {
+    let servers = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let server = servers.block_on(AuthServer::start());
+    let session = Session::builder(server.login())
+        .origin(server.origin())
+        .refresher(OAuthRefresh::new(server.token_endpoint()))
+        .build()
+        .unwrap();
+    (servers, server, session)
+}
+
+fn heartbeat(server: &AuthServer, session: &Session) -> Heartbeat {
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let client = ClientBuilder::new(client).with_session(session.clone()).build();
+    let url = server.url("/jobs/7/heartbeat");
+    Heartbeat::new(client, move |client| client.put(&url)).session(session.clone())
+}
+
+fn job() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn beats_and_refreshes_go_on_while_a_job_blocks() {
+    let (_servers, server, session) = start();
+    let handle = heartbeat(&server, &session).every(MS(50)).spawn_thread().unwrap();
+    job().block_on(async {
+        handle.health().wait_for(|health| health.beats > 0).await.unwrap();
+        // The job's own request begins a refresh, and the job goes on computing.
+        server.expire_now();
+        let begins_a_refresh = tokio::time::timeout(Duration::ZERO, session.refresh());
+        begins_a_refresh.await.unwrap_err();
+        let before = handle.health().borrow().beats;
+        std::thread::sleep(MS(2000));
+        let health = handle.health().borrow().clone();
+        assert!(health.beats >= before + 10, "{before}, then {health:?}");
+        assert_eq!(health.consecutive_failures, 0, "{health:?}");
+        assert_eq!((session.generation(), server.token_calls()), (2, 1));
+        assert_eq!(handle.stop().await, Stopped::Requested);
+    });
+}
+
+#[test]
+fn abort_ends_the_loop_and_the_thread_after_its_refresh() {
+    let (_servers, server, session) = start();
+    let hold = server.hold_token_calls();
+    server.expire_now();
+    let handle = heartbeat(&server, &session).timeout(MS(60_000)).spawn_thread().unwrap();
+    job().block_on(async {
+        // The beat was rejected, and waits for a refresh.
+        while server.token_calls() == 0 {
+            tokio::time::sleep(MS(10)).await;
+        }
+        let begun = Instant::now();
+        handle.abort();
+        assert_eq!(handle.finished().await, Stopped::Requested);
+        assert!(begun.elapsed() < MS(5000), "{:?}", begun.elapsed());
+        hold.release();
+        // Joins the same refresh, which nobody else drives.
+        session.refresh().await.unwrap();
+        assert_eq!((session.generation(), server.token_calls()), (2, 1));
+    });
+}
+
+#[test]
+fn after_the_end_refreshes_run_where_they_are_asked_for() {
+    let (_servers, server, session) = start();
+    let handle = heartbeat(&server, &session).spawn_thread().unwrap();
+    job().block_on(async {
+        handle.stop().await;
+        session.refresh().await.unwrap();
+    });
+    assert_eq!(session.generation(), 2);
+}
+
+#[test]
+fn a_thread_wants_settings_that_work() {
+    let (_servers, server, session) = start();
+    let wrong = heartbeat(&server, &session).every(Duration::ZERO).spawn_thread();
+    assert_eq!(wrong.unwrap_err().kind(), ErrorKind::InvalidConfig);
+}
