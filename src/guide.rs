@@ -17,6 +17,8 @@ pub mod concepts {}
 pub mod dpop {}
 #[doc = include_str!("../docs/guide/errors.md")]
 pub mod errors {}
+#[doc = include_str!("../docs/guide/long_jobs.md")]
+pub mod long_jobs {}
 #[doc = include_str!("../docs/guide/order.md")]
 pub mod order {}
 #[doc = include_str!("../docs/guide/providers.md")]
