@@ -6,7 +6,6 @@ use http::Extensions;
 use http_body::Body as _;
 use reqwest::{Body, Request, Response, ResponseBuilderExt as _};
 use reqwest_middleware::{Next, Result};
-use tokio::time::timeout;
 use url::Url;
 
 use super::{authorize::Signed, buffer::Begun, sent::Proof};
@@ -52,7 +51,7 @@ async fn prove(
 ) -> std::result::Result<Carried, Error> {
     let token = signed.state.token_to_send()?.expose_secret();
     let proving = dpop.prove(Role::Api, request.method(), request.url(), Some(token));
-    let proved = match request.timeout().copied() {
+    let proved = match signed.session.wait_limit(request.timeout().copied()) {
         Some(limit) => within(limit, proving).await,
         None => Ok(proving.await),
     };
@@ -96,7 +95,7 @@ async fn peek(response: Response) -> (Response, bool) {
         }
         None
     };
-    let error = timeout(PEEK_TIME, reading).await.unwrap_or(None);
+    let error = within(PEEK_TIME, reading).await.unwrap_or(None);
     let wants_nonce = says_use_nonce(&bytes);
     let whole = Body::wrap(Begun { read, error, rest: body });
     // A builder fails for a bad header alone, and is given none. It marks the response with its URL.

@@ -73,10 +73,18 @@ impl Credential {
         url: &Url,
         headers: &mut HeaderMap,
     ) -> Result<(), Error> {
-        use crate::dpop::{DPOP, Role};
+        use crate::{
+            dpop::{DPOP, Role},
+            time::within,
+        };
         let Some(dpop) = self.session.dpop() else { return Ok(()) };
         let token = self.access.expose_secret();
-        let (proof, carried) = dpop.prove(Role::Api, method, url, Some(token)).await?;
+        let proving = dpop.prove(Role::Api, method, url, Some(token));
+        let proved = match self.session.wait_limit(None) {
+            Some(limit) => within(limit, proving).await,
+            None => Ok(proving.await),
+        };
+        let (proof, carried) = proved.map_err(|_| Error::of(ErrorKind::TimedOut))??;
         headers.insert(DPOP, proof);
         *self.carried.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = carried;
         Ok(())

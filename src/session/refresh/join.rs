@@ -109,6 +109,12 @@ impl Session {
         outcome
     }
 
+    /// Of a request's own timeout and the session's
+    /// [`wait_timeout`](crate::SessionBuilder::wait_timeout) the shorter.
+    pub(crate) fn wait_limit(&self, own: Option<Duration>) -> Option<Duration> {
+        own.into_iter().chain(self.0.wait_timeout).min()
+    }
+
     /// A request's own timeout bounds its wait, and so does the session's
     /// [`wait_timeout`](crate::SessionBuilder::wait_timeout). The refresh goes on.
     pub(crate) async fn wait_within(
@@ -116,8 +122,7 @@ impl Session {
         waiter: &Waiter,
         limit: Option<Duration>,
     ) -> Result<Ending, Error> {
-        let shorter = limit.into_iter().chain(self.0.wait_timeout).min();
-        match shorter {
+        match self.wait_limit(limit) {
             Some(limit) => within(limit, self.wait(waiter))
                 .await
                 .unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
