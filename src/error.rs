@@ -6,6 +6,9 @@ use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 use http::StatusCode;
 use reqwest_retry::RetryError;
 
+/// What the closures that a user passes in fail with, so that `?` takes any error.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
 /// What went wrong, who said so, and what it means for the next request.
 ///
 /// An error that reaches a request's caller names two servers, apart:

@@ -111,6 +111,7 @@ mod outcome;
 mod policy;
 mod refresher;
 mod retry;
+mod secret_file;
 mod session;
 mod store;
 mod telemetry;
@@ -118,13 +119,14 @@ mod telemetry;
 pub mod testing;
 mod time;
 mod token;
+mod token_file;
 mod valid_for;
 
 pub use anonymous::Anonymous;
 pub use chain::{Authorize, Capture, ClientBuilderExt, Refresh, Replay, ReplayBody, SessionSource};
 #[cfg(feature = "dpop")]
 pub use dpop::{DpopAlg, DpopKey, DpopKeyPem};
-pub use error::{Error, ErrorKind};
+pub use error::{BoxError, Error, ErrorKind};
 pub use event::{CaptureIgnored, Event, NotReplayed};
 pub use oauth::{OAuthRefresh, Reading, TokenResponse};
 pub use outcome::Outcome;
@@ -136,6 +138,7 @@ pub use session::{Credential, OnRefreshFailure, Session, SessionBuilder, Session
 pub use store::RedisStore;
 pub use store::{FileStore, MemoryStore, StoreLock, TokenStore};
 pub use token::{AccessToken, RefreshToken, Tokens};
+pub use token_file::FileRefresh;
 pub use valid_for::ValidFor;
 
 pub use {reqwest, reqwest_middleware};

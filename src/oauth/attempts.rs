@@ -21,17 +21,16 @@ use reqwest_retry::{
 };
 use tokio::time::Instant;
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::{
-    Settings,
     classify::{Judgement, Verdict},
-    error::foreign,
     failure::Failure,
     reading::judge_by,
-    request::{self, NoAnswer},
+    request::{self, NoAnswer, Unanswered},
     response::Members,
-    retry::{AskedWait, Next},
-    transport::{self, Named, Transport, unwrapped},
+    retry::{AskedWait, Next, Pace},
+    settings::Settings,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -48,6 +47,8 @@ pub(super) struct Attempts(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) settings: Arc<Settings>,
     pub(super) endpoint: Url,
+    /// The deadline is that of whoever handed the refresh on, if that is sooner.
+    pace: Pace,
     http: ClientWithMiddleware,
     pub(super) flight: RefreshContext,
     begun: Instant,
@@ -72,7 +73,16 @@ pub(super) struct State {
     rotations: u32,
     pub(super) last_status: Option<StatusCode>,
     pub(super) last_asked_wait: AskedWait,
+    /// The late parameters of the last attempt.
+    pub(super) made: Vec<Zeroizing<String>>,
     last: Option<Ended>,
+}
+
+/// Why a refresh brought nothing.
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// The login is over, or there is none: another refresher may be asked.
+    pub(super) is_over: bool,
 }
 
 /// A refresh token from a damaged body, and the one before it, until a grant tells which is right.
@@ -85,9 +95,9 @@ impl Doubt {
     }
 
     /// What this one has replaced. There is no doubt any more.
-    fn take(&self, asked_with: &RefreshToken) -> Option<RefreshToken> {
+    fn take(&self, asked_with: Option<&RefreshToken>) -> Option<RefreshToken> {
         let mut doubt = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        doubt.take_if(|(new, _)| new == asked_with).map(|(_, before)| before)
+        doubt.take_if(|(new, _)| Some(&*new) == asked_with).map(|(_, before)| before)
     }
 }
 
@@ -105,6 +115,7 @@ struct Ended {
     asked_wait: AskedWait,
     said: Members,
     cause: Option<Cause>,
+    is_over: bool,
 }
 
 impl Attempts {
@@ -113,25 +124,25 @@ impl Attempts {
         endpoint: Url,
         flight: &RefreshContext,
     ) -> Result<Self, Error> {
-        let http = match &settings.http {
-            Some(http) => http.clone(),
-            None => request::default_client()
-                .map_err(|error| Error::new(ErrorKind::InvalidConfig, error.without_url()))?
-                .into(),
-        };
+        let begun = Instant::now();
+        let mut pace = settings.pace;
+        if let Some(deadline) = flight.deadline() {
+            pace.deadline = pace.deadline.min(deadline.saturating_duration_since(begun));
+        }
         Ok(Self(Arc::new(Inner {
             settings: Arc::clone(settings),
             endpoint,
-            http,
+            pace,
+            http: request::client(settings)?,
             flight: flight.share(),
-            begun: Instant::now(),
-            deadline: Limit::after(settings.pace.deadline),
+            begun,
+            deadline: Limit::after(pace.deadline),
             first_tokens: flight.tokens(),
             state: Mutex::default(),
         })))
     }
 
-    pub(super) async fn run(self) -> Result<Tokens, Error> {
+    pub(super) async fn run(self) -> Result<Tokens, Failed> {
         self.0.flight.sending(false);
         let retry =
             RetryTransientMiddleware::new_with_policy_and_strategy(self.clone(), self.clone());
@@ -146,10 +157,21 @@ impl Attempts {
         }
         match state.last.take() {
             Some(Ended { verdict: Verdict::Granted(tokens), .. }) => Ok(tokens),
-            Some(Ended { verdict: Verdict::Failed(failure), asked_wait, said, cause, .. }) => {
-                Err(self.0.error(&state, failure, asked_wait, &said, cause))
+            Some(Ended {
+                verdict: Verdict::Failed(failure),
+                asked_wait,
+                said,
+                cause,
+                is_over,
+                ..
+            }) => {
+                let error = self.0.error(&state, failure, asked_wait, &said, cause);
+                Err(Failed { error, is_over })
             }
-            None => Err(Error::new(ErrorKind::Internal, "no attempt was made")),
+            None => Err(Failed {
+                error: Error::new(ErrorKind::Internal, "no attempt was made"),
+                is_over: false,
+            }),
         }
     }
 
@@ -163,24 +185,40 @@ impl Attempts {
             ended.next = Next::End;
             return;
         }
-        let Some(asked_with) = flight.tokens().refresh_token().cloned() else {
+        let spends = settings.grant.spends_refresh_token();
+        let asked_with = flight.tokens().refresh_token().cloned().filter(|_| spends);
+        if spends && asked_with.is_none() {
             self.state().last = Some(Ended::without_answer(
                 Failure::NothingToAskWith,
                 "there is no refresh token".into(),
             ));
             return;
-        };
+        }
         {
             let mut state = self.state();
             state.attempts = state.attempts.saturating_add(1);
-            state.in_the_air = true;
             // A response may have brought another refresh token meanwhile.
-            state.lost &= state.asked_with.as_ref() == Some(&asked_with);
-            state.asked_with = Some(asked_with.clone());
+            state.lost &= state.asked_with == asked_with;
+            state.asked_with.clone_from(&asked_with);
+            state.last.get_or_insert_with(|| {
+                Ended::without_answer(Failure::Unreached, "the deadline ran out".into())
+            });
         }
-        flight.sending(true);
-        let answer = request::ask(http, endpoint, settings, &asked_with).await;
-        let (ended, rotated) = self.0.judged(answer, &asked_with);
+        let request = settings.token_request(endpoint, asked_with.as_ref());
+        let mut limit = Limit::after(settings.attempt_timeout);
+        let answer = match request::make(&mut limit, request).await {
+            Ok(mut request) => {
+                {
+                    let mut state = self.state();
+                    state.in_the_air = true;
+                    state.made = std::mem::take(&mut request.made);
+                }
+                flight.sending(spends);
+                request::ask(http, request, &mut limit).await
+            }
+            Err(not_made) => Err(not_made),
+        };
+        let (ended, rotated) = self.0.judged(answer, asked_with.as_ref());
         let failed = match ended.verdict {
             Verdict::Granted(_) => None,
             Verdict::Failed(failure) => Some(failure),
@@ -193,14 +231,13 @@ impl Attempts {
             state.last_status = ended.status.or(state.last_status);
             state.last_asked_wait = asked_wait.or(state.last_asked_wait);
             state.last = Some(ended);
-            flight.sending(state.lost);
+            flight.sending(state.lost && spends);
             state.attempts
         };
         let Some(failure) = failed else {
-            drop(settings.doubt.take(&asked_with));
+            drop(settings.doubt.take(asked_with.as_ref()));
             return;
         };
-        flight.sending(self.state().lost);
         // The old one is spent, whatever else the response says. A grant needs no help: the session
         // keeps what is returned.
         let has_rotated = rotated.is_some();
@@ -212,14 +249,14 @@ impl Attempts {
                 state.lost = false;
                 state.rotations = rotations;
             }
-            if is_doubtful {
-                settings.doubt.set(token.clone(), asked_with.clone());
+            if let Some(asked_with) = asked_with.clone().filter(|_| is_doubtful) {
+                settings.doubt.set(token.clone(), asked_with);
             }
             flight.keep(token).await;
         }
         if failure == Failure::GrantOver
             && !has_rotated
-            && let Some(before) = settings.doubt.take(&asked_with)
+            && let Some(before) = settings.doubt.take(asked_with.as_ref())
         {
             // The token that a damaged body brought is none. The one before it may still be good.
             flight.keep(before).await;
@@ -231,13 +268,7 @@ impl Attempts {
         let next = if rotations > MOST_ROTATIONS {
             Next::End
         } else {
-            settings.pace.next(
-                failure,
-                attempts,
-                asked_wait,
-                self.0.begun.elapsed(),
-                fastrand::f64(),
-            )
+            self.0.pace.next(failure, attempts, asked_wait, self.0.begun.elapsed(), fastrand::f64())
         };
         if let Some(ended) = &mut self.state().last {
             ended.next = next;
@@ -301,6 +332,7 @@ impl Ended {
             asked_wait: None,
             said: Members::default(),
             cause: Some(cause),
+            is_over: failure == Failure::NothingToAskWith,
         }
     }
 }
@@ -309,54 +341,33 @@ impl Inner {
     fn judged(
         &self,
         answer: Result<request::Answer, NoAnswer>,
-        asked_with: &RefreshToken,
+        asked_with: Option<&RefreshToken>,
     ) -> (Ended, Option<Rotated>) {
-        let ended = match answer {
+        match answer {
             Ok(answer) => {
                 let status = Some(answer.status);
                 let rule = self.settings.read_response.as_ref();
                 let Judgement { verdict, rotated, is_doubtful, asked_wait, said } =
-                    judge_by(rule, answer, Some(asked_with), SystemTime::now());
-                return (
-                    Ended { verdict, next: Next::End, status, asked_wait, said, cause: None },
-                    rotated.map(|token| Rotated { token, is_doubtful }),
-                );
-            }
-            Err(NoAnswer::Strayed(status, origin)) => {
-                tracing::error!(
-                    target: "reqwest_reauth",
-                    %origin,
-                    "the token endpoint redirected to another origin: its response is not used"
-                );
-                let cause = format!("the token endpoint redirected to another origin, {origin}");
-                let ended = Ended::without_answer(Failure::Strayed, cause.into());
-                Ended { status: Some(status), ..ended }
-            }
-            Err(NoAnswer::TimedOut) => {
-                Ended::without_answer(Failure::Lost, "the attempt timed out".into())
-            }
-            Err(NoAnswer::Failed(error)) => match unwrapped(error) {
-                Transport::Own(error) => {
-                    let (status, failure) = (error.status(), transport::failure(&error));
-                    let cause = match transport::blocked(&error) {
-                        Some(what) => Named { what, source: error.without_url() }.into(),
-                        None => error.without_url().into(),
-                    };
-                    Ended { status, ..Ended::without_answer(failure, cause) }
-                }
-                Transport::Inside(failure, status) => Ended {
+                    judge_by(rule, answer, asked_with, SystemTime::now());
+                let is_over = matches!(verdict, Verdict::Failed(Failure::GrantOver));
+                let ended = Ended {
+                    verdict: self.settings.grant.read(verdict),
+                    next: Next::End,
                     status,
-                    ..Ended::without_answer(
-                        failure,
-                        "the request failed in the client's middleware".into(),
-                    )
-                },
-                Transport::Foreign(error) => Ended::without_answer(
-                    Failure::Down,
-                    foreign(&error, &self.secrets(&Members::default())),
-                ),
-            },
-        };
-        (ended, None)
+                    asked_wait,
+                    said,
+                    cause: None,
+                    is_over,
+                };
+                let rotated = rotated.filter(|_| asked_with.is_some());
+                (ended, rotated.map(|token| Rotated { token, is_doubtful }))
+            }
+            Err(no_answer) => {
+                let made = self.state.lock().unwrap_or_else(PoisonError::into_inner).made.clone();
+                let secrets = self.secrets(&Members::default(), &made);
+                let Unanswered { failure, status, cause } = no_answer.read(&secrets);
+                (Ended { status, ..Ended::without_answer(failure, cause) }, None)
+            }
+        }
     }
 }

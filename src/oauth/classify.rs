@@ -148,7 +148,7 @@ fn tokens(access: AccessToken, refresh: Option<RefreshToken>, said: &Members) ->
 }
 
 /// A response without tokens, by its status first and then by its code (RFC 6749 §5.2).
-fn rejected(status: StatusCode, said: &Members) -> Failure {
+pub(super) fn rejected(status: StatusCode, said: &Members) -> Failure {
     by_status(status)
         .or_else(|| by_code(said.code()?, said.description()))
         .unwrap_or(Failure::Rejected)

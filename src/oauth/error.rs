@@ -1,16 +1,22 @@
 //! How a refresh failed, told without secrets.
 
+use zeroize::Zeroizing;
+
 use super::{
-    ClientAuth,
     attempts::{Cause, Inner, State},
     codes::known_code,
     failure::Failure,
+    parameters::Parameter,
     redact::Secrets,
     request,
     response::Members,
     retry::AskedWait,
+    settings::{ClientAuth, Settings},
 };
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    token::Tokens,
+};
 
 /// Shorter values of extra parameters, and shorter queries, are names of things rather than
 /// secrets, and would blot out most texts.
@@ -25,7 +31,7 @@ impl Inner {
         said: &Members,
         cause: Option<Cause>,
     ) -> Error {
-        let secrets = self.secrets(said);
+        let secrets = self.secrets(said, &state.made);
         let cause = match (said.description(), failure) {
             (_, Failure::RulePanicked) => Some("the rule of read_response panicked".into()),
             (Some(text), _) => Some(match secrets.clean(text) {
@@ -57,21 +63,33 @@ impl Inner {
         if let Some(wait) = asked_wait {
             error = error.with_retry_after(wait);
         }
-        if state.lost {
+        if state.lost && self.settings.grant.spends_refresh_token() {
             error = error.with_possibly_consumed();
         }
         if failure == Failure::NothingToAskWith { error.with_nothing_to_ask_with() } else { error }
     }
 
-    /// Everything that a text from outside must not repeat.
-    pub(super) fn secrets(&self, said: &Members) -> Secrets {
+    /// Everything that a text from outside must not repeat. `made`: the late parameters of the last
+    /// attempt.
+    pub(super) fn secrets(&self, said: &Members, made: &[Zeroizing<String>]) -> Secrets {
+        let mut secrets = self.settings.secrets([&self.first_tokens, &self.flight.tokens()], made);
+        said.echoes().for_each(|echo| secrets.add(echo));
+        secrets
+    }
+}
+
+impl Settings {
+    pub(super) fn secrets<'t>(
+        &self,
+        tokens: impl IntoIterator<Item = &'t Tokens>,
+        made: &[Zeroizing<String>],
+    ) -> Secrets {
         let mut secrets = Secrets::default();
-        for tokens in [&self.first_tokens, &self.flight.tokens()] {
+        for tokens in tokens {
             tokens.access_token().into_iter().for_each(|token| secrets.add(token.expose_secret()));
             tokens.refresh_token().into_iter().for_each(|token| secrets.add(token.expose_secret()));
         }
-        said.echoes().for_each(|echo| secrets.add(echo));
-        match &self.settings.client {
+        match &self.client {
             ClientAuth::Basic { id, secret } => {
                 secrets.add(secret);
                 secrets.add(&request::basic(id, secret)["Basic ".len()..]);
@@ -81,14 +99,14 @@ impl Inner {
                 secrets.add(&request::basic_raw(id, secret)["Basic ".len()..]);
             }
             ClientAuth::Post { secret, .. } => secrets.add(secret),
-            ClientAuth::Unnamed | ClientAuth::Public { .. } => {}
+            ClientAuth::Unnamed | ClientAuth::Public { .. } | ClientAuth::Assertion { .. } => {}
         }
-        let values = self
-            .settings
-            .params
-            .iter()
-            .map(|(_, value)| value.as_str())
-            .chain(self.endpoint.query());
+        let queries = [self.endpoint.as_ref(), self.revocation.as_ref().and_then(Option::as_ref)]
+            .into_iter()
+            .flatten()
+            .filter_map(|endpoint| endpoint.query());
+        let parameters = self.parameters.iter().filter_map(Parameter::known);
+        let values = parameters.chain(made.iter().map(|value| value.as_str())).chain(queries);
         values
             .filter(|value| value.len() >= SHORTEST_SECRET_PARAM)
             .for_each(|value| secrets.add(value));

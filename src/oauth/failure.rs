@@ -30,6 +30,8 @@ pub(super) enum Failure {
     Unusable(&'static str),
     /// The request could not be made.
     Misconfigured,
+    /// The caller's code panicked.
+    Panicked,
     /// The refresh token went away while the refresh ran.
     NothingToAskWith,
 }
@@ -45,6 +47,7 @@ impl Failure {
             Self::Rejected | Self::Strayed => ErrorKind::ClientRejected,
             Self::RulePanicked => ErrorKind::Internal,
             Self::Misconfigured => ErrorKind::InvalidConfig,
+            Self::Panicked => ErrorKind::Internal,
         }
     }
 }

@@ -1,7 +1,6 @@
-//! Asks the token endpoint once: the form, the client's own authorization, and an answer read
-//! within limits.
+//! Asks the token endpoint once: the client's own authorization, and an answer read within limits.
 
-use std::{iter::once, sync::OnceLock};
+use std::{future::Future, iter::once, sync::OnceLock};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -16,10 +15,21 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{
-    ClientAuth, Settings,
+    attempts::Cause,
     body::{BODY_LIMIT, Body, End, append},
+    error::foreign,
+    failure::Failure,
+    grant::TokenRequest,
+    parameters::NotMade,
+    redact::Secrets,
+    settings::{ClientAuth, Settings},
+    transport::{self, Named, Transport, unwrapped},
 };
-use crate::{anonymous::Anonymous, time::Limit, token::RefreshToken};
+use crate::{
+    anonymous::Anonymous,
+    error::{Error, ErrorKind},
+    time::Limit,
+};
 
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -28,25 +38,81 @@ pub(super) struct Answer {
 }
 
 pub(super) enum NoAnswer {
+    NotMade(NotMade),
+    /// The parameters were not made in time.
+    NotMadeInTime,
     TimedOut,
     /// The client followed a redirect, and what answered is of this origin.
     Strayed(StatusCode, String),
     Failed(reqwest_middleware::Error),
 }
 
+/// What came instead of a response.
+pub(super) struct Unanswered {
+    pub(super) failure: Failure,
+    pub(super) status: Option<StatusCode>,
+    pub(super) cause: Cause,
+}
+
+impl NoAnswer {
+    pub(super) fn read(self, secrets: &Secrets) -> Unanswered {
+        let (failure, status, cause): (_, _, Cause) = match self {
+            Self::NotMade(not_made) => (not_made.failure(), None, not_made.cause(secrets)),
+            Self::NotMadeInTime => {
+                (Failure::Unreached, None, "the parameters were not made in time".into())
+            }
+            Self::TimedOut => (Failure::Lost, None, "the attempt timed out".into()),
+            Self::Strayed(status, origin) => {
+                tracing::error!(
+                    target: "reqwest_reauth",
+                    %origin,
+                    "the token endpoint redirected to another origin: its response is not used"
+                );
+                let cause = format!("the token endpoint redirected to another origin, {origin}");
+                (Failure::Strayed, Some(status), cause.into())
+            }
+            Self::Failed(error) => match unwrapped(error) {
+                Transport::Own(error) => {
+                    let (status, failure) = (error.status(), transport::failure(&error));
+                    let cause = match transport::blocked(&error) {
+                        Some(what) => Named { what, source: error.without_url() }.into(),
+                        None => error.without_url().into(),
+                    };
+                    (failure, status, cause)
+                }
+                Transport::Inside(failure, status) => {
+                    (failure, status, "the request failed in the client's middleware".into())
+                }
+                Transport::Foreign(error) => (Failure::Down, None, foreign(&error, secrets)),
+            },
+        };
+        Unanswered { failure, status, cause }
+    }
+}
+
+/// Makes the request, within the attempt's time limit.
+pub(super) async fn make(
+    limit: &mut Limit,
+    request: impl Future<Output = Result<TokenRequest, NotMade>>,
+) -> Result<TokenRequest, NoAnswer> {
+    match limit.run(request).await {
+        Ok(made) => made.map_err(NoAnswer::NotMade),
+        Err(_) => Err(NoAnswer::NotMadeInTime),
+    }
+}
+
 /// Sends one request. The attempt's time limit is over headers and body; once the headers are
 /// there, what they say counts.
 pub(super) async fn ask(
     http: &ClientWithMiddleware,
-    endpoint: &Url,
-    settings: &Settings,
-    refresh_token: &RefreshToken,
+    request: TokenRequest,
+    limit: &mut Limit,
 ) -> Result<Answer, NoAnswer> {
-    let mut limit = Limit::after(settings.attempt_timeout);
+    let TokenRequest { endpoint, headers, form, .. } = request;
     let request = http
         .post(endpoint.clone())
-        .headers(headers(settings))
-        .body(Bytes::from_owner(form(settings, refresh_token)))
+        .headers(headers)
+        .body(Bytes::from_owner(form))
         // A client that was passed in may have this crate's chain. It would sign, or wait for the
         // very refresh that this is.
         .with_extension(Anonymous);
@@ -56,11 +122,11 @@ pub(super) async fn ask(
         .map_err(|_| NoAnswer::TimedOut)?
         .map_err(NoAnswer::Failed)?;
     let status = response.status();
-    if is_elsewhere(response.url(), endpoint) {
+    if is_elsewhere(response.url(), &endpoint) {
         return Err(NoAnswer::Strayed(status, response.url().origin().ascii_serialization()));
     }
     let headers = response.headers().clone();
-    let body = read(response, &mut limit).await;
+    let body = read(response, limit).await;
     Ok(Answer { status, headers, body })
 }
 
@@ -70,10 +136,20 @@ fn is_elsewhere(url: &Url, endpoint: &Url) -> bool {
     url.origin() != endpoint.origin() && url.host_str() != Some("no.url.provided.local")
 }
 
+/// The client that was passed in, or the default one.
+pub(super) fn client(settings: &Settings) -> Result<ClientWithMiddleware, Error> {
+    match &settings.http {
+        Some(http) => Ok(http.clone()),
+        None => default_client()
+            .map(Into::into)
+            .map_err(|error| Error::new(ErrorKind::InvalidConfig, error.without_url())),
+    }
+}
+
 /// One client for the process, built at first use. It keeps no idle connection: a pooled one may
 /// belong to a runtime that is gone, and a stale one can lose a single-use token. It decodes
 /// nothing: a compressed body could be far larger than it looks.
-pub(super) fn default_client() -> reqwest::Result<Client> {
+fn default_client() -> reqwest::Result<Client> {
     static CLIENT: OnceLock<Client> = OnceLock::new();
     if let Some(client) = CLIENT.get() {
         return Ok(client.clone());
@@ -90,36 +166,12 @@ pub(super) fn default_client() -> reqwest::Result<Client> {
     Ok(CLIENT.get_or_init(|| client).clone())
 }
 
-/// The form of RFC 6749 §6.
-fn form(settings: &Settings, refresh_token: &RefreshToken) -> Zeroizing<String> {
-    let mut pairs =
-        vec![("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())];
-    pairs.extend(settings.scope.as_deref().map(|scope| ("scope", scope)));
-    match &settings.client {
-        ClientAuth::Public { id } => pairs.push(("client_id", id)),
-        ClientAuth::Post { id, secret } => {
-            pairs.extend([("client_id", id.as_str()), ("client_secret", secret.as_str())]);
-        }
-        ClientAuth::Unnamed | ClientAuth::Basic { .. } | ClientAuth::BasicRaw { .. } => {}
-    }
-    pairs.extend(settings.params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-
-    let pieces = pairs.iter().flat_map(|(name, value)| {
-        once("&")
-            .chain(byte_serialize(name.as_bytes()))
-            .chain(once("="))
-            .chain(byte_serialize(value.as_bytes()))
-    });
-    // No `&` before the first pair.
-    joined(pieces.skip(1))
-}
-
 /// Allocated once at its full size, so that no shorter copy stays behind unwiped.
-fn joined<'t>(pieces: impl Iterator<Item = &'t str>) -> Zeroizing<String> {
+pub(super) fn joined<'t>(pieces: impl Iterator<Item = &'t str>) -> Zeroizing<String> {
     Zeroizing::new(pieces.collect::<Vec<_>>().concat())
 }
 
-fn headers(settings: &Settings) -> HeaderMap {
+pub(super) fn headers(settings: &Settings) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -131,9 +183,10 @@ fn headers(settings: &Settings) -> HeaderMap {
     let basic = match &settings.client {
         ClientAuth::Basic { id, secret } => basic(id, secret),
         ClientAuth::BasicRaw { id, secret } => basic_raw(id, secret),
-        ClientAuth::Unnamed | ClientAuth::Public { .. } | ClientAuth::Post { .. } => {
-            return headers;
-        }
+        ClientAuth::Unnamed
+        | ClientAuth::Public { .. }
+        | ClientAuth::Post { .. }
+        | ClientAuth::Assertion { .. } => return headers,
     };
     // Base64 is always a valid header value.
     if let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from_owner(basic)) {
@@ -198,33 +251,6 @@ async fn read(mut response: Response, limit: &mut Limit) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::OAuthRefresh;
-
-    #[test]
-    fn the_form_has_each_member_once_and_encoded() {
-        let token = RefreshToken::new("old/+=&x").unwrap();
-        let text = |refresher: OAuthRefresh| {
-            let form = form(&refresher.0, &token);
-            // No growth has left a copy behind.
-            assert_eq!(form.capacity(), form.len());
-            form.to_string()
-        };
-        let new = || OAuthRefresh::new("https://t.example.com/token");
-        let start = "grant_type=refresh_token&refresh_token=old%2F%2B%3D%26x";
-        assert_eq!(text(new()), start);
-        assert_eq!(text(new().client_secret_basic("me", "s")), start);
-        assert_eq!(text(new().client_id("me")), format!("{start}&client_id=me"));
-        assert_eq!(
-            text(
-                new()
-                    .client_secret_post("m e", "s&t")
-                    .scope("a b")
-                    .param("resource", "x")
-                    .param("resource", "y")
-            ),
-            format!("{start}&scope=a+b&client_id=m+e&client_secret=s%26t&resource=x&resource=y")
-        );
-    }
 
     #[test]
     fn basic_raw_encodes_nothing() {

@@ -64,6 +64,7 @@ impl Pace {
             | Failure::Down
             | Failure::Unusable(_)
             | Failure::Misconfigured
+            | Failure::Panicked
             | Failure::NothingToAskWith => return Next::End,
         };
         let asked = asked.unwrap_or_default();

@@ -337,6 +337,7 @@ impl SessionBuilder {
         let lifetime = self.tokens.lifetime(Arrival::Handed);
         let due =
             lifetime.map(|lifetime| expiry::due(lifetime, self.refresh_ahead, fastrand::f64()));
+        let longest_cooldown = self.refresher.as_deref().and_then(longest_cooldown);
         let given = self.tokens.refresh_token().cloned();
         let session = Session(std::sync::Arc::new(Inner {
             current: ArcSwap::from_pointee(State::new(&self.tokens, lifetime, due)),
@@ -359,7 +360,9 @@ impl SessionBuilder {
             override_authorization: self.override_authorization,
             buffer_bodies: self.buffer_bodies,
             refresh_ahead: self.refresh_ahead,
-            cooldown: self.cooldown,
+            cooldown: longest_cooldown.map_or(self.cooldown, |it| it.min(self.cooldown)),
+            longest_cooldown,
+            store_timeout: self.store_timeout,
             refresh_timeout: self.refresh_timeout,
             on_refresh_failure: self.on_refresh_failure,
             rejected_if: self.rejected_if,
@@ -392,6 +395,11 @@ impl SessionBuilder {
         }
         Ok(session)
     }
+}
+
+/// A panic in the user's code counts as no bound.
+fn longest_cooldown(refresher: &dyn Refresher) -> Option<Duration> {
+    catch_unwind(AssertUnwindSafe(|| refresher.longest_cooldown())).unwrap_or_default()
 }
 
 impl std::fmt::Debug for SessionBuilder {

@@ -5,6 +5,7 @@ mod capture;
 mod changes;
 mod credential;
 mod expiry;
+mod logout;
 mod persist;
 mod refresh;
 mod runtime;
@@ -87,6 +88,9 @@ struct Inner {
     buffer_bodies: usize,
     refresh_ahead: Option<Duration>,
     cooldown: Duration,
+    /// What the refresher says of it.
+    longest_cooldown: Option<Duration>,
+    store_timeout: Duration,
     refresh_timeout: Duration,
     on_refresh_failure: OnRefreshFailure,
     rejected_if: Option<RejectedIf>,
@@ -196,11 +200,7 @@ impl Session {
     /// [`Closed`](ErrorKind::Closed); [`Store`](ErrorKind::Store) when the store could not be
     /// cleared.
     pub async fn clear(&self) -> Result<(), Error> {
-        let login = self.supersede(Err(state::logged_out()), State::clear)?;
-        self.run_there(
-            move |session| async move { session.within(session.clear_store(login)).await },
-        )
-        .await
+        self.log_out().await
     }
 
     /// Ends the session: nothing is sent any more, and those who wait for a refresh are freed at

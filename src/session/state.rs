@@ -441,6 +441,29 @@ impl State {
         };
     }
 
+    /// The refresher has nothing to bring. If the token that is held is of no use, that is a failed
+    /// refresh. Otherwise the next one that nobody waits for begins after the cool-down.
+    pub(super) fn no_news(&mut self, now: Instant, cooldown: Duration) -> Option<Error> {
+        let useless = self.rejected || self.access.is_none() || self.is_expired(now);
+        self.rejected = false;
+        if useless {
+            let error = Error::new(ErrorKind::Unavailable, "there is no newer token");
+            self.fail(&error, now, cooldown);
+            return Some(error);
+        }
+        self.broken_pause = now.checked_add(cooldown);
+        None
+    }
+
+    /// The refresher bounds the cool-down.
+    pub(super) fn shorten_cooldown(&mut self, now: Instant, longest: Duration) {
+        if let (Phase::CoolingDown { until, .. }, Some(latest)) =
+            (&mut self.phase, now.checked_add(longest))
+        {
+            *until = latest.min(*until);
+        }
+    }
+
     /// A new login. Returns the refresh that it supersedes.
     pub(super) fn replace(
         &mut self,

@@ -72,6 +72,24 @@ impl Session {
         if lost && !error.nothing_to_ask_with() { error.with_possibly_consumed() } else { error }
     }
 
+    /// Forgets the refresh token, if it is one of those that are dead.
+    pub(super) fn forget_refresh(&self, login: u64, dead: &[RefreshToken]) {
+        self.update(|state| {
+            if state.login == login {
+                state.refresh.take_if(|refresh| dead.contains(refresh));
+            }
+        });
+    }
+
+    /// The refresher has nothing to bring. Returns the error for the waiters, if the token that is
+    /// held is of no use.
+    pub(super) fn end_without_news(&self, in_flight: &Arc<InFlight>) -> Option<Error> {
+        self.update(|state| {
+            state.in_flight.take_if(|refresh| Arc::ptr_eq(refresh, in_flight))?;
+            state.no_news(Instant::now(), self.0.cooldown)
+        })
+    }
+
     /// Returns whether this refresh was the session's present one.
     pub(super) fn end_refresh(&self, in_flight: &Arc<InFlight>, error: Option<&Error>) -> bool {
         let is_it = |state: &State| {
@@ -90,6 +108,9 @@ impl Session {
                 }
                 if let Some(error) = error {
                     state.fail(error, Instant::now(), self.0.cooldown);
+                    if let Some(longest) = self.0.longest_cooldown {
+                        state.shorten_cooldown(Instant::now(), longest);
+                    }
                 }
             }
             is_it
@@ -205,13 +226,6 @@ impl Session {
     pub(super) async fn save_now(&self, login: u64) -> Result<(), Error> {
         match &self.0.store {
             Some(store) => store.save_now(self, login).await,
-            None => Ok(()),
-        }
-    }
-
-    pub(super) async fn clear_store(&self, login: u64) -> Result<(), Error> {
-        match &self.0.store {
-            Some(store) => store.clear(self, login).await,
             None => Ok(()),
         }
     }

@@ -111,6 +111,20 @@ impl Tokens {
         self
     }
 
+    /// The access token ends at its own `exp` (RFC 7519 §4.1.4), held against the local clock.
+    ///
+    /// For a refresher that brings tokens of unknown age, e.g. from a file. Without this, the
+    /// lifetime of a token that a refresher brings is `exp − iat`, counted from its receipt. An
+    /// expiry that was given with [`with_expires_in`](Self::with_expires_in) or
+    /// [`with_expires_at`](Self::with_expires_at) wins. Without an `exp` nothing changes.
+    pub fn with_expiry_from_claims(mut self) -> Self {
+        if self.expiry.is_none() {
+            let at = self.access.as_ref().and_then(claims::expires_at);
+            self.expiry = at.map(|at| Expiry { at, monotonic: None });
+        }
+        self
+    }
+
     /// The access token, if there is one.
     pub fn access_token(&self) -> Option<&AccessToken> {
         self.access.as_ref()
@@ -164,6 +178,14 @@ impl Tokens {
             now.on_wall(until).map(|at| Expiry { at, monotonic: Some((from, until)) })
         });
         self
+    }
+
+    /// What is here and not there.
+    pub(crate) fn without(&self, other: &Self) -> Self {
+        Self::of(
+            self.access.clone().filter(|access| other.access.as_ref() != Some(access)),
+            self.refresh.clone().filter(|refresh| other.refresh.as_ref() != Some(refresh)),
+        )
     }
 
     /// The same access and refresh token, whatever is known of their expiry.

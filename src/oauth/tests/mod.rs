@@ -2,6 +2,7 @@
 //! came of its answers.
 
 mod answers;
+mod grants;
 #[cfg(feature = "http2")]
 mod http2;
 mod retries;
@@ -34,6 +35,8 @@ struct Log {
     tokens: Mutex<Tokens>,
     kept: Mutex<Vec<String>>,
     retries: Mutex<Vec<(u32, Duration, Option<u16>)>>,
+    switches: Mutex<Vec<String>>,
+    forgot: Mutex<bool>,
 }
 
 impl Log {
@@ -42,6 +45,8 @@ impl Log {
             tokens: Mutex::new(tokens),
             kept: Mutex::default(),
             retries: Mutex::default(),
+            switches: Mutex::default(),
+            forgot: Mutex::default(),
         })
     }
 
@@ -51,6 +56,14 @@ impl Log {
 
     fn retries(&self) -> Vec<(u32, Duration, Option<u16>)> {
         self.retries.lock().unwrap().clone()
+    }
+
+    fn switches(&self) -> Vec<String> {
+        self.switches.lock().unwrap().clone()
+    }
+
+    fn forgot(&self) -> bool {
+        *self.forgot.lock().unwrap()
     }
 
     fn retried_statuses(&self) -> Vec<(u32, Option<u16>)> {
@@ -75,6 +88,14 @@ impl RefreshLog for Log {
     async fn keep(&self, refresh_token: RefreshToken) {
         self.kept.lock().unwrap().push(refresh_token.expose_secret().to_owned());
         self.tokens.lock().unwrap().set_refresh(Some(refresh_token));
+    }
+
+    fn fell_back(&self, error: &Error) {
+        self.switches.lock().unwrap().push(error.to_string());
+    }
+
+    fn forget_refresh_token(&self) {
+        *self.forgot.lock().unwrap() = true;
     }
 }
 

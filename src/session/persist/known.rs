@@ -47,6 +47,20 @@ impl Known {
         self.announced || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
     }
 
+    /// What the store held when this session last looked or saved.
+    pub(super) fn seen(&self) -> Option<&Tokens> {
+        self.seen.as_ref()
+    }
+
+    /// Whether the store holds the login that the session held: a token of it, or what this session
+    /// has seen there or may have put there.
+    pub(super) fn is_same_login(&self, found: &Tokens, held: &Tokens) -> bool {
+        let shares_a_token = found.refresh_token().is_some()
+            && found.refresh_token() == held.refresh_token()
+            || found.access_token().is_some() && found.access_token() == held.access_token();
+        shares_a_token || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
+    }
+
     /// Whether somebody else has stored these tokens since this session last looked, though not
     /// before the response to `asked` was known.
     pub(super) fn is_theirs(&self, found: &Tokens, asked: Option<&RefreshToken>) -> bool {

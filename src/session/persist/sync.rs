@@ -286,19 +286,27 @@ impl StoreSync {
         self.save(session, login, &lock, &session.load().tokens()).await
     }
 
-    /// Forgets what is stored.
+    /// Forgets what is stored. `stored` is what the store held, if that is of the login that the
+    /// session `held`: as it is now, or without `held` as this session last saw it.
     pub(in crate::session) async fn clear(
         &self,
         session: &Session,
         login: u64,
+        held: Option<&Tokens>,
+        stored: &mut Option<Tokens>,
     ) -> Result<(), Error> {
         let cleared = async {
             let (lock, _turn) = self.lock_and_turn(session).await?;
-            if session.is_current(login) {
-                self.bounded(self.store.clear(&lock)).await
-            } else {
-                Ok(())
+            if !session.is_current(login) {
+                return Ok(());
             }
+            *stored = self.known().seen().cloned();
+            if let Some(held) = held
+                && let Ok(found) = self.load().await
+            {
+                *stored = found.filter(|found| self.known().is_same_login(found, held));
+            }
+            self.bounded(self.store.clear(&lock)).await
         }
         .await;
         if let Err(error) = &cleared {

@@ -1,8 +1,11 @@
 //! What a refresh and its waiters share.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::work::Work;
 use crate::{
@@ -32,6 +35,8 @@ pub(crate) struct InFlight {
     superseded: Notify,
     /// The store's lock, while the refresh has it: the session's other saves use it.
     lock: Mutex<Option<StoreLock>>,
+    /// When a logout superseded it, the moment by which what it brings is revoked.
+    logged_out: OnceLock<Instant>,
     /// Whether its task is gone: those who wait may be freed before that.
     ended: watch::Sender<bool>,
     /// The refresh token that may have been sent, as long as no response to it is known.
@@ -47,6 +52,7 @@ impl InFlight {
             generation,
             superseded: Notify::new(),
             lock: Mutex::default(),
+            logged_out: OnceLock::new(),
             ended: watch::Sender::new(false),
             unanswered: Mutex::default(),
             work: Work::default(),
@@ -69,6 +75,17 @@ impl InFlight {
     pub(in crate::session) fn supersede(&self, outcome: RefreshResult) {
         self.resolve(outcome);
         self.superseded.notify_one();
+    }
+
+    /// A logout is about to supersede the refresh: the call goes on until this moment, and what it
+    /// brings is revoked.
+    pub(in crate::session) fn log_out(&self, revoked_by: Instant) {
+        let _ = self.logged_out.set(revoked_by);
+    }
+
+    /// By when what it brings is to be revoked, if a logout has superseded it.
+    pub(in crate::session) fn revoked_by(&self) -> Option<Instant> {
+        self.logged_out.get().copied()
     }
 
     /// The outcome, whichever runtime runs the refresh. One that dies resolves too.

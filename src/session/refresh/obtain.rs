@@ -25,11 +25,28 @@ pub(super) enum NewTokens {
     Stored(Tokens),
     /// The token endpoint issued them.
     Issued { tokens: Tokens, attempts: u32 },
+    /// None: the refresher has nothing to bring.
+    NoNews,
+}
+
+/// New tokens, if the refresher has some to bring.
+pub(super) async fn obtain_news(
+    session: &Session,
+    in_flight: &InFlight,
+    progress: &Arc<Progress>,
+) -> Result<NewTokens, Error> {
+    if let Some(refresher) = session.0.refresher.as_deref()
+        && !refresher.has_news(&progress.tokens()).await?
+    {
+        return Ok(NewTokens::NoNews);
+    }
+    session.emit(&Event::RefreshStarted { generation: in_flight.generation() });
+    obtain(session, in_flight, progress).await
 }
 
 /// Locks and looks into the store, asks the token endpoint, and looks again before it believes
 /// that the login is over.
-pub(super) async fn obtain(
+async fn obtain(
     session: &Session,
     in_flight: &InFlight,
     progress: &Arc<Progress>,
@@ -40,19 +57,24 @@ pub(super) async fn obtain(
     let Some(store) = session.0.store.as_deref() else {
         return ask_without_store(session, refresher, progress).await;
     };
-    let mut search =
-        Search { session, store, in_flight, progress, tried: Vec::new(), shared: false };
+    let search = Search::new(session, store, in_flight, progress);
     let mut next = search.lock_and_look().await;
     loop {
         if let Next::Take(stored) = next {
             return Ok(NewTokens::Stored(stored));
         }
-        match ask(refresher, progress).await {
-            Err(error) if error.kind() == ErrorKind::LoginRequired => {
-                next = search.after_login_required(error).await?;
+        let result = ask(refresher, progress).await;
+        let found = progress.searched().found.take();
+        next = match (result, found) {
+            (Err(error), Some(found)) => {
+                progress.searched().shared |= error.possibly_consumed();
+                found
             }
-            result => return result,
-        }
+            (Err(error), None) if error.kind() == ErrorKind::LoginRequired => {
+                search.after_login_required(error).await?
+            }
+            (result, _) => return result,
+        };
     }
 }
 
@@ -62,17 +84,19 @@ async fn ask_without_store(
     refresher: &dyn Refresher,
     progress: &Arc<Progress>,
 ) -> Result<NewTokens, Error> {
-    let mut tried = Vec::new();
     loop {
-        let error = match ask(refresher, progress).await {
+        let result = ask(refresher, progress).await;
+        if progress.searched().found.take().is_some() {
+            continue;
+        }
+        let error = match result {
             Err(error) if error.kind() == ErrorKind::LoginRequired => error,
             result => return result,
         };
         let asked = progress.tokens().refresh_token().cloned();
         let error = session.mark_if_lost(error, asked.as_ref());
-        tried.extend(asked);
-        // A response may have brought another one meanwhile (contract 6.5).
-        match progress.held_refresh_token().filter(|held| !tried.contains(held)) {
+        progress.searched().tried.extend(asked);
+        match progress.captured_meanwhile() {
             Some(held) => progress.ask_with(held),
             None => return Err(error),
         }
@@ -105,7 +129,7 @@ async fn ask(refresher: &dyn Refresher, progress: &Arc<Progress>) -> Result<NewT
 }
 
 /// What follows a look into the store.
-enum Next {
+pub(super) enum Next {
     /// The store holds tokens that spare the call.
     Take(Tokens),
     /// Ask the token endpoint with the refresh token that is held now.
@@ -113,20 +137,25 @@ enum Next {
 }
 
 /// The search for a refresh token that the token endpoint accepts. Each is sent once.
-struct Search<'a> {
+pub(super) struct Search<'a> {
     session: &'a Session,
     store: &'a StoreSync,
     in_flight: &'a InFlight,
     progress: &'a Progress,
-    /// The refresh tokens that were rejected.
-    tried: Vec<RefreshToken>,
-    /// One of them is, or was, in the store: another process may have spent it, and died.
-    shared: bool,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    pub(super) fn new(
+        session: &'a Session,
+        store: &'a StoreSync,
+        in_flight: &'a InFlight,
+        progress: &'a Progress,
+    ) -> Self {
+        Self { session, store, in_flight, progress }
+    }
+
     /// Takes the store's lock and looks into the store. A store that fails is passed over.
-    async fn lock_and_look(&mut self) -> Next {
+    async fn lock_and_look(&self) -> Next {
         self.progress.is_at(Stage::Locking);
         match self.store.lock().await {
             Ok(lock) => self.in_flight.set_lock(Some(lock)),
@@ -142,41 +171,53 @@ impl Search<'_> {
         self.consider(look).unwrap_or(Next::Ask)
     }
 
-    /// The token endpoint rejected the refresh token. Another process may have renewed it, or the
-    /// session may have been given another one.
-    async fn after_login_required(&mut self, error: Error) -> Result<Next, Error> {
-        // Read afterwards: the refresher may have gone on with one that it kept.
+    /// The token endpoint rejected the refresh token.
+    async fn after_login_required(&self, error: Error) -> Result<Next, Error> {
         let asked = self.progress.tokens().refresh_token().cloned();
         let error = self.session.mark_if_lost(error, asked.as_ref());
-        self.shared |= error.possibly_consumed()
-            || asked.as_ref().is_some_and(|asked| self.store.is_shared(asked));
-        self.tried.extend(asked);
-        let look = self.store.look(self.session).await;
-        if let Some(next) = self.consider(look) {
+        self.progress.searched().shared |= error.possibly_consumed();
+        if let Some(next) = self.look_again().await {
             return Ok(next);
         }
-        // A response may have brought another one meanwhile (contract 6.5).
-        let held = self.progress.held_refresh_token();
-        if let Some(held) = held.filter(|held| !self.tried.contains(held)) {
-            self.progress.ask_with(held);
-            return Ok(Next::Ask);
-        }
-        if let Some(given) = self.store.given().filter(|given| !self.tried.contains(given)) {
-            self.progress.ask_with(given);
-            return Ok(Next::Ask);
-        }
         // A process that died may have spent it without leaving a trace.
-        let maybe_spent = self.shared && !error.nothing_to_ask_with();
+        let maybe_spent = self.progress.searched().shared && !error.nothing_to_ask_with();
         Err(if maybe_spent { error.with_possibly_consumed() } else { error })
     }
 
+    /// What else there is after a rejected refresh token: another process may have renewed it, or
+    /// the session may have been given another one.
+    pub(super) async fn look_again(&self) -> Option<Next> {
+        // Read afterwards: the refresher may have gone on with one that it kept.
+        let asked = self.progress.tokens().refresh_token().cloned();
+        {
+            let mut searched = self.progress.searched();
+            searched.shared |= asked.as_ref().is_some_and(|asked| self.store.is_shared(asked));
+            searched.tried.extend(asked);
+        }
+        let look = self.store.look(self.session).await;
+        if let Some(next) = self.consider(look) {
+            return Some(next);
+        }
+        if let Some(held) = self.progress.captured_meanwhile() {
+            self.progress.ask_with(held);
+            return Some(Next::Ask);
+        }
+        let given = self.store.given().filter(|given| !self.has_tried(given))?;
+        self.progress.ask_with(given);
+        Some(Next::Ask)
+    }
+
+    fn has_tried(&self, refresh: &RefreshToken) -> bool {
+        self.progress.searched().tried.contains(refresh)
+    }
+
     /// What a look into the store offers, if anything.
-    fn consider(&mut self, look: Look) -> Option<Next> {
+    fn consider(&self, look: Look) -> Option<Next> {
         let Look::Changed(stored) = look else { return None };
         if self.session.can_use(&stored) {
             return Some(Next::Take(stored));
         }
-        let refresh = stored.refresh_token().filter(|refresh| !self.tried.contains(refresh))?;
+        let refresh = stored.refresh_token().filter(|refresh| !self.has_tried(refresh))?;
         // Kept at once: whatever becomes of this refresh, the session's own is the older one.
         self.progress.ask_with(refresh.clone());
         drop(self.session.keep_refresh(self.in_flight.login(), refresh.clone()));

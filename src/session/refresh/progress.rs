@@ -1,14 +1,18 @@
 //! How far a refresh has come, and what its refresher tells the session meanwhile.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use http::StatusCode;
 
-use super::{super::Session, in_flight::InFlight};
+use super::{
+    super::Session,
+    in_flight::InFlight,
+    obtain::{Next, Search},
+};
 use crate::{
     error::{Error, ErrorKind},
     event::Event,
@@ -25,6 +29,22 @@ pub(super) struct Progress {
     /// What the token endpoint is asked with.
     asked: Mutex<Tokens>,
     stage: Mutex<Stage>,
+    search: Mutex<Searched>,
+}
+
+/// What the search for a refresh token has come to.
+#[derive(Default)]
+pub(super) struct Searched {
+    /// The refresh tokens that were rejected.
+    pub(super) tried: Vec<RefreshToken>,
+    /// One of them is, or was, in the store: another process may have spent it, and died.
+    pub(super) shared: bool,
+    /// What was found when the refresher asked whether it may fall back.
+    pub(super) found: Option<Next>,
+    /// The refresh token is dead, and something else has brought a token.
+    pub(super) forgets: bool,
+    /// The refresh token that the refresher kept last.
+    pub(super) kept: Option<RefreshToken>,
 }
 
 /// What a refresh is doing, for when its time is up.
@@ -48,6 +68,7 @@ impl Progress {
             limit,
             asked: Mutex::new(session.load().tokens()),
             stage: Mutex::new(Stage::Waiting),
+            search: Mutex::default(),
         }
     }
 
@@ -83,10 +104,16 @@ impl Progress {
         }
     }
 
-    /// The refresh token that the session holds for this login.
-    pub(super) fn held_refresh_token(&self) -> Option<RefreshToken> {
+    /// A refresh token that a response has brought meanwhile and that was not tried yet (contract
+    /// 6.5).
+    pub(super) fn captured_meanwhile(&self) -> Option<RefreshToken> {
         let state = self.session.load();
-        state.refresh.clone().filter(|_| state.login == self.in_flight.login())
+        let held = state.refresh.clone().filter(|_| state.login == self.in_flight.login());
+        held.filter(|held| !self.searched().tried.contains(held))
+    }
+
+    pub(super) fn searched(&self) -> MutexGuard<'_, Searched> {
+        self.search.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Goes on with this refresh token.
@@ -113,9 +140,32 @@ impl RefreshLog for Progress {
 
     async fn keep(&self, refresh_token: RefreshToken) {
         let asked = RefreshLog::tokens(self).refresh_token().cloned();
+        self.searched().kept = Some(refresh_token.clone());
         self.ask_with(refresh_token.clone());
         if let Some(tokens) = self.session.keep_refresh(self.in_flight.login(), refresh_token) {
             self.session.save_under(&self.in_flight, asked.as_ref(), &tokens).await;
         }
+    }
+
+    async fn may_fall_back(&self) -> bool {
+        let Some(store) = self.session.0.store.as_deref() else {
+            self.searched().tried.extend(self.tokens().refresh_token().cloned());
+            let Some(held) = self.captured_meanwhile() else { return true };
+            self.ask_with(held);
+            self.searched().found = Some(Next::Ask);
+            return false;
+        };
+        let found = Search::new(&self.session, store, &self.in_flight, self).look_again().await;
+        let nothing = found.is_none();
+        self.searched().found = found;
+        nothing
+    }
+
+    fn fell_back(&self, error: &Error) {
+        self.session.emit(&Event::FellBack { error: error.to_string().into() });
+    }
+
+    fn forget_refresh_token(&self) {
+        self.searched().forgets = true;
     }
 }

@@ -4,14 +4,20 @@
 //! every caller is dropped it goes on, since the token endpoint may have spent the refresh token
 //! already.
 
-use std::sync::Arc;
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::time::Instant;
 
 use super::{
     super::Session,
     in_flight::{Ending, InFlight, RefreshResult, broken_off},
-    obtain::{NewTokens, obtain},
+    obtain::{NewTokens, obtain_news},
     progress::{Progress, Stage},
     work::Work,
 };
@@ -20,8 +26,8 @@ use crate::{
     error::{Error, ErrorKind},
     event::Event,
     refresher::RefreshLog,
-    time::Limit,
-    token::Arrival,
+    time::{Limit, within},
+    token::{Arrival, Tokens},
 };
 
 /// Starts a refresh. Without a runtime it ends at once.
@@ -44,16 +50,39 @@ async fn run(guard: Guard) {
         turn = Some(session.0.turn.take(in_flight).await);
         progress.is_at(Stage::Looking);
         progress.catch_up();
-        session.emit(&Event::RefreshStarted { generation: in_flight.generation() });
-        tokio::select! {
+        let begun = AtomicBool::new(false);
+        let mut obtaining = pin!(catch_panic(async {
+            begun.store(true, Ordering::Relaxed);
+            obtain_news(session, in_flight, &progress).await
+        }));
+        let obtained = tokio::select! {
             biased;
-            () = in_flight.superseded() => None,
-            obtained = catch_panic(obtain(session, in_flight, &progress)) => {
-                Some(obtained.unwrap_or_else(|| Err(panicked())))
+            () = in_flight.superseded() => {
+                if !begun.load(Ordering::Relaxed) {
+                    return None;
+                }
+                // A logout needs no lock for what it revokes, and may need the lock itself.
+                in_flight.set_lock(None);
+                let left = in_flight.revoked_by()?.saturating_duration_since(Instant::now());
+                within(left, obtaining).await.unwrap_or_else(|_| {
+                    Some(Err(Error::new(ErrorKind::TimedOut, "the refresh did not end in time")))
+                })
             }
-        }
+            obtained = &mut obtaining => obtained,
+        };
+        Some(obtained.unwrap_or_else(|| Err(panicked())))
     };
-    let outcome = match limit.run(work).await {
+    let obtained = limit.run(work).await;
+    if let Some(revoked_by) = in_flight.revoked_by() {
+        logged_out(&guard, obtained.ok().flatten(), &progress, revoked_by).await;
+        drop(turn);
+        return;
+    }
+    let outcome = match obtained {
+        Ok(Some(Ok(NewTokens::NoNews))) => {
+            guard.finish_without_news();
+            return;
+        }
         Ok(Some(Ok(brought))) => adopt(brought, session, in_flight, &progress).await,
         Ok(Some(Err(error))) => Err(error),
         Ok(None) => Ok(Ending::Superseded),
@@ -75,6 +104,35 @@ async fn run(guard: Guard) {
     session.save_what_is_left(false);
 }
 
+/// Revokes what a refresh brought that a logout has superseded.
+async fn logged_out(
+    guard: &Guard,
+    obtained: Option<Result<NewTokens, Error>>,
+    progress: &Progress,
+    revoked_by: Instant,
+) {
+    let kept = progress.searched().kept.take();
+    let brought = match obtained {
+        Some(Ok(NewTokens::Issued { mut tokens, .. })) => {
+            if tokens.refresh_token().is_none() {
+                tokens.set_refresh(kept);
+            }
+            tokens
+        }
+        other => {
+            if let Some(Err(error)) = other
+                && error.kind() == ErrorKind::TimedOut
+            {
+                // It may bring something yet, which nobody will see.
+                guard.session.emit(&Event::RevocationFailed { error });
+            }
+            Tokens::of(None, kept)
+        }
+    };
+    guard.session.revoke(&brought, revoked_by).await;
+    guard.finish(Ok(Ending::Superseded));
+}
+
 /// Saves new tokens, then makes them visible. The refresh timeout does not bound this: what was
 /// issued must not be lost.
 async fn adopt(
@@ -86,6 +144,7 @@ async fn adopt(
     let (mut tokens, attempts, arrival) = match new {
         NewTokens::Stored(tokens) => (tokens, 0, Arrival::Handed),
         NewTokens::Issued { tokens, attempts } => (tokens, attempts, Arrival::Issued),
+        NewTokens::NoNews => return Ok(Ending::Superseded),
     };
     if tokens.access_token().is_none() {
         if let Some(refresh) = tokens.refresh_token() {
@@ -95,7 +154,15 @@ async fn adopt(
             .with_attempts(attempts));
     }
     if tokens.refresh_token().is_none() {
-        tokens.set_refresh(progress.tokens().refresh_token().cloned());
+        if progress.searched().forgets {
+            session.forget_refresh(in_flight.login(), &progress.searched().tried);
+        }
+        let held = if progress.searched().forgets {
+            session.load().refresh.clone()
+        } else {
+            progress.tokens().refresh_token().cloned()
+        };
+        tokens.set_refresh(held);
     }
     let lifetime = tokens.lifetime(arrival);
     let tokens = tokens.with_lifetime(lifetime);
@@ -112,6 +179,9 @@ async fn adopt(
     }
     let Some(generation) = session.adopt_tokens(in_flight.login(), &tokens, lifetime, arrival)
     else {
+        if let Some(revoked_by) = in_flight.revoked_by().filter(|_| arrival == Arrival::Issued) {
+            session.revoke(&tokens, revoked_by).await;
+        }
         return Ok(Ending::Superseded);
     };
     session.emit(&Event::Refreshed { generation, attempts });
@@ -126,6 +196,13 @@ struct Guard {
 }
 
 impl Guard {
+    /// The refresher had nothing to bring: no event.
+    fn finish_without_news(&self) {
+        let error = self.session.end_without_news(&self.in_flight);
+        self.in_flight.set_lock(None);
+        self.in_flight.resolve(error.map_or(Ok(Ending::Superseded), Err));
+    }
+
     fn finish(&self, outcome: RefreshResult) {
         let Self { session, in_flight } = self;
         session.end_refresh(in_flight, outcome.as_ref().err());

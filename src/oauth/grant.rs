@@ -1,0 +1,214 @@
+//! What is asked of the token endpoint: one description that every grant, and a revocation, fills
+//! in.
+
+use std::iter::once;
+
+use form_urlencoded::byte_serialize;
+use http::HeaderMap;
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::{
+    classify::{NO_ACCESS_TOKEN, Verdict},
+    failure::Failure,
+    parameters::{NotMade, Parameter},
+    request,
+    settings::{ClientAuth, Settings},
+};
+use crate::token::RefreshToken;
+
+const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+#[derive(Clone)]
+pub(super) enum Grant {
+    /// RFC 6749 §6.
+    RefreshToken,
+    /// By the name of its type: `client_credentials` (RFC 6749 §4.4), or an extension grant (§4.5).
+    Named(String),
+}
+
+impl Grant {
+    fn name(&self) -> &str {
+        match self {
+            Self::RefreshToken => "refresh_token",
+            Self::Named(name) => name,
+        }
+    }
+
+    /// Whether it is asked with the session's refresh token, which a call may spend.
+    pub(super) fn spends_refresh_token(&self) -> bool {
+        matches!(self, Self::RefreshToken)
+    }
+
+    pub(super) fn problem(&self) -> Option<&'static str> {
+        match self {
+            Self::Named(name) if name.trim().is_empty() => Some("the grant type is empty"),
+            Self::Named(name) if name == "refresh_token" => {
+                Some("the grant type is refresh_token: use OAuthRefresh::new")
+            }
+            Self::RefreshToken | Self::Named(_) => None,
+        }
+    }
+
+    /// What a verdict means here. A grant that is asked without a refresh token takes none from the
+    /// response, and its next call brings another assertion: no code ends a login.
+    pub(super) fn read(&self, verdict: Verdict) -> Verdict {
+        if self.spends_refresh_token() {
+            return verdict;
+        }
+        match verdict {
+            Verdict::Granted(mut tokens) => {
+                tokens.set_refresh(None);
+                Verdict::Granted(tokens)
+            }
+            Verdict::Failed(Failure::GrantOver) => Verdict::Failed(Failure::Rejected),
+            Verdict::Failed(Failure::Salvaged) => {
+                Verdict::Failed(Failure::Unusable(NO_ACCESS_TOKEN))
+            }
+            Verdict::Failed(failure) => Verdict::Failed(failure),
+        }
+    }
+}
+
+/// A request to the token endpoint or the revocation endpoint, ready to be sent.
+pub(super) struct TokenRequest {
+    pub(super) endpoint: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) form: Zeroizing<String>,
+    /// The values that were made for it: no text may repeat them.
+    pub(super) made: Vec<Zeroizing<String>>,
+}
+
+impl Settings {
+    /// Asks for tokens, with a refresh token if the grant has one.
+    pub(super) async fn token_request(
+        &self,
+        endpoint: &Url,
+        refresh_token: Option<&RefreshToken>,
+    ) -> Result<TokenRequest, NotMade> {
+        let mut members = vec![("grant_type", self.grant.name())];
+        members.extend(refresh_token.map(|token| ("refresh_token", token.expose_secret())));
+        members.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
+        self.request(endpoint, endpoint, members, |_| true).await
+    }
+
+    /// Asks to revoke a token (RFC 7009 §2.1).
+    pub(super) async fn revocation_request(
+        &self,
+        token_endpoint: &Url,
+        endpoint: &Url,
+        token: &str,
+        hint: &str,
+    ) -> Result<TokenRequest, NotMade> {
+        let members = vec![("token", token), ("token_type_hint", hint)];
+        self.request(token_endpoint, endpoint, members, Parameter::is_of_client).await
+    }
+
+    async fn request<'s>(
+        &'s self,
+        token_endpoint: &Url,
+        endpoint: &Url,
+        mut members: Vec<(&'s str, &'s str)>,
+        is_sent: impl Fn(&Parameter) -> bool,
+    ) -> Result<TokenRequest, NotMade> {
+        members.extend(self.client.members());
+        let mut parameters = Vec::new();
+        for parameter in self.parameters.iter().filter(|parameter| is_sent(parameter)) {
+            parameters.push((parameter, parameter.made(token_endpoint).await?));
+        }
+        members.extend(parameters.iter().map(|(parameter, made)| {
+            let value = made.as_deref().map(String::as_str).or(parameter.known());
+            (parameter.name(), value.unwrap_or_default())
+        }));
+        Ok(TokenRequest {
+            endpoint: endpoint.clone(),
+            headers: request::headers(self),
+            form: form(&members),
+            made: parameters.into_iter().filter_map(|(_, made)| made).collect(),
+        })
+    }
+}
+
+impl ClientAuth {
+    /// Its members of the form.
+    fn members(&self) -> Vec<(&str, &str)> {
+        match self {
+            Self::Unnamed | Self::Basic { .. } | Self::BasicRaw { .. } => Vec::new(),
+            Self::Public { id } => vec![("client_id", id)],
+            Self::Post { id, secret } => vec![("client_id", id), ("client_secret", secret)],
+            Self::Assertion { id } => {
+                vec![("client_id", id), ("client_assertion_type", ASSERTION_TYPE)]
+            }
+        }
+    }
+}
+
+fn form(members: &[(&str, &str)]) -> Zeroizing<String> {
+    let pieces = members.iter().flat_map(|(name, value)| {
+        once("&")
+            .chain(byte_serialize(name.as_bytes()))
+            .chain(once("="))
+            .chain(byte_serialize(value.as_bytes()))
+    });
+    // No `&` before the first pair.
+    request::joined(pieces.skip(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OAuthRefresh;
+
+    async fn text(refresher: OAuthRefresh, refresh_token: Option<&str>) -> String {
+        let endpoint = Url::parse("https://t.example.com/token").unwrap();
+        let token = refresh_token.map(|token| RefreshToken::new(token).unwrap());
+        let request = refresher.0.token_request(&endpoint, token.as_ref()).await;
+        let form = request.unwrap_or_else(|_| panic!("not made")).form;
+        // No growth has left a copy behind.
+        assert_eq!(form.capacity(), form.len());
+        form.to_string()
+    }
+
+    #[tokio::test]
+    async fn the_form_has_each_member_once_and_encoded() {
+        let new = || OAuthRefresh::new("https://t.example.com/token");
+        let old = Some("old/+=&x");
+        let start = "grant_type=refresh_token&refresh_token=old%2F%2B%3D%26x";
+        assert_eq!(text(new(), old).await, start);
+        assert_eq!(text(new().client_secret_basic("me", "s"), old).await, start);
+        assert_eq!(text(new().client_id("me"), old).await, format!("{start}&client_id=me"));
+        let refresher = new()
+            .client_secret_post("m e", "s&t")
+            .scope("a b")
+            .param("resource", "x")
+            .param("resource", "y");
+        assert_eq!(
+            text(refresher, old).await,
+            format!("{start}&scope=a+b&client_id=m+e&client_secret=s%26t&resource=x&resource=y")
+        );
+    }
+
+    #[tokio::test]
+    async fn other_grants_have_no_refresh_token() {
+        let endpoint = "https://t.example.com/token";
+        let credentials = OAuthRefresh::client_credentials(endpoint).scope("a");
+        assert_eq!(text(credentials, None).await, "grant_type=client_credentials&scope=a");
+        let exchange = OAuthRefresh::grant(endpoint, "urn:x").param("subject_token", "t");
+        assert_eq!(text(exchange, None).await, "grant_type=urn%3Ax&subject_token=t");
+    }
+
+    #[tokio::test]
+    async fn late_parameters_stand_where_they_were_given() {
+        let refresher = OAuthRefresh::client_credentials("https://t.example.com/token")
+            .param("a", "1")
+            .param_with("b", || async { Ok("2".into()) })
+            .client_assertion_with("me", |endpoint| async move { Ok(endpoint.path().into()) })
+            .param("c", "3");
+        let client = format!("client_id=me&client_assertion_type={ASSERTION_TYPE}");
+        assert_eq!(
+            text(refresher, None).await,
+            format!("grant_type=client_credentials&{client}&a=1&b=2&client_assertion=%2Ftoken&c=3")
+                .replace(ASSERTION_TYPE, &ASSERTION_TYPE.replace(':', "%3A"))
+        );
+    }
+}

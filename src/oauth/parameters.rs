@@ -1,0 +1,137 @@
+//! Members of the form that the caller adds: fixed ones, and late ones, which are made anew for
+//! each attempt.
+
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::{attempts::Cause, failure::Failure, redact::Secrets};
+use crate::{
+    catch_panic::catch_panic,
+    error::{BoxError, Error, ErrorKind},
+    secret_file,
+};
+
+type Making = Pin<Box<dyn Future<Output = Result<Zeroizing<String>, BoxError>> + Send>>;
+
+#[derive(Clone)]
+pub(super) struct Parameter {
+    name: String,
+    value: Value,
+    is_of_client: bool,
+}
+
+#[derive(Clone)]
+enum Value {
+    Fixed(Zeroizing<String>),
+    /// Told the token endpoint.
+    Late(Arc<dyn Fn(&Url) -> Making + Send + Sync>),
+}
+
+/// A parameter could not be made, so that nothing was sent.
+pub(super) struct NotMade {
+    name: String,
+    /// `None` for a panic.
+    error: Option<BoxError>,
+}
+
+impl Parameter {
+    pub(super) fn fixed(name: String, value: String) -> Self {
+        Self { name, value: Value::Fixed(Zeroizing::new(value)), is_of_client: false }
+    }
+
+    pub(super) fn late<F, R>(name: String, make: F) -> Self
+    where
+        F: Fn(&Url) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<String, BoxError>> + Send + 'static,
+    {
+        let make = move |endpoint: &Url| -> Making {
+            let making = make(endpoint);
+            Box::pin(async { making.await.map(Zeroizing::new) })
+        };
+        Self { name, value: Value::Late(Arc::new(make)), is_of_client: false }
+    }
+
+    pub(super) fn file(name: String, path: PathBuf) -> Self {
+        let path = Arc::new(path);
+        let make = move |_: &Url| -> Making {
+            let path = Arc::clone(&path);
+            Box::pin(async move {
+                secret_file::read(&path)
+                    .await
+                    .map_err(|error| format!("{}: {error}", path.display()).into())
+            })
+        };
+        Self { name, value: Value::Late(Arc::new(make)), is_of_client: false }
+    }
+
+    /// The same as a part of the client's authentication, which the revocation endpoint gets too.
+    pub(super) fn of_client(self) -> Self {
+        Self { is_of_client: true, ..self }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn is_of_client(&self) -> bool {
+        self.is_of_client
+    }
+
+    /// A fixed value.
+    pub(super) fn known(&self) -> Option<&str> {
+        match &self.value {
+            Value::Fixed(value) => Some(value),
+            Value::Late(_) => None,
+        }
+    }
+
+    /// A late value, made anew.
+    pub(super) async fn made(&self, endpoint: &Url) -> Result<Option<Zeroizing<String>>, NotMade> {
+        let Value::Late(make) = &self.value else {
+            return Ok(None);
+        };
+        // What is called may panic, and so may the future that it returns.
+        let error = match catch_panic(async { make(endpoint).await }).await {
+            Some(Ok(value)) => return Ok(Some(value)),
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        Err(NotMade { name: self.name.clone(), error })
+    }
+}
+
+impl NotMade {
+    pub(super) fn failure(&self) -> Failure {
+        match &self.error {
+            None => Failure::Panicked,
+            Some(error) => match ours(error).map(Error::kind) {
+                Some(ErrorKind::InvalidConfig) => Failure::Misconfigured,
+                _ => Failure::Unreached,
+            },
+        }
+    }
+
+    /// Why, without secrets.
+    pub(super) fn cause(self, secrets: &Secrets) -> Cause {
+        let Self { name, error } = self;
+        let Some(error) = error else {
+            return format!("what makes the parameter {name} panicked").into();
+        };
+        if let Some(ours) = ours(&error) {
+            return Box::new(ours.clone());
+        }
+        let links = anyhow::Chain::new(&*error).map(ToString::to_string);
+        let text = links.collect::<Vec<_>>().join(": ");
+        match secrets.clean(&text) {
+            Some(text) => format!("the parameter {name} could not be made: {text}").into(),
+            None => format!("the parameter {name} could not be made").into(),
+        }
+    }
+}
+
+/// This crate's error inside one of the caller's.
+fn ours(error: &BoxError) -> Option<&Error> {
+    anyhow::Chain::new(&**error).find_map(|link| link.downcast_ref())
+}
