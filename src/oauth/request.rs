@@ -251,6 +251,7 @@ async fn read(mut response: Response, limit: &mut Limit) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::OAuthRefresh;
 
     #[test]
     fn basic_raw_encodes_nothing() {
