@@ -14,14 +14,11 @@ use reqwest::{Body, Response, ResponseBuilderExt as _};
 use reqwest_middleware::{ClientWithMiddleware, RequestBuilder};
 
 use super::status::Failure;
+pub use crate::error::BoxError;
 use crate::{
     catch_panic::catch_panic, error::Error, oauth::asked_wait, outcome::Outcome, session::Session,
     time::within,
 };
-
-/// What users' closures fail with, so that `?` takes any error. An error of this crate inside it is
-/// found, and its kind counts.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What a beat came to. Each of them counts as a beat.
 #[derive(Debug)]

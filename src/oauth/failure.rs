@@ -45,9 +45,8 @@ impl Failure {
             Self::Salvaged | Self::Unusable(_) => ErrorKind::BadResponse,
             Self::GrantOver | Self::NothingToAskWith => ErrorKind::LoginRequired,
             Self::Rejected | Self::Strayed => ErrorKind::ClientRejected,
-            Self::RulePanicked => ErrorKind::Internal,
             Self::Misconfigured => ErrorKind::InvalidConfig,
-            Self::Panicked => ErrorKind::Internal,
+            Self::Panicked | Self::RulePanicked => ErrorKind::Internal,
         }
     }
 }
