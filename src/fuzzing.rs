@@ -20,7 +20,7 @@ pub fn captured_header(headers: &HeaderMap, name: &HeaderName) -> Option<AccessT
 
 /// Whether an answer refuses the token.
 pub fn is_refusal(status: StatusCode, headers: &HeaderMap) -> bool {
-    policy::is_rejection(status, headers, false, false).rejected
+    policy::is_rejection(status, headers, Some("Bearer"), false, false).rejected
 }
 
 /// The expiry of a token on the local clock, and its lifetime if it was issued just now and if it

@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     outcome::Outcome,
     policy,
-    session::{Allowance, Ending, Session, State, Waiter},
+    session::{Allowance, Ending, Session, Since, State, Waiter},
     time::Now,
 };
 
@@ -110,12 +110,16 @@ impl Sent {
         if !self.session.is_of_origin(self.origin, response.url()) {
             return false;
         }
-        let expired = self.state.has_expired(Now::read());
+        let since = self.session.load().since(&self.state, response.status());
+        if since == Since::OtherLogin {
+            return false;
+        }
         let verdict = policy::is_rejection(
             response.status(),
             response.headers(),
-            self.brought_token,
-            expired,
+            self.session.placement().challenge_scheme(),
+            self.brought_token || since == Since::Replaced,
+            self.state.has_expired(Now::read()),
         );
         match self.session.rejected_if() {
             Some(rule) => catch_unwind(AssertUnwindSafe(|| rule(response, verdict)))

@@ -1,6 +1,7 @@
 //! Pure decisions: where a token may go, where it is put, where a new one comes from, and which
 //! responses reject it.
 
+mod challenge;
 mod channel;
 mod names;
 mod origin;

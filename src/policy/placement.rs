@@ -156,7 +156,6 @@ impl Placement {
         }
     }
 
-    #[allow(dead_code, reason = "the rule of rejections asks for it")]
     /// The scheme in which the API may challenge for this token. `None` for a header without one.
     pub(crate) fn challenge_scheme(&self) -> Option<&str> {
         match &self.0 {

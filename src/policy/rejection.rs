@@ -1,10 +1,9 @@
 //! Which answers of the API refuse the token, by status and challenge (RFC 9110 §11.6.1, RFC 6750
 //! §3).
 
-use http::{HeaderMap, StatusCode, header::WWW_AUTHENTICATE};
-use http_auth::ChallengeParser;
+use http::{HeaderMap, StatusCode};
 
-use super::reply::Reply;
+use super::{challenge::Challenges, reply::Reply};
 
 /// What the built-in rule says of an answer, and whether the token that was sent has run out by its
 /// own expiry. Given to the rule of
@@ -66,102 +65,41 @@ pub(crate) fn is_inconclusive(status: StatusCode) -> bool {
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
-/// Whether the API refuses the token with this answer.
+/// Whether the API rejects the token with this response.
 ///
-/// `brought_token`: the answer carried a new token in the capture header that the session now has,
-/// or one newer still.
+/// `replaced`: the session has another token than the one that was sent, from this response or from
+/// anywhere else. `own_scheme`: what the token was sent with.
 pub(crate) fn is_rejection(
     status: StatusCode,
     headers: &HeaderMap,
-    brought_token: bool,
+    own_scheme: Option<&str>,
+    replaced: bool,
     token_expired: bool,
 ) -> Verdict {
     let rejected = match status {
         StatusCode::UNAUTHORIZED => {
-            brought_token || {
-                let said = Challenges::read(headers);
-                said.bearer && !said.needs_more
+            replaced || {
+                let said = Challenges::read(headers, own_scheme);
+                said.satisfiable && !said.needs_more
             }
         }
-        // Airflow answers a plain 403 to expired tokens, without a challenge.
+        // Airflow answers a plain 403 to expired tokens, without a challenge, and to a token that it
+        // has replaced (apache/airflow#60108).
         StatusCode::FORBIDDEN => {
-            brought_token || token_expired || Challenges::read(headers).invalid_token
+            replaced || token_expired || Challenges::read(headers, own_scheme).invalid_token
         }
         _ => false,
     };
     Verdict { rejected, token_expired, ..Verdict::new(status) }
 }
 
-/// What all challenges of an answer say together.
-#[derive(Debug, Default, PartialEq)]
-struct Challenges {
-    /// A bearer token is asked for. No challenge at all counts as that.
-    bearer: bool,
-    /// A bearer challenge says `invalid_token`.
-    invalid_token: bool,
-    /// A bearer challenge says that the token is good but not enough (RFC 6750 §3.1, RFC 9470 §3).
-    needs_more: bool,
-}
-
-const NEEDS_MORE: [&str; 3] =
-    ["insufficient_scope", "insufficient_user_authentication", "insufficient_claims"];
-
-impl Challenges {
-    fn read(headers: &HeaderMap) -> Self {
-        let unasked = headers
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .all(|value| value.as_bytes().trim_ascii().is_empty());
-        let mut said = Self { bearer: unasked, ..Self::default() };
-        for value in headers.get_all(WWW_AUTHENTICATE) {
-            let text = String::from_utf8_lossy(value.as_bytes());
-            for challenge in ChallengeParser::new(&text) {
-                match challenge {
-                    Ok(challenge) if challenge.scheme.eq_ignore_ascii_case("Bearer") => {
-                        said.bearer = true;
-                        for (name, value) in &challenge.params {
-                            if name.eq_ignore_ascii_case("error") {
-                                said.hears(&value.to_unescaped());
-                            }
-                        }
-                    }
-                    Ok(_) => {}
-                    // The field is full of challenges that the grammar does not allow.
-                    Err(_) => said.reads_loosely(&text),
-                }
-            }
-        }
-        said
-    }
-
-    fn hears(&mut self, error: &str) {
-        let error = error.trim();
-        self.invalid_token |= error.eq_ignore_ascii_case("invalid_token");
-        self.needs_more |= NEEDS_MORE.iter().any(|code| error.eq_ignore_ascii_case(code));
-    }
-
-    /// `Bearer` as a word outside quotes is a bearer challenge; its error code is any word of the
-    /// text.
-    fn reads_loosely(&mut self, text: &str) {
-        let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-        let outside_quotes = text.split('"').step_by(2);
-        if outside_quotes
-            .flat_map(|part| part.split(|c| !is_word(c)))
-            .any(|word| word.eq_ignore_ascii_case("Bearer"))
-        {
-            self.bearer = true;
-            for word in text.split(|c| !is_word(c)) {
-                self.hears(word);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use http::{HeaderValue, header::WWW_AUTHENTICATE};
 
     use super::*;
+
+    const OWN: Option<&str> = Some("Bearer");
 
     fn headers(challenges: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -205,24 +143,64 @@ mod tests {
             (&["Basic realm=\"Bearer, unclosed"], false),
             (&["b\u{e4}rer, Bearer"], true),
             (&[""], true),
+            // wso2/product-apim#9110.
+            (&["OAuth2 realm=\"WSO2 API Manager\", error=\"invalid_token\""], true),
+            // TwitchLib/TwitchLib#298.
+            (&["OAuth realm='TwitchTV', error='invalid_token'"], true),
+            (&["OAuth \"Facebook Platform\" \"invalid_token\" \"Session has expired\""], true),
+            // planningcenter/developers#624.
+            (&["Token"], true),
+            (&["JWT"], true),
+            (&["Unheard-Of realm=\"x\""], true),
+            (&["OAuth error='insufficient_scope'"], false),
+            (&["Bearer error='insufficient_scope', error_description='more, please'"], false),
+            (&["Bearer realm=\"x\" error=\"insufficient_scope\""], false),
+            (&["error=\"insufficient_scope\""], false),
+            (&["Basic realm='Bearer'"], false),
+            (&["Basic realm='a, Bearer'"], false),
+            (&["Basic realm=Bob's, Bearer"], true),
+            (&["DPoP error=\"invalid_token\""], false),
+            (&["Digest nonce=\"x\"", "HOBA", "Mutual", "Kerberos"], false),
+            (&["SCRAM-SHA-256 realm=\"x\"", "scram-sha-1"], false),
+            (&["AWS4-HMAC-SHA256 Credential=x"], false),
+            (&["Basic", "OAuth2"], true),
+            (&["Basic error=\"insufficient_scope\"", "OAuth2 realm=\"x\""], true),
+            (&["bearer: error=\"insufficient_scope\""], false),
         ];
         for (challenges, expected) in table {
             let verdict =
-                is_rejection(StatusCode::UNAUTHORIZED, &headers(challenges), false, false);
+                is_rejection(StatusCode::UNAUTHORIZED, &headers(challenges), OWN, false, false);
             assert_eq!(verdict.rejected, *expected, "{challenges:?}");
         }
     }
 
     #[test]
+    fn the_sessions_own_scheme_is_always_satisfiable() {
+        let rejected = |own: Option<&str>, challenge: &str| {
+            let headers = headers(&[challenge]);
+            is_rejection(StatusCode::UNAUTHORIZED, &headers, own, false, false).rejected
+        };
+        for scheme in ["Basic", "DPoP", "Token", "SCRAM-x"] {
+            assert!(rejected(Some(scheme), &scheme.to_ascii_uppercase()), "{scheme}");
+        }
+        assert!(!rejected(Some("DPoP"), "DPoP error=\"insufficient_scope\""));
+        assert!(rejected(Some("DPoP"), "Bearer"));
+        assert!(!rejected(None, "Basic"));
+    }
+
+    #[test]
     fn a_403_is_a_refusal_only_for_a_reason() {
         let rejected = |challenges: &[&str], brought, expired| {
-            is_rejection(StatusCode::FORBIDDEN, &headers(challenges), brought, expired).rejected
+            is_rejection(StatusCode::FORBIDDEN, &headers(challenges), OWN, brought, expired)
+                .rejected
         };
         assert!(!rejected(&[], false, false));
         assert!(!rejected(&["Bearer"], false, false));
         assert!(!rejected(&["Bearer error=\"insufficient_scope\""], false, false));
         assert!(!rejected(&["Basic error=\"invalid_token\""], false, false));
         assert!(rejected(&["Bearer error=\"invalid_token\""], false, false));
+        assert!(rejected(&["OAuth realm='TwitchTV', error='invalid_token'"], false, false));
+        assert!(rejected(&["OAuth \"Facebook Platform\" \"invalid_token\" \"x\""], false, false));
         assert!(rejected(&[], true, false));
         assert!(rejected(&[], false, true));
         assert!(rejected(&["Bearer error=\"insufficient_scope\""], true, false));
@@ -231,8 +209,14 @@ mod tests {
     #[test]
     fn a_token_beside_a_401_outweighs_its_challenge() {
         assert!(
-            is_rejection(StatusCode::UNAUTHORIZED, &headers(&["Basic realm=\"x\""]), true, false)
-                .rejected
+            is_rejection(
+                StatusCode::UNAUTHORIZED,
+                &headers(&["Basic realm=\"x\""]),
+                OWN,
+                true,
+                false
+            )
+            .rejected
         );
     }
 
@@ -241,8 +225,14 @@ mod tests {
         for status in (100..600).filter(|status| !matches!(status, 401 | 403)) {
             let status = StatusCode::from_u16(status).unwrap();
             assert!(
-                !is_rejection(status, &headers(&["Bearer error=\"invalid_token\""]), true, true)
-                    .rejected,
+                !is_rejection(
+                    status,
+                    &headers(&["Bearer error=\"invalid_token\""]),
+                    OWN,
+                    true,
+                    true
+                )
+                .rejected,
                 "{status}"
             );
         }

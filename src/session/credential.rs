@@ -16,7 +16,7 @@ use url::Url;
 use super::{
     OnRefreshFailure, Session,
     refresh::{Ending, Join},
-    state::{Phase, State, Step, cooling_down, step_while_cooling_down},
+    state::{Phase, Since, State, Step, cooling_down, step_while_cooling_down},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -327,8 +327,17 @@ impl Session {
         } else {
             super::capture::Taken::default()
         };
-        let expired = credential.state.has_expired(Now::read());
-        let mut verdict = policy::is_rejection(status, headers, taken.replaced, expired);
+        let since = self.load().since(&credential.state, status);
+        if since == Since::OtherLogin {
+            return Verdict::unrelated(status);
+        }
+        let mut verdict = policy::is_rejection(
+            status,
+            headers,
+            self.placement().challenge_scheme(),
+            taken.replaced || since == Since::Replaced,
+            credential.state.has_expired(Now::read()),
+        );
         verdict.captured = taken.adopted;
         #[cfg(feature = "dpop")]
         if self.observe_proof(credential, &url, &mut verdict, status, headers) {

@@ -43,7 +43,7 @@ use self::{
 };
 pub(crate) use self::{
     refresh::{Allowance, Ending, Join, Waiter},
-    state::{Captured, State},
+    state::{Captured, Since, State},
 };
 #[cfg(feature = "dpop")]
 use crate::dpop::Dpop;

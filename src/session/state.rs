@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::{expiry::OnWall, refresh::InFlight};
@@ -57,6 +57,10 @@ pub(crate) struct State {
     /// Rises with each `replace_tokens` and `clear`. What a refresh of an earlier login brings is
     /// dropped.
     pub(super) login: u64,
+    /// Rises with each `clear`: no request is sent again across one.
+    pub(super) logouts: u64,
+    /// Rises with each `replace_tokens` that brings another refresh token, and with each `clear`.
+    pub(super) accounts: u64,
     pub(super) access: Option<AccessToken>,
     /// The access token as it goes on a request. Filled in when the state is published.
     pub(super) header: Option<HeaderValue>,
@@ -114,6 +118,18 @@ pub(super) enum Step {
     Fail(Error),
 }
 
+/// What has become of the token that a request was sent with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// It is still the session's.
+    Same,
+    /// The session has another one by now.
+    Replaced,
+    /// The session was cleared, or, for a 403, has another login: what the response says of the
+    /// token of that time is the caller's.
+    OtherLogin,
+}
+
 /// What became of a captured token.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Captured {
@@ -127,6 +143,8 @@ impl State {
         Self {
             generation: 1,
             login: 0,
+            logouts: 0,
+            accounts: 0,
             access: tokens.access_token().cloned(),
             header: None,
             refresh: tokens.refresh_token().cloned(),
@@ -292,7 +310,22 @@ impl State {
 
     /// Whether a request that was rejected with `other` has a token to be sent again with.
     pub(crate) fn has_newer_token_than(&self, other: &Self) -> bool {
-        self.generation != other.generation && self.access.is_some() && self.access != other.access
+        self.generation != other.generation
+            && self.logouts == other.logouts
+            && self.access.is_some()
+            && self.access != other.access
+    }
+
+    /// What has become of the token that a response with this status was sent with.
+    pub(crate) fn since(&self, sent: &Self, status: StatusCode) -> Since {
+        let is_other_account = self.accounts != sent.accounts && status == StatusCode::FORBIDDEN;
+        if self.logouts != sent.logouts || is_other_account {
+            Since::OtherLogin
+        } else if self.has_newer_token_than(sent) {
+            Since::Replaced
+        } else {
+            Since::Same
+        }
     }
 
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
@@ -472,6 +505,9 @@ impl State {
         due: Option<Instant>,
     ) -> Option<Arc<InFlight>> {
         self.set_access(tokens.access_token().cloned(), lifetime, due);
+        if self.refresh.as_ref() != tokens.refresh_token() {
+            self.accounts += 1;
+        }
         self.refresh = tokens.refresh_token().cloned();
         self.login += 1;
         (self.issued_pause, self.broken_pause, self.replay_pause) = (None, None, None);
@@ -483,6 +519,7 @@ impl State {
     /// A logout. Returns the refresh that it supersedes.
     pub(super) fn clear(&mut self) -> Option<Arc<InFlight>> {
         let superseded = self.replace(&Tokens::empty(), None, None);
+        self.logouts += 1;
         self.phase = Phase::LoginRequired(logged_out());
         superseded
     }

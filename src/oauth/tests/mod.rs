@@ -5,6 +5,7 @@ mod answers;
 mod grants;
 #[cfg(feature = "http2")]
 mod http2;
+mod kept;
 mod retries;
 mod sending;
 mod server;
