@@ -14,6 +14,8 @@ use async_trait::async_trait;
 use http::StatusCode;
 use tokio::time::Instant;
 
+#[cfg(feature = "dpop")]
+use crate::dpop::Dpop;
 use crate::{
     error::Error,
     token::{RefreshToken, Tokens},
@@ -190,6 +192,8 @@ pub struct RefreshContext {
     kept: Arc<Mutex<Option<RefreshToken>>>,
     /// When whoever hands the refresh on wants it to end.
     deadline: Option<Instant>,
+    #[cfg(feature = "dpop")]
+    dpop: Option<Arc<Dpop>>,
 }
 
 /// What a session hears from a running refresh.
@@ -214,6 +218,12 @@ pub(crate) trait RefreshLog: Send + Sync {
         let _ = error;
     }
 
+    /// The session's side of RFC 9449, if its tokens are bound to a key.
+    #[cfg(feature = "dpop")]
+    fn dpop(&self) -> Option<Arc<Dpop>> {
+        None
+    }
+
     /// The refresh token that was asked with is dead: what the refresh brings takes its place, also
     /// without another refresh token.
     fn forget_refresh_token(&self) {}
@@ -221,7 +231,14 @@ pub(crate) trait RefreshLog: Send + Sync {
 
 impl RefreshContext {
     pub(crate) fn new(log: Arc<dyn RefreshLog>) -> Self {
-        Self { log, failed_attempts: Arc::default(), kept: Arc::default(), deadline: None }
+        Self {
+            #[cfg(feature = "dpop")]
+            dpop: log.dpop(),
+            log,
+            failed_attempts: Arc::default(),
+            kept: Arc::default(),
+            deadline: None,
+        }
     }
 
     /// What a refresher is handed, outside a session: for testing a refresher.
@@ -262,6 +279,8 @@ impl RefreshContext {
             failed_attempts: Arc::clone(&self.failed_attempts),
             kept: Arc::clone(&self.kept),
             deadline: self.deadline,
+            #[cfg(feature = "dpop")]
+            dpop: self.dpop.clone(),
         }
     }
 
@@ -274,6 +293,20 @@ impl RefreshContext {
         }
         let log = ForNext { log: Arc::clone(&self.log), attempts, kept: Mutex::default() };
         Self { log: Arc::new(log), deadline, ..self.share() }
+    }
+
+    /// The key that the session's tokens are bound to
+    /// ([`Placement::dpop`](crate::Placement::dpop)), for a refresher that signs its own calls.
+    /// Feature `dpop`.
+    #[cfg(feature = "dpop")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "dpop")))]
+    pub fn dpop_key(&self) -> Option<&crate::dpop::DpopKey> {
+        self.dpop.as_ref().map(|dpop| dpop.key())
+    }
+
+    #[cfg(feature = "dpop")]
+    pub(crate) fn dpop(&self) -> Option<&Arc<Dpop>> {
+        self.dpop.as_ref()
     }
 
     /// What to renew: with the refresh token that was [kept](Self::keep) last.

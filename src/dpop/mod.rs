@@ -19,7 +19,9 @@ use url::Url;
 
 pub use self::key::{DpopAlg, DpopKey, DpopKeyPem};
 use self::nonce::Nonces;
-pub(crate) use self::nonce::{Challenge, Role, api_challenge, says_use_nonce};
+pub(crate) use self::nonce::{
+    Challenge, Role, USE_DPOP_NONCE, api_challenge, dpop_error, says_use_nonce,
+};
 use crate::error::Error;
 
 /// The request header that carries a proof.
@@ -33,6 +35,24 @@ pub(crate) struct Dpop {
 
 /// The nonce that a request carries, if its server has handed one out.
 pub(crate) type Carried = Option<Arc<str>>;
+
+tokio::task_local! {
+    /// Set while a session's refresher revokes: [`Refresher::revoke`](crate::Refresher::revoke) is
+    /// told no more than the tokens.
+    static OF_LOGOUT: Option<Arc<Dpop>>;
+}
+
+/// The future, within which [`of_logout`] is this.
+pub(crate) fn for_logout<F: Future>(
+    dpop: Option<Arc<Dpop>>,
+    future: F,
+) -> impl Future<Output = F::Output> {
+    OF_LOGOUT.scope(dpop, future)
+}
+
+pub(crate) fn of_logout() -> Option<Arc<Dpop>> {
+    OF_LOGOUT.try_with(Clone::clone).unwrap_or_default()
+}
 
 impl Dpop {
     pub(crate) fn new(key: DpopKey) -> Self {

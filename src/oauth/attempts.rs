@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use http::{Extensions, StatusCode};
+use http::{Extensions, HeaderMap, StatusCode};
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next as Rest};
 use reqwest_retry::{
@@ -24,8 +24,9 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{
-    classify::{Judgement, Verdict},
+    classify::{Judgement, Verdict, date},
     failure::Failure,
+    proof::Prover,
     reading::judge_by,
     request::{self, NoAnswer, Unanswered},
     response::Members,
@@ -69,6 +70,9 @@ pub(super) struct State {
     asked_with: Option<RefreshToken>,
     /// A response to the present refresh token was lost, so that it may be spent.
     pub(super) lost: bool,
+    /// The token endpoint asked for a nonce before it answered a call with the present refresh
+    /// token.
+    challenged: bool,
     /// How many new refresh tokens came without an access token.
     rotations: u32,
     pub(super) last_status: Option<StatusCode>,
@@ -198,26 +202,30 @@ impl Attempts {
             let mut state = self.state();
             state.attempts = state.attempts.saturating_add(1);
             // A response may have brought another refresh token meanwhile.
-            state.lost &= state.asked_with == asked_with;
+            let same = state.asked_with == asked_with;
+            state.lost &= same;
+            state.challenged &= same;
             state.asked_with.clone_from(&asked_with);
             state.last.get_or_insert_with(|| {
                 Ended::without_answer(Failure::Unreached, "the deadline ran out".into())
             });
         }
-        let request = settings.token_request(endpoint, asked_with.as_ref());
         let mut limit = Limit::after(settings.attempt_timeout);
-        let answer = match request::make(&mut limit, request).await {
-            Ok(mut request) => {
+        let answer = request::exchange(
+            http,
+            &mut limit,
+            &Prover::of(flight),
+            || settings.token_request(endpoint, asked_with.as_ref()),
+            |request| {
                 {
                     let mut state = self.state();
                     state.in_the_air = true;
                     state.made = std::mem::take(&mut request.made);
                 }
                 flight.sending(spends);
-                request::ask(http, request, &mut limit).await
-            }
-            Err(not_made) => Err(not_made),
-        };
+            },
+        )
+        .await;
         let (ended, rotated) = self.0.judged(answer, asked_with.as_ref());
         let failed = match ended.verdict {
             Verdict::Granted(_) => None,
@@ -346,17 +354,26 @@ impl Inner {
         match answer {
             Ok(answer) => {
                 let status = Some(answer.status);
+                let was_challenged = answer.was_challenged;
+                let skew = clock_skew(&answer.headers, SystemTime::now());
                 let rule = self.settings.read_response.as_ref();
                 let Judgement { verdict, rotated, is_doubtful, asked_wait, said } =
                     judge_by(rule, answer, asked_with, SystemTime::now());
                 let is_over = matches!(verdict, Verdict::Failed(Failure::GrantOver));
+                // A server that looks at the refresh token before it looks at the proof has spent it
+                // with the call that it challenged (bluesky-social/atproto#3859).
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.challenged |= was_challenged;
+                state.lost |= is_over && state.challenged && asked_with.is_some();
+                drop(state);
+                let cause = said.code().filter(|code| *code == "invalid_dpop_proof").and(skew);
                 let ended = Ended {
                     verdict: self.settings.grant.read(verdict),
                     next: Next::End,
                     status,
                     asked_wait,
                     said,
-                    cause: None,
+                    cause: cause.map(Into::into),
                     is_over,
                 };
                 let rotated = rotated.filter(|_| asked_with.is_some());
@@ -369,5 +386,42 @@ impl Inner {
                 (Ended { status, ..Ended::without_answer(failure, cause) }, None)
             }
         }
+    }
+}
+
+/// How far the local clock is off, for a proof that was not taken: its time may be why.
+fn clock_skew(headers: &HeaderMap, now: SystemTime) -> Option<String> {
+    const LEAST: Duration = Duration::from_secs(5);
+    let server = date(headers)?;
+    let (off, direction) = match now.duration_since(server) {
+        Ok(off) => (off, "ahead of"),
+        Err(error) => (error.duration(), "behind"),
+    };
+    (off > LEAST)
+        .then(|| format!("the local clock is {} s {direction} the server's", off.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use http::header::DATE;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_off_is_told() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let skew = |date: SystemTime| {
+            let value = httpdate::fmt_http_date(date).parse().unwrap();
+            clock_skew(&HeaderMap::from_iter([(DATE, value)]), now)
+        };
+        let hour = Duration::from_secs(3600);
+        let ahead = skew(now - hour).unwrap();
+        assert_eq!(ahead, "the local clock is 3600 s ahead of the server's");
+        let behind = skew(now + hour).unwrap();
+        assert_eq!(behind, "the local clock is 3600 s behind the server's");
+        assert_eq!(skew(now - Duration::from_secs(5)), None);
+        assert_eq!(clock_skew(&HeaderMap::new(), now), None);
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn judge(
     asked_with: Option<&RefreshToken>,
     now: SystemTime,
 ) -> Judgement {
-    let Answer { status, headers, body } = answer;
+    let Answer { status, headers, body, is_bound, .. } = answer;
     let now = date(headers).unwrap_or(now);
     let cookies = if status.is_success() {
         TokenCookies::read(headers, now)
@@ -53,7 +53,10 @@ pub(super) fn judge(
         TokenCookies::default()
     };
     let said = members(*status, headers, body);
-    let (verdict, rotated) = verdict(*status, cookies, &said, body.end, asked_with);
+    let (mut verdict, rotated) = verdict(*status, cookies, &said, body.end, asked_with);
+    if *is_bound {
+        verdict = bound(verdict, &said);
+    }
     let mut asked_wait = asked_wait(headers, now);
     if matches!(verdict, Verdict::Failed(Failure::Throttled)) {
         asked_wait = asked_wait.max(Some(THROTTLED));
@@ -63,8 +66,26 @@ pub(super) fn judge(
 
 pub(super) const NO_ACCESS_TOKEN: &str = "the response has no usable access token";
 const TOO_LARGE: &str = "the response is over 1 MiB";
+const NOT_BEARER: &str = "the token's type is not Bearer";
+const NOT_BOUND: &str = "the token's type is not DPoP";
 const DAMAGED: &str = "the response's gzip is damaged";
 const UNDECODABLE: &str = "the response has a content coding that was not asked for";
+
+/// With tokens that are bound to a key, a token of another type is a downgrade (RFC 9449 §5): it is
+/// never used, and the type `DPoP` is none that is refused.
+fn bound(verdict: Verdict, said: &Members) -> Verdict {
+    let is_bound = said.token_type().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("DPoP"));
+    match verdict {
+        Verdict::Granted(_) if !is_bound => Verdict::Failed(Failure::Unusable(NOT_BOUND)),
+        Verdict::Failed(Failure::Unusable(NOT_BEARER)) if is_bound => match said.access_token() {
+            Some(access) if said.complete => {
+                Verdict::Granted(tokens(access.clone(), said.refresh_token().cloned(), said))
+            }
+            _ => Verdict::Failed(Failure::Unusable(NO_ACCESS_TOKEN)),
+        },
+        verdict => verdict,
+    }
+}
 
 /// The members of a body. An error response that is too long is not looked at.
 fn members(status: StatusCode, headers: &HeaderMap, body: &Body) -> Members {
@@ -134,7 +155,7 @@ fn granted(
         return Err(rejected(status, said));
     }
     if said.token_type().is_some_and(is_no_bearer_type) {
-        return Err(Failure::Unusable("the token's type is not Bearer"));
+        return Err(Failure::Unusable(NOT_BEARER));
     }
     access.cloned().ok_or(Failure::Unusable(NO_ACCESS_TOKEN))
 }
@@ -171,7 +192,7 @@ mod tests {
         let headers =
             cookies.iter().map(|cookie| (SET_COOKIE, HeaderValue::from_static(cookie))).collect();
         let body = Body { bytes: Zeroizing::new(body.as_bytes().to_vec()), end };
-        let answer = Answer { status: StatusCode::from_u16(status).unwrap(), headers, body };
+        let answer = Answer::new(StatusCode::from_u16(status).unwrap(), headers, body);
         judge(&answer, Some(&RefreshToken::new(OLD).unwrap()), SystemTime::UNIX_EPOCH)
     }
 
@@ -243,7 +264,7 @@ mod tests {
         let body = r#"{"error":"invalid_grant","error_description":"AADSTS50196: x"}"#;
         let asked = |headers: HeaderMap| {
             let body = Body { bytes: Zeroizing::new(body.into()), end: End::Whole };
-            let answer = Answer { status: StatusCode::BAD_REQUEST, headers, body };
+            let answer = Answer::new(StatusCode::BAD_REQUEST, headers, body);
             judge(&answer, None, SystemTime::UNIX_EPOCH).asked_wait.unwrap().as_secs()
         };
         assert_eq!(asked(HeaderMap::new()), 60);

@@ -63,7 +63,7 @@ const OVER: [&str; 13] = [
 ];
 
 /// The other codes that mean something here.
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 13] = [
     "invalid_request",
     "invalid_client",
     "unauthorized_client",
@@ -71,6 +71,9 @@ const OTHERS: [&str; 11] = [
     "invalid_scope",
     // RFC 8707 §2.
     "invalid_target",
+    // RFC 9449 §5 and §8.
+    "invalid_dpop_proof",
+    "use_dpop_nonce",
     "temporarily_unavailable",
     "server_error",
     // RFC 8628 §3.5.

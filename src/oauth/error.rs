@@ -32,7 +32,10 @@ impl Inner {
         cause: Option<Cause>,
     ) -> Error {
         let secrets = self.secrets(said, &state.made);
+        let has_cause = cause.is_some();
         let cause = match (said.description(), failure) {
+            // What is known here says more than what the server says.
+            (_, Failure::Rejected) if has_cause => cause,
             (_, Failure::RulePanicked) => Some("the rule of read_response panicked".into()),
             (Some(text), _) => Some(match secrets.clean(text) {
                 Some(text) => format!("the token endpoint says: {text}").into(),

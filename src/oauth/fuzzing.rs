@@ -26,8 +26,7 @@ pub fn token_answer(
     asked_with: &RefreshToken,
 ) -> (Option<Tokens>, Option<RefreshToken>, Option<String>) {
     let end = if whole { End::Whole } else { End::Cut };
-    let answer =
-        Answer { status, headers, body: Body { bytes: Zeroizing::new(body.to_vec()), end } };
+    let answer = Answer::new(status, headers, Body { bytes: Zeroizing::new(body.to_vec()), end });
     let Judgement { verdict, rotated, said, .. } =
         judge_by(None, answer, Some(asked_with), SystemTime::UNIX_EPOCH);
     let mut secrets = Secrets::default();

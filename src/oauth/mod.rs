@@ -20,6 +20,7 @@ mod fallback;
 pub(crate) mod fuzzing;
 mod grant;
 mod parameters;
+mod proof;
 mod reading;
 mod redact;
 mod request;

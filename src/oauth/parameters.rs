@@ -103,6 +103,13 @@ impl Parameter {
 }
 
 impl NotMade {
+    /// For something else that goes into a call, and that failed with this crate's error.
+    #[cfg(feature = "dpop")]
+    pub(super) fn of(name: String, error: Error) -> Self {
+        let panicked = error.kind() == ErrorKind::Internal;
+        Self { name, error: (!panicked).then(|| error.into()) }
+    }
+
     pub(super) fn failure(&self) -> Failure {
         match &self.error {
             None => Failure::Panicked,

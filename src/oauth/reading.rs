@@ -60,7 +60,7 @@ impl TokenResponse {
     #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
     pub fn new(status: StatusCode, headers: HeaderMap, body: impl Into<Vec<u8>>) -> Self {
         let body = Body { bytes: Zeroizing::new(body.into()), end: End::Whole };
-        Self::of(Answer { status, headers, body }, None)
+        Self::of(Answer::new(status, headers, body), None)
     }
 
     fn of(answer: Answer, asked_with: Option<RefreshToken>) -> Self {
@@ -142,9 +142,8 @@ pub(super) fn judge_by(
     asked_with: Option<&RefreshToken>,
     now: std::time::SystemTime,
 ) -> Judgement {
-    let Answer { status, headers, body } = answer;
-    let body = body.decoded(&headers);
-    let answer = Answer { status, headers, body };
+    let mut answer = answer;
+    answer.body = answer.body.decoded(&answer.headers);
     let judgement = judge(&answer, asked_with, now);
     match rule {
         Some(rule) if answer.body.end == End::Whole => {

@@ -21,6 +21,7 @@ use super::{
     failure::Failure,
     grant::TokenRequest,
     parameters::NotMade,
+    proof::{Carried, Prover},
     redact::Secrets,
     settings::{ClientAuth, Settings},
     transport::{self, Named, Transport, unwrapped},
@@ -35,6 +36,16 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Body,
+    /// The tokens are bound to a key, so that another kind of token is a downgrade (RFC 9449 §5).
+    pub(super) is_bound: bool,
+    /// The endpoint asked for a nonce before it answered.
+    pub(super) was_challenged: bool,
+}
+
+impl Answer {
+    pub(super) fn new(status: StatusCode, headers: HeaderMap, body: Body) -> Self {
+        Self { status, headers, body, is_bound: false, was_challenged: false }
+    }
 }
 
 pub(super) enum NoAnswer {
@@ -90,20 +101,54 @@ impl NoAnswer {
     }
 }
 
-/// Makes the request, within the attempt's time limit.
-pub(super) async fn make(
+/// Makes a request and sends it. The attempt's time limit is over making it, headers and body; once
+/// the headers are there, what they say counts.
+///
+/// With a key, the request carries a proof, and if the endpoint asks for a nonce it is made anew and
+/// sent once more. `sends` is told of each request before it is sent.
+pub(super) async fn exchange<R>(
+    http: &ClientWithMiddleware,
     limit: &mut Limit,
-    request: impl Future<Output = Result<TokenRequest, NotMade>>,
-) -> Result<TokenRequest, NoAnswer> {
-    match limit.run(request).await {
+    prover: &Prover,
+    make: impl Fn() -> R,
+    mut sends: impl FnMut(&mut TokenRequest),
+) -> Result<Answer, NoAnswer>
+where
+    R: Future<Output = Result<TokenRequest, NotMade>>,
+{
+    let mut was_challenged = false;
+    loop {
+        let (mut request, carried) = made(limit, prover, make()).await?;
+        sends(&mut request);
+        let endpoint = request.endpoint.clone();
+        let mut answer = ask(http, request, limit).await?;
+        let asks_again = prover.asks_again(&endpoint, &answer, &carried);
+        if !asks_again || was_challenged {
+            answer.is_bound = prover.is_bound();
+            answer.was_challenged = was_challenged;
+            return Ok(answer);
+        }
+        was_challenged = true;
+    }
+}
+
+async fn made(
+    limit: &mut Limit,
+    prover: &Prover,
+    make: impl Future<Output = Result<TokenRequest, NotMade>>,
+) -> Result<(TokenRequest, Carried), NoAnswer> {
+    let making = async {
+        let mut request = make.await?;
+        let carried = prover.prove(&mut request).await?;
+        Ok((request, carried))
+    };
+    match limit.run(making).await {
         Ok(made) => made.map_err(NoAnswer::NotMade),
         Err(_) => Err(NoAnswer::NotMadeInTime),
     }
 }
 
-/// Sends one request. The attempt's time limit is over headers and body; once the headers are
-/// there, what they say counts.
-pub(super) async fn ask(
+async fn ask(
     http: &ClientWithMiddleware,
     request: TokenRequest,
     limit: &mut Limit,
@@ -127,7 +172,7 @@ pub(super) async fn ask(
     }
     let headers = response.headers().clone();
     let body = read(response, limit).await;
-    Ok(Answer { status, headers, body })
+    Ok(Answer::new(status, headers, body))
 }
 
 /// Whether a response comes from another origin than the endpoint. One that a middleware has made

@@ -17,6 +17,7 @@ use super::{
     codes::known_code,
     failure::Failure,
     host_and_port,
+    proof::Prover,
     request::{self, Answer, Unanswered},
     response::Members,
     retry::{AskedWait, Next, Pace, asked_wait},
@@ -106,16 +107,16 @@ impl Revocation<'_> {
 
     async fn attempt(&self, token: &str, hint: &str) -> Result<(), FailedAttempt> {
         let Self { settings, http, token_endpoint, endpoint, tokens } = self;
-        let request = settings.revocation_request(token_endpoint, endpoint, token, hint);
         let mut made = Vec::new();
         let mut limit = Limit::after(settings.attempt_timeout);
-        let answer = match request::make(&mut limit, request).await {
-            Ok(mut request) => {
-                made = std::mem::take(&mut request.made);
-                request::ask(http, request, &mut limit).await
-            }
-            Err(not_made) => Err(not_made),
-        };
+        let answer = request::exchange(
+            http,
+            &mut limit,
+            &Prover::of_logout(),
+            || settings.revocation_request(token_endpoint, endpoint, token, hint),
+            |request| made = std::mem::take(&mut request.made),
+        )
+        .await;
         match answer {
             // RFC 7009 §2.2: the status says it all, and a token that is unknown is a success.
             Ok(answer) if answer.status.is_success() => Ok(()),

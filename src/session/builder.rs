@@ -354,7 +354,7 @@ impl SessionBuilder {
             listeners: self.listeners,
             telemetry: Telemetry::new(self.name),
             #[cfg(feature = "dpop")]
-            dpop: self.placement.dpop_key().map(|key| Box::new(Dpop::new(key.clone()))),
+            dpop: self.placement.dpop_key().map(|key| std::sync::Arc::new(Dpop::new(key.clone()))),
             placement: self.placement,
             channels,
             override_authorization: self.override_authorization,
@@ -370,6 +370,16 @@ impl SessionBuilder {
             wait_timeout: self.wait_timeout,
             runtimes: Runtimes::new(self.runtime),
         }));
+        #[cfg(feature = "dpop")]
+        if session.0.store.is_some() && session.dpop().is_some_and(|dpop| dpop.key().is_generated())
+        {
+            tracing::warn!(
+                target: "reqwest_reauth",
+                session = session.name(),
+                "the stored login is bound to a key that was made in this process: no other \
+                 process, and not the next one, can use it"
+            );
+        }
         // Works out whether it can be renewed.
         session.update(|_| ());
         Ok(session)

@@ -81,7 +81,10 @@ impl Session {
         if tokens.access_token().is_none() && tokens.refresh_token().is_none() {
             return;
         }
-        let revoking = self.within(catch_panic(refresher.revoke(tokens)));
+        let revoking = refresher.revoke(tokens);
+        #[cfg(feature = "dpop")]
+        let revoking = crate::dpop::for_logout(self.dpop().cloned(), revoking);
+        let revoking = self.within(catch_panic(revoking));
         let revoked = if Handle::try_current().is_ok() {
             within(until(revoked_by), revoking).await
         } else {

@@ -82,7 +82,7 @@ struct Inner {
     telemetry: Telemetry,
     placement: Placement,
     #[cfg(feature = "dpop")]
-    dpop: Option<Box<Dpop>>,
+    dpop: Option<Arc<Dpop>>,
     channels: Channels,
     override_authorization: bool,
     buffer_bodies: usize,
@@ -323,8 +323,8 @@ impl Session {
 
     /// The session's side of RFC 9449, if its tokens are bound to a key.
     #[cfg(feature = "dpop")]
-    pub(crate) fn dpop(&self) -> Option<&Dpop> {
-        self.0.dpop.as_deref()
+    pub(crate) fn dpop(&self) -> Option<&Arc<Dpop>> {
+        self.0.dpop.as_ref()
     }
 
     pub(crate) fn channels(&self) -> &Channels {

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -10,9 +11,9 @@ use http::{HeaderValue, Method};
 use reqwest::StatusCode;
 use reqwest_middleware::ClientWithMiddleware;
 use reqwest_reauth::{
-    Anonymous, DpopAlg, DpopKey, Error, ErrorKind, Event, NotReplayed, Outcome, Placement, Session,
-    SessionBuilder, Tokens, refresh_with,
-    testing::{AuthServer, Dpop, Recorded},
+    Anonymous, DpopAlg, DpopKey, Error, ErrorKind, Event, NotReplayed, OAuthRefresh, Outcome,
+    Placement, Session, SessionBuilder, Tokens, refresh_with,
+    testing::{Answer, AuthServer, Dpop, Recorded},
 };
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -129,7 +130,7 @@ async fn a_body_that_was_looked_into_comes_whole() {
         .header("dpop-nonce", "new")
         .body(bytes::Bytes::from(body.to_string()))
         .unwrap();
-    server.script_api([reqwest_reauth::testing::Answer::Response(response)]);
+    server.script_api([Answer::Response(response)]);
     let response = client.get(server.url("/a")).send().await.unwrap();
     assert_eq!(response.status(), 400);
     assert_eq!(response.url().as_str(), server.url("/a"));
@@ -326,4 +327,103 @@ async fn a_credential_is_asked_again_for_a_nonce_once() {
         .unwrap();
     assert_eq!(status, 401);
     assert_eq!(server.api_hits(), 2);
+}
+
+fn renewing(server: &AuthServer) -> SessionBuilder {
+    bound(server).refresher(OAuthRefresh::new(server.token_endpoint()))
+}
+
+#[tokio::test]
+async fn a_refresh_learns_its_nonce_within_one_attempt() {
+    let server = start(Dpop::new().api_nonces(4).token_endpoint_nonces(1)).await;
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&events);
+    let session = renewing(&server)
+        .on_event(move |event: &Event| told.lock().unwrap().push(format!("{event:?}")))
+        .build()
+        .unwrap();
+    session.refresh().await.unwrap();
+    assert_eq!(server.token_calls(), 2);
+    let calls = server.token_requests();
+    assert!(claims(&calls[1]).get("nonce").is_some());
+    assert!(claims(&calls[1]).get("ath").is_none());
+    assert_eq!(claims(&calls[1])["htu"], server.token_endpoint());
+    assert_ne!(claims(&calls[0])["jti"], claims(&calls[1])["jti"]);
+    let events = events.lock().unwrap().join(" ");
+    assert!(events.contains("attempts: 1"), "{events}");
+    assert!(!events.contains("RefreshRetrying"), "{events}");
+    // The nonce that came with the grant is the next call's.
+    session.refresh().await.unwrap();
+    assert_eq!(server.token_calls(), 3);
+    assert_eq!(client(&session).get(server.url("/a")).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_failed_attempt_brings_a_nonce_too() {
+    let server = start(Dpop::new().token_endpoint_nonces(1)).await;
+    server.script_token_endpoint([Answer::Status(503)]);
+    let refresher =
+        OAuthRefresh::new(server.token_endpoint()).backoff(Duration::ZERO, Duration::ZERO);
+    let session = bound(&server).refresher(refresher).build().unwrap();
+    session.refresh().await.unwrap();
+    assert_eq!(server.token_calls(), 2, "the second carries the nonce of the first's response");
+}
+
+#[tokio::test]
+async fn a_challenge_that_spent_the_refresh_token_is_told() {
+    let server = start(Dpop::new().token_endpoint_nonces(1).spend_first()).await;
+    let session = renewing(&server).build().unwrap();
+    let error = session.refresh().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LoginRequired);
+    assert!(error.possibly_consumed());
+    assert_eq!(server.token_calls(), 2);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_always_asks_is_a_rejected_client() {
+    let server = start(Dpop::new()).await;
+    let challenge = |nonce: &'static str| {
+        let response = http::Response::builder()
+            .status(400)
+            .header("content-type", "application/json")
+            .header("dpop-nonce", nonce)
+            .body(bytes::Bytes::from_static(br#"{"error":"use_dpop_nonce"}"#));
+        Answer::Response(response.unwrap())
+    };
+    server.script_token_endpoint([challenge("one"), challenge("two")]);
+    let session = renewing(&server).build().unwrap();
+    let error = session.refresh().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ClientRejected);
+    assert_eq!(error.oauth_error(), Some("use_dpop_nonce"));
+    assert!(session.tokens().unwrap().refresh_token().is_some());
+    assert_eq!(server.token_calls(), 2);
+}
+
+#[tokio::test]
+async fn a_downgrade_to_bearer_is_not_taken() {
+    let server = start(Dpop::new().say_bearer()).await;
+    let session = renewing(&server).build().unwrap();
+    let before = session.tokens().unwrap();
+    let error = session.refresh().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BadResponse);
+    let after = session.tokens().unwrap();
+    assert_eq!(after.access_token(), before.access_token());
+    assert_ne!(after.refresh_token(), before.refresh_token(), "the new one is kept");
+    assert_eq!(server.token_calls(), 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_is_named() {
+    let server = start(Dpop::new()).await;
+    let response = http::Response::builder()
+        .status(400)
+        .header("content-type", "application/json")
+        .header("date", "Thu, 01 Jan 2026 00:00:00 GMT")
+        .body(bytes::Bytes::from_static(br#"{"error":"invalid_dpop_proof"}"#));
+    server.script_token_endpoint([Answer::Response(response.unwrap())]);
+    let session = renewing(&server).build().unwrap();
+    let error = session.refresh().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ClientRejected);
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("ahead of the server's"), "{cause}");
 }

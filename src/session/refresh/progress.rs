@@ -128,6 +128,11 @@ impl RefreshLog for Progress {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    #[cfg(feature = "dpop")]
+    fn dpop(&self) -> Option<Arc<crate::dpop::Dpop>> {
+        self.session.dpop().cloned()
+    }
+
     fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
         self.is_at(Stage::Asking { failed_attempts: failed_attempt });
         self.session.emit(&Event::RefreshRetrying { attempt: failed_attempt, delay, status });
