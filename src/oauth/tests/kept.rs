@@ -73,7 +73,7 @@ fn packed(body: Vec<u8>, packing: Packing) -> Answer {
             (zipped, End::Whole)
         }
     };
-    Answer { status: StatusCode::OK, headers, body: Body { bytes: Zeroizing::new(bytes), end } }
+    Answer::new(StatusCode::OK, headers, Body { bytes: Zeroizing::new(bytes), end })
 }
 
 fn rotated(answer: Answer) -> Option<String> {
