@@ -21,7 +21,13 @@ use reqwest_reauth::{
 
 /// Counters, and how many values each histogram got.
 #[derive(Clone, Default)]
-struct Counts(Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>);
+struct Counts {
+    numbers: Cells,
+    gauges: Cells,
+    described: Arc<Mutex<BTreeMap<String, (Option<Unit>, String)>>>,
+}
+
+type Cells = Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>;
 
 struct Values(Arc<AtomicU64>);
 
@@ -32,15 +38,20 @@ impl metrics::HistogramFn for Values {
 }
 
 impl Counts {
-    fn cell(&self, key: &Key) -> Arc<AtomicU64> {
+    fn describe(&self, name: &KeyName, unit: Option<Unit>, text: &SharedString) {
+        let text = (unit, text.to_string());
+        self.described.lock().unwrap().insert(name.as_str().to_owned(), text);
+    }
+
+    fn cell(cells: &Cells, key: &Key) -> Arc<AtomicU64> {
         let labels: Vec<_> =
             key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
         let name = format!("{}{{{}}}", key.name(), labels.join(","));
-        Arc::clone(self.0.lock().unwrap().entry(name).or_default())
+        Arc::clone(cells.lock().unwrap().entry(name).or_default())
     }
 
     fn all(&self) -> Vec<(String, u64)> {
-        self.0
+        self.numbers
             .lock()
             .unwrap()
             .iter()
@@ -50,29 +61,116 @@ impl Counts {
 }
 
 impl Recorder for Counts {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        Counter::from_arc(self.cell(key))
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        self.describe(&name, unit, &text);
     }
 
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
+    fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        self.describe(&name, unit, &text);
+    }
+
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        self.describe(&name, unit, &text);
+    }
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(Self::cell(&self.numbers, key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Self::cell(&self.gauges, key))
     }
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        Histogram::from_arc(Arc::new(Values(self.cell(key))))
+        Histogram::from_arc(Arc::new(Values(Self::cell(&self.numbers, key))))
     }
 }
 
 /// What is counted while this runs, on one thread.
 fn counted(scenario: impl Future<Output = ()>) -> Vec<(String, u64)> {
+    recorded(scenario).all()
+}
+
+fn recorded(scenario: impl Future<Output = ()>) -> Counts {
     let counts = Counts::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     metrics::with_local_recorder(&counts, || runtime.block_on(scenario));
-    counts.all()
+    counts
+}
+
+#[test]
+fn a_session_is_counted_in_its_state() {
+    let counts = Counts::default();
+    let states = || {
+        let gauges = counts.gauges.lock().unwrap();
+        let gauges = gauges
+            .iter()
+            .map(|(name, bits)| (name.clone(), f64::from_bits(bits.load(Ordering::Relaxed))));
+        gauges.filter(|(_, count)| *count != 0.0).collect::<Vec<_>>()
+    };
+    let in_state = |state: &str, session: &str| {
+        format!("reauth.session.state{{reauth.state={state}{session}}}")
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&counts, || {
+        let session = |name: Option<&str>| {
+            let ends =
+                refresh_with(|_| async { Err(Error::new(ErrorKind::LoginRequired, "revoked")) });
+            let builder = Session::builder(Tokens::new("t0").unwrap()).refresher(ends);
+            let builder = builder.origin("https://api.example.com");
+            match name {
+                Some(name) => builder.name(name).build().unwrap(),
+                None => builder.build().unwrap(),
+            }
+        };
+        let (one, other, named) = (session(None), session(None), session(Some("seqera")));
+        let of_name = ",reauth.session=seqera";
+        assert_eq!(states(), [(in_state("active", of_name), 1.0), (in_state("active", ""), 2.0)]);
+        runtime.block_on(named.refresh()).unwrap_err();
+        runtime.block_on(other.close()).unwrap();
+        let expected = [
+            (in_state("active", ""), 1.0),
+            (in_state("closed", ""), 1.0),
+            (in_state("login_required", of_name), 1.0),
+        ];
+        assert_eq!(states(), expected);
+        drop((one, other, named));
+        assert_eq!(states(), []);
+    });
+}
+
+#[test]
+fn a_named_session_is_on_every_metric_and_all_are_described() {
+    let counts = recorded(async {
+        let server = AuthServer::start().await;
+        let session = Session::builder(server.login()).name("seqera").origin(server.origin());
+        let refresher = refresh_with(|_| async { Err(Error::new(ErrorKind::Unavailable, "down")) });
+        let session = session.refresher(refresher).build().unwrap();
+        let client =
+            ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).build();
+        server.expire_now();
+        client.get(server.url("/")).send().await.unwrap_err();
+        let url = server.url("/");
+        let heartbeat = Heartbeat::new(client, move |client| client.get(&url)).session(session);
+        heartbeat.max_failures(1).spawn().unwrap().finished().await;
+    });
+    let names: Vec<_> = counts.all().into_iter().map(|(name, _)| name).collect();
+    assert!(names.iter().all(|name| name.contains("reauth.session=seqera")), "{names:#?}");
+    let failed =
+        |kind| format!("reauth.requests.failed{{error.type={kind},reauth.session=seqera}}");
+    for kind in ["unavailable", "cooling_down"] {
+        assert!(names.contains(&failed(kind)), "{kind}: {names:#?}");
+    }
+    let ended = "reauth.heartbeat.ended{reauth.reason=too_many_failures,reauth.session=seqera}";
+    assert!(names.iter().any(|name| name == ended), "{names:#?}");
+    let described = counts.described.lock().unwrap();
+    for name in names.iter().map(|name| name.split('{').next().unwrap()) {
+        let (unit, text) = &described[name];
+        let seconds = name.ends_with(".duration");
+        assert_eq!(*unit, Some(if seconds { Unit::Seconds } else { Unit::Count }), "{name}");
+        assert!(!text.is_empty(), "{name}");
+    }
+    assert_eq!(described.len(), 13);
 }
 
 #[test]
@@ -136,6 +234,7 @@ fn failures_are_counted_by_reason() {
         ("reauth.flights{error.type=none}", 1),
         ("reauth.flights{error.type=unavailable}", 1),
         ("reauth.not_replayed{reauth.reason=ruled_out}", 1),
+        ("reauth.requests.failed{error.type=unavailable}", 1),
         ("reauth.store.failures{}", 2),
         ("reauth.wait.duration{}", 2),
     ];

@@ -11,7 +11,12 @@ use super::{
     sent::{Proof, Sent, may_be_rejection},
     source::{Found, Handling},
 };
-use crate::{anonymous::Anonymous, error::Error, session::State};
+use crate::{
+    anonymous::Anonymous,
+    error::Error,
+    session::{Session, State},
+    telemetry::request_failed,
+};
 
 /// Puts the token on requests to the session's origins, where the session's
 /// [`Placement`](crate::Placement) says, and notes which generation of the token it was.
@@ -71,7 +76,11 @@ pub(super) async fn send(
         Ok(signed) => signed,
         // The caller's own header is sent whatever speaks against ours.
         Err(_) if source.leaves_alone(&request, extensions) => None,
-        Err(error) => return Err(error.into()),
+        Err(error) => {
+            let session = source.find(extensions).ok();
+            request_failed(session.as_deref().map(Session::telemetry), error.kind());
+            return Err(error.into());
+        }
     };
     let Some(signed) = signed else {
         return next.run(request, extensions).await;

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     error::Error,
     session::{Ending, Join, OnRefreshFailure, Session},
+    telemetry::request_failed,
     valid_for::ValidFor,
 };
 
@@ -119,7 +120,10 @@ pub(super) async fn before(
     if valid_for.is_none() && is_quiet(source, extensions) {
         return Ok(None);
     }
-    let Some((session, _)) = source.signing(request, extensions)? else {
+    let Some((session, _)) = source
+        .signing(request, extensions)
+        .inspect_err(|error| request_failed(None, error.kind()))?
+    else {
         return Ok(None);
     };
     let session = session.into_session();
@@ -129,7 +133,11 @@ pub(super) async fn before(
         return Ok(Some(Ready { session, refreshed: false }));
     }
     let mut budget: Budget = extensions.get().cloned().unwrap_or_default();
-    let fails = |budget: &Budget, error: Error| Err(budget.with_rejection(error).into());
+    let telemetry = session.clone();
+    let fails = |budget: &Budget, error: Error| {
+        request_failed(Some(telemetry.telemetry()), error.kind());
+        Err(budget.with_rejection(error).into())
+    };
     let mut refreshed = false;
     // Once more if a new login has superseded the refresh: its token may have to be renewed too,
     // which is another refresh.
@@ -236,6 +244,7 @@ fn is_inconclusive(status: StatusCode) -> bool {
 /// The API rejected the token, and there is no other.
 fn failed(session: &Session, error: Error, mut response: Response) -> Result<Response> {
     let error = error.with_api_status(response.status());
+    request_failed(Some(session.telemetry()), error.kind());
     match session.on_refresh_failure() {
         OnRefreshFailure::ReturnError => Err(error.into()),
         OnRefreshFailure::ReturnResponse => {

@@ -71,6 +71,7 @@ mod handle;
 mod lease;
 mod schedule;
 mod status;
+mod suspend;
 mod thread;
 mod worker;
 

@@ -17,6 +17,7 @@ use super::{
     beat::{Beats, Came, Report},
     lease::{Lease, Moment},
     schedule::{self, Beaten, Cause, Schedule, View, later},
+    suspend,
 };
 use crate::{
     error::{ErrorKind, printable},
@@ -74,6 +75,8 @@ struct Progress {
     login_limit: Option<Instant>,
     /// It was told that a period was cut.
     cut_told: bool,
+    /// For a loop to which the time of a suspend matters.
+    woken: Option<watch::Receiver<()>>,
 }
 
 impl Worker {
@@ -114,6 +117,7 @@ impl Worker {
             last_success: start,
             login_limit: None,
             cut_told: false,
+            woken: (lease.is_some() || reissue_window.is_some()).then(suspend::subscribe),
         };
         let mut cause = Cause::Tick;
         loop {
@@ -281,6 +285,7 @@ impl Worker {
                         None => pending().await,
                     }
                 } => {}
+                () = woken(progress.woken.as_mut()) => {}
                 () = sleep_until(due.at) => return Ok(due.cause),
             }
         }
@@ -329,6 +334,17 @@ async fn look_for_login(session: Option<&Session>) {
 async fn stopping(stop: &mut watch::Receiver<Stop>) {
     // An error means that the handle is gone.
     let _ = stop.wait_for(|stop| *stop != Stop::No).await;
+}
+
+/// The machine was suspended: what is due is due sooner.
+async fn woken(woken: Option<&mut watch::Receiver<()>>) {
+    let noticed = match woken {
+        Some(woken) => woken.changed().await.is_ok(),
+        None => false,
+    };
+    if !noticed {
+        pending().await
+    }
 }
 
 async fn closed(session: Option<&Session>) {

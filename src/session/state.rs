@@ -382,7 +382,10 @@ impl State {
             _ if self.in_flight.is_some() => SessionState::Refreshing,
             Phase::LoginRequired(_) => SessionState::LoginRequired,
             Phase::CoolingDown { until, .. } if now < *until => SessionState::CoolingDown,
-            _ if self.access.is_none() && !self.renewable => SessionState::LoginRequired,
+            // Nothing can bring another token but the API itself, or the user.
+            _ if !self.renewable && (self.access.is_none() || self.is_expired(now)) => {
+                SessionState::LoginRequired
+            }
             _ => SessionState::Active,
         }
     }

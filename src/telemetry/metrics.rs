@@ -125,7 +125,6 @@ pub(super) fn wait(session: Option<&str>, took: Duration) {
     histogram!("reauth.wait.duration", labels(session, None)).record(took.as_secs_f64());
 }
 
-#[allow(dead_code, reason = "called next")]
 pub(super) fn request_failed(session: Option<&str>, error: ErrorKind) {
     counter!("reauth.requests.failed", labels(session, Some(("error.type", kind(error)))))
         .increment(1);

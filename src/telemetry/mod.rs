@@ -172,7 +172,6 @@ pub(crate) struct BeatTold<'a> {
 }
 
 /// A request failed with an error of this crate.
-#[allow(dead_code, reason = "the chain calls it next")]
 pub(crate) fn request_failed(telemetry: Option<&Telemetry>, kind: ErrorKind) {
     #[cfg(feature = "metrics")]
     guarded(|| metrics::request_failed(telemetry.and_then(Telemetry::name), kind));

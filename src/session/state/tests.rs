@@ -112,7 +112,7 @@ fn what_each_state_says_to_everybody_who_asks() {
         ("on trial", State { probation: Some(now + SECOND), ..good(now) }, "go go go wait signs Active"),
         ("trial over", State { probation: Some(now), ..good(now) }, "go wait go wait signs Active"),
         ("expired", expired(now), "wait wait wait wait signs Active"),
-        ("expired, no refresher", State { renewable: false, ..expired(now) }, "go go go LoginRequired signs Active"),
+        ("expired, no refresher", State { renewable: false, ..expired(now) }, "go go go LoginRequired signs LoginRequired"),
         ("expired, under way", State { in_flight: flight(), ..expired(now) }, "wait wait wait wait signs Refreshing"),
         ("expired, no refresher, under way", State { renewable: false, in_flight: flight(), ..expired(now) }, "wait wait wait wait signs Refreshing"),
         ("expired, dead", State { phase: dead(), ..expired(now) }, "LoginRequired LoginRequired LoginRequired LoginRequired signs LoginRequired"),

@@ -1,0 +1,125 @@
+//! The server, and what it does to a heartbeat.
+//!
+//! What forces each thing to happen:
+//! - captured: the heartbeat moves beats into the last fifth of each token's life, and the job's own
+//!   requests fall there too;
+//! - rejected and replayed: two lifetimes after the start the server stands still for one lifetime
+//!   and a second. The requests that it holds were sent with a token that has expired when it looks
+//!   at them: 403, and only the refresh token is left;
+//! - refreshed: the token endpoint is a single-use one behind an nginx that answers 502, then 503
+//!   with `Retry-After: 1`, then lets the call through. That happens once every five lifetimes.
+//!
+//! With `--grace` the same standstill costs no refresh.
+
+use std::{env, sync::Arc, time::Duration};
+
+use reqwest::Url;
+use reqwest_reauth::{
+    OAuthRefresh, Session, Tokens,
+    testing::{Answer, AuthServer, Refusal},
+};
+use tokio::task::JoinHandle;
+
+use crate::{AnyError, options::Options, story::Story};
+
+/// The server, and the session with it.
+pub(crate) struct Scene {
+    pub(crate) introduction: String,
+    pub(crate) session: Session,
+    pub(crate) beat: String,
+    pub(crate) job: Option<String>,
+    pub(crate) server: Option<Arc<AuthServer>>,
+    troubles: Option<JoinHandle<()>>,
+}
+
+impl Scene {
+    pub(crate) async fn embedded(options: &Options, story: &Arc<Story>) -> Result<Self, AnyError> {
+        let mut server = AuthServer::builder()
+            .lifetime(options.ttl)
+            .reissue_after(0.8)
+            .refusal(Refusal::Forbidden403);
+        if options.grace {
+            server = server.grace(options.ttl * 5);
+        }
+        let server = Arc::new(server.start().await);
+        let session = Session::builder(server.login_as("job-7"))
+            .origin(server.origin())
+            .refresher(OAuthRefresh::new(server.cookie_token_endpoint()))
+            // The header is the way to new tokens here, and the token endpoint is for when that has
+            // failed.
+            .refresh_ahead(Duration::ZERO)
+            .on_event(story.listener())
+            .build()?;
+        let grace = if options.grace {
+            ", and takes expired ones for a while"
+        } else {
+            ", and rejects expired ones with 403"
+        };
+        let troubles = tokio::spawn(troubles(Arc::clone(&server), options.ttl));
+        Ok(Self {
+            introduction: format!(
+                "{} reissues {:?} tokens in their last fifth{grace}",
+                server.origin(),
+                options.ttl
+            ),
+            session,
+            beat: server.url("/jobs/7/heartbeat?status=204"),
+            job: Some(server.url("/jobs/7/progress")),
+            server: Some(server),
+            troubles: Some(troubles),
+        })
+    }
+
+    pub(crate) fn real(options: &Options, url: &Url, story: &Arc<Story>) -> Result<Self, AnyError> {
+        let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        let access = variable("REAUTH_ACCESS_TOKEN").ok_or("REAUTH_ACCESS_TOKEN is not set")?;
+        let mut tokens = Tokens::new(access)?;
+        if let Some(refresh) = variable("REAUTH_REFRESH_TOKEN") {
+            tokens = tokens.with_refresh_token(refresh)?;
+        }
+        let origin = url.origin().ascii_serialization();
+        let mut session =
+            Session::builder(tokens).name("heartbeat").origin(&origin).on_event(story.listener());
+        if let Some(endpoint) = variable("REAUTH_TOKEN_ENDPOINT") {
+            let refresher = OAuthRefresh::new(endpoint);
+            session = session.refresher(match variable("REAUTH_CLIENT_ID") {
+                Some(id) => refresher.client_id(id),
+                None => refresher,
+            });
+        }
+        let session = session.build()?;
+        Ok(Self {
+            introduction: format!("{} {}", options.method, options.beat_url(url)),
+            session,
+            beat: options.beat_url(url),
+            job: None,
+            server: None,
+            troubles: None,
+        })
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if let Some(troubles) = &self.troubles {
+            troubles.abort();
+        }
+    }
+}
+
+/// Two lifetimes after the start, and every five from then on, the server stands still until every
+/// token has expired.
+async fn troubles(server: Arc<AuthServer>, ttl: Duration) {
+    tokio::time::sleep(ttl * 2).await;
+    loop {
+        server.script_token_endpoint([
+            Answer::Status(502),
+            Answer::StatusRetryAfter(503, Duration::from_secs(1)),
+        ]);
+        let standstill = ttl + Duration::from_secs(1);
+        let hold = server.hold_api();
+        tokio::time::sleep(standstill).await;
+        hold.release();
+        tokio::time::sleep((ttl * 5).saturating_sub(standstill)).await;
+    }
+}
