@@ -73,7 +73,8 @@ mod tests {
     async fn sleeps(handle: &HeartbeatHandle, span: Duration) {
         handle.health().wait_for(|health| health.beats == 1).await.unwrap();
         tokio::time::sleep(2 * SECOND).await;
-        suspend(span);
+        // The wall clock has not seen the two seconds of the paused one.
+        suspend(span + 2 * SECOND);
         woken();
         tokio::time::sleep(SECOND / 10).await;
     }
