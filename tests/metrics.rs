@@ -24,9 +24,10 @@ use reqwest_reauth::{
 struct Counts {
     numbers: Cells,
     gauges: Cells,
-    described: Arc<Mutex<BTreeMap<String, (Option<Unit>, String)>>>,
+    described: Arc<Mutex<Descriptions>>,
 }
 
+type Descriptions = BTreeMap<String, (Option<Unit>, String)>;
 type Cells = Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>;
 
 struct Values(Arc<AtomicU64>);
@@ -170,7 +171,7 @@ fn a_named_session_is_on_every_metric_and_all_are_described() {
         assert_eq!(*unit, Some(if seconds { Unit::Seconds } else { Unit::Count }), "{name}");
         assert!(!text.is_empty(), "{name}");
     }
-    assert_eq!(described.len(), 13);
+    assert!(described.len() >= 13, "{described:#?}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! What the command line says.
+#![allow(clippy::doc_markdown, reason = "--help prints it")]
 
 use std::time::Duration;
 

@@ -77,7 +77,9 @@ pub(crate) fn summary(paint: &Paint, counts: &Counts, server: Option<&AuthServer
         rows.push(("  not as expected", judged(counts.failed, counts.failed == 0)));
         rows.push(("rejected by the API", plain(server.refused())));
     }
-    rows.into_iter().map(|(name, number)| format!("\n  {name:<22}{number}")).collect()
+    let rows: Vec<_> =
+        rows.into_iter().map(|(name, number)| format!("  {name:<22}{number}")).collect();
+    format!("\n{}", rows.join("\n"))
 }
 
 pub(crate) fn ended(paint: &Paint, stopped: &Stopped) -> String {

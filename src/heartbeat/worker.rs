@@ -343,7 +343,7 @@ async fn woken(woken: Option<&mut watch::Receiver<()>>) {
         None => false,
     };
     if !noticed {
-        pending().await
+        pending::<()>().await;
     }
 }
 
