@@ -29,7 +29,11 @@ impl Session {
         let mut in_flight: Option<Arc<InFlight>> = None;
         let login = self.supersede(Err(logged_out()), |state: &mut State| {
             held = state.tokens();
-            let refresh = state.clear()?;
+            let refresh = state.clear();
+            if let Some(store) = &self.0.store {
+                store.logs_out(state.login);
+            }
+            let refresh = refresh?;
             if waits {
                 refresh.log_out(self.revoked_by());
                 in_flight = Some(Arc::clone(&refresh));

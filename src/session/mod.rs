@@ -5,6 +5,7 @@ mod capture;
 mod changes;
 mod credential;
 mod expiry;
+mod interleave;
 mod logout;
 mod persist;
 mod refresh;
@@ -18,7 +19,7 @@ mod within;
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -132,7 +133,7 @@ impl Session {
 
     /// Tells of each change of [`state`](Self::state).
     pub fn subscribe(&self) -> watch::Receiver<SessionState> {
-        let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writer = interleave::lock(&self.0.writer);
         let state = self.0.current.load();
         let now = state.public(Instant::now());
         let sender = self.0.subscribers.get_or_init(|| watch::Sender::new(now));
@@ -178,15 +179,12 @@ impl Session {
         let lifetime = tokens.lifetime(Arrival::Handed);
         let due = self.due(lifetime);
         let login = self.supersede(Ok(Ending::Superseded), |state| {
+            let superseded = state.replace(&tokens, lifetime, due);
             if let Some(store) = &self.0.store {
-                store.announce(&tokens);
+                store.announce(state.login, &tokens);
             }
-            state.replace(&tokens, lifetime, due)
+            superseded
         })?;
-        if let Some(store) = &self.0.store {
-            // Once more: a refresh that was not yet superseded may have put its own in place of it.
-            store.announce_if(&tokens, || self.is_current(login));
-        }
         self.run_there(move |session| async move { session.within(session.save_now(login)).await })
             .await
     }
@@ -304,7 +302,7 @@ impl Session {
     pub(crate) fn tell_state(&self) {
         #[cfg(feature = "metrics")]
         {
-            let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let _writer = interleave::lock(&self.0.writer);
             self.telemetry().state(Some(self.load().public(Instant::now())));
         }
     }

@@ -1,11 +1,12 @@
 //! How a session's state changes: one writer at a time makes a changed copy and publishes it.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::{
     Inner, Session, can_refresh, expiry,
+    interleave::{self, lock},
     refresh::InFlight,
     state::{Phase, SessionState, State},
 };
@@ -49,10 +50,23 @@ impl Session {
         })
     }
 
-    /// Goes on with what the store holds.
+    /// Goes on with what the store holds. An access token that has expired never takes the place of
+    /// one that has not: its refresh token is then tried at the next refresh (contract 10.3).
     pub(super) fn adopt_stored(&self, stored: &Tokens) {
         let lifetime = stored.lifetime(Arrival::Handed);
-        let login = self.load().login;
+        let state = self.load_full();
+        let now = Instant::now();
+        let is_useless = stored.access_token().is_none()
+            || lifetime.as_ref().is_some_and(|lifetime| lifetime.until <= now);
+        if is_useless && state.access.is_some() && !state.is_expired(now) {
+            if let Some(store) = &self.0.store {
+                let refresh =
+                    stored.refresh_token().filter(|&own| state.refresh.as_ref() != Some(own));
+                store.set_candidate(refresh.cloned());
+            }
+            return;
+        }
+        let login = state.login;
         self.adopt_tokens(login, stored, lifetime, Arrival::Handed);
     }
 
@@ -140,7 +154,7 @@ impl Session {
 
     /// A cool-down may be over.
     pub(super) fn tell_time(&self) {
-        let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writer = lock(&self.0.writer);
         self.tell_subscribers(&self.load(), false);
     }
 
@@ -158,7 +172,7 @@ impl Session {
 
     /// Publishes a changed copy of the state.
     pub(super) fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
-        let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = lock(&self.0.writer);
         let before = self.0.current.load_full();
         let mut state = State::clone(&before);
         let result = change(&mut state);
@@ -174,6 +188,8 @@ impl Session {
         if state.is_news(&before) {
             self.0.changed.notify_waiters();
         }
+        drop(writer);
+        interleave::switch();
         result
     }
 

@@ -27,6 +27,7 @@ mod grants;
 mod heartbeat;
 mod heartbeat_thread;
 mod hostile;
+mod logins;
 mod logout;
 mod long_jobs;
 mod lost;

@@ -137,7 +137,9 @@ async fn restore_serves_the_first_request() {
 async fn an_expired_restored_token_is_renewed() {
     let ended = pair("s", "rs").with_expires_at(std::time::SystemTime::now() - SECOND);
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(ended));
-    let session = builder(&issuer, &store).restore().await.unwrap();
+    let given = Tokens::from_refresh_token("r0").unwrap();
+    let session = Session::builder(given).origin(ORIGIN).refresher(issuer.clone());
+    let session = session.store(store.clone()).restore().await.unwrap();
     let api = Api::accepting(|_| true);
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
     assert_eq!(api.tokens_seen(), ["t1"]);
@@ -278,8 +280,13 @@ async fn a_capture_never_undoes_a_rotation() {
     store.put(pair("other", "ro"));
     reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
     store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
-    assert_eq!(store.held(), Some(texts("c1", "ro")));
-    assert_eq!(held(&session), texts("c1", "ro"));
+    // Theirs stays, and is not mixed with what this session has.
+    assert_eq!(store.held(), Some(texts("other", "ro")));
+    assert_eq!(held(&session), texts("c1", "r0"));
+    // The next refresh decides.
+    session.refresh().await.unwrap();
+    assert_eq!(held(&session), texts("other", "ro"));
+    assert_eq!(issuer.calls(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,7 +312,10 @@ async fn a_capture_keeps_the_given_refresh_token() {
     let session = session(&issuer, &store);
     reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
     store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
-    assert_eq!(store.held(), Some(texts("c1", "ro")));
+    assert_eq!(store.held(), Some(texts("old", "ro")));
+    // The stored access token is tried, then its refresh token, then the given one.
+    session.refresh().await.unwrap();
+    assert_eq!(held(&session), texts("old", "ro"));
     session.refresh().await.unwrap();
     assert_eq!(issuer.asked(), [Some("ro".to_owned()), Some("r0".to_owned())]);
 }
@@ -400,7 +410,7 @@ async fn a_stored_given_token_is_no_fallback() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_uses_what_a_saver_found() {
+async fn a_saver_leaves_what_it_found_to_the_refresh() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     let other = store.occupy().await;
@@ -416,9 +426,8 @@ async fn a_refresh_uses_what_a_saver_found() {
     store.put(pair("other", "ro"));
     drop(other);
     refresh.await.unwrap().unwrap();
-    assert_eq!(issuer.asked(), [Some("ro".to_owned())]);
-    assert_eq!(store.saves(), [texts("c1", "ro"), texts("t1", "r1")]);
-    store.assert_orderly();
+    assert_eq!(held(&session), texts("other", "ro"));
+    assert!(issuer.asked().is_empty() && store.saves().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

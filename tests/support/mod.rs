@@ -23,6 +23,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{Extensions, StatusCode, header};
 use reqwest::{Request, Response, ResponseBuilderExt};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
@@ -135,6 +136,14 @@ pub fn silence_scripted_panics() {
 
 pub fn answer(status: u16) -> http::response::Builder {
     http::Response::builder().status(status)
+}
+
+/// A JWT that was issued so many seconds from now, and lives so long.
+pub fn jwt_at(issued: i64, life: i64) -> String {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let iat = i64::try_from(now).unwrap() + issued;
+    let claims = format!(r#"{{"iat":{iat},"exp":{}}}"#, iat + life);
+    format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
 }
 
 /// An access and a refresh token.

@@ -58,25 +58,26 @@ impl BackgroundSave {
         let (lock, _turn) = match store.lock_and_turn(session).await {
             Ok(both) => both,
             Err(error) => {
-                store.known().postpones(session.load().tokens());
+                store.postpone(session);
                 return session.emit(&Event::StoreFailed { error });
             }
         };
         let login = session.load().login;
-        match store.look(session).await {
-            Look::Changed(theirs) => {
-                // Another process has rotated it: ours is spent.
-                if let Some(refresh) = theirs.refresh_token() {
-                    let _ = session.keep_refresh(login, refresh.clone());
-                }
+        match store.peek(session).await {
+            // Of another login, perhaps, or of a later refresh token: the two are not mixed, and
+            // the next refresh decides (contract 10.2).
+            Look::Changed(theirs)
+                if theirs.refresh_token().is_some() || session.load().refresh.is_some() =>
+            {
+                return;
             }
             // It may have been rotated: ours is not to be put back.
             Look::Failed if session.load().refresh.is_some() => {
-                store.known().postpones(session.load().tokens());
+                store.postpone(session);
                 return;
             }
             // Without one nothing can be lost, and a broken file is mended by the save.
-            Look::Same | Look::Failed => {}
+            Look::Same | Look::Changed(_) | Look::Failed => {}
         }
         let state = session.load();
         if state.has_tokens() {

@@ -22,12 +22,18 @@ pub(super) struct Known {
     /// What is unsaved was given by the caller, and the store has not been looked into since: what
     /// it holds is older.
     announced: bool,
+    /// The number of the newest login: set before the session's state shows it, so that nothing of
+    /// an earlier one is put in its place.
+    login: u64,
     /// The refresh token that was last in the store, as far as is known: another process may have
     /// spent it.
     shared: Option<RefreshToken>,
     /// The refresh token that the session was given, as long as it has been neither stored nor
     /// spent.
     given: Option<RefreshToken>,
+    /// A stored refresh token that is tried before the one that is held, and held only with what it
+    /// brings.
+    candidate: Option<RefreshToken>,
     /// A capture waits to be saved.
     dirty: bool,
     /// A background save runs, or is about to.
@@ -74,6 +80,22 @@ impl Known {
         self.shared.as_ref() == Some(refresh)
     }
 
+    pub(super) fn candidate(&self) -> Option<&RefreshToken> {
+        self.candidate.as_ref()
+    }
+
+    /// Whether somebody else has stored these tokens; `own` are the session's.
+    pub(super) fn is_foreign(&self, found: &Tokens, own: &Tokens) -> bool {
+        !self.knows(found) && !found.same_as(own)
+    }
+
+    /// What the store holds, with this refresh token in place of its own.
+    pub(super) fn seen_with(&self, refresh: RefreshToken) -> Tokens {
+        let mut tokens = self.seen.clone().unwrap_or_else(Tokens::empty);
+        tokens.set_refresh(Some(refresh));
+        tokens
+    }
+
     pub(super) fn given(&self) -> Option<&RefreshToken> {
         self.given.as_ref()
     }
@@ -83,23 +105,32 @@ impl Known {
         self.dirty
     }
 
+    /// Whether tokens of this login, the newest, are still to be saved.
+    pub(super) fn is_to_save(&self, login: u64) -> bool {
+        self.login == login && self.unsaved.is_some()
+    }
+
     pub(super) fn has_unsaved(&self) -> bool {
         self.unsaved.is_some() || self.dirty && !self.saving
     }
 
     // ---- a look into the store
 
+    /// The newest login. Asked before the store is loaded, for [`finds`](Self::finds).
+    pub(super) fn login(&self) -> u64 {
+        self.login
+    }
+
     /// The store holds these tokens. Returns whether somebody else has stored them; `own` are the
-    /// session's.
-    pub(super) fn finds(&mut self, found: &Tokens, own: &Tokens) -> bool {
-        let known = self.knows(found);
+    /// session's. `before`: the newest login when the load began, which says nothing of a later one.
+    pub(super) fn finds(&mut self, found: &Tokens, own: &Tokens, before: u64) -> bool {
+        let theirs = self.is_foreign(found, own);
         if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(found)) {
             // The save that seemed to fail was made all the same.
             self.unsaved = None;
         }
-        self.announced = false;
+        self.announced &= self.login != before;
         self.sees(found);
-        let theirs = !known && !found.same_as(own);
         if theirs {
             self.unsaved = None;
         }
@@ -107,8 +138,9 @@ impl Known {
     }
 
     /// The store holds nothing.
-    pub(super) fn finds_nothing(&mut self) {
-        (self.looked, self.announced) = (true, false);
+    pub(super) fn finds_nothing(&mut self, before: u64) {
+        self.looked = true;
+        self.announced &= self.login != before;
     }
 
     /// The store holds these tokens: this session has just loaded or saved them.
@@ -124,30 +156,52 @@ impl Known {
 
     // ---- what is to be saved
 
+    /// A logout has begun: what an earlier login brings is not saved any more.
+    pub(super) fn logs_out(&mut self, login: u64) {
+        self.login = login;
+    }
+
     /// The caller has given these tokens: whatever the store holds is older, and they are to be
     /// saved.
-    pub(super) fn announce(&mut self, tokens: &Tokens) {
+    pub(super) fn announce(&mut self, login: u64, tokens: &Tokens) {
         self.unsaved = Some(tokens.clone());
         (self.announced, self.dirty) = (true, false);
+        self.login = login;
+        self.candidate = None;
         self.given = tokens.refresh_token().cloned();
     }
 
     /// The announced tokens could not be saved. What the store held before is known: another
     /// content is somebody else's.
-    pub(super) fn announcement_failed(&mut self) {
-        self.announced &= !self.looked;
+    pub(super) fn announcement_failed(&mut self, login: u64) {
+        if self.login == login {
+            self.announced &= !self.looked;
+        }
     }
 
     /// These tokens are to be saved. `asked`: the refresh token that they were issued for, which
     /// is spent. Another one is not needed only once there is an access token too.
-    pub(super) fn intends(&mut self, tokens: &Tokens, asked: Option<&RefreshToken>) {
-        self.unsaved = Some(tokens.clone());
-        self.given.take_if(|given| Some(&*given) == asked);
+    ///
+    /// Returns `false` for tokens of an earlier login, which are not.
+    pub(super) fn intends(
+        &mut self,
+        login: u64,
+        tokens: &Tokens,
+        asked: Option<&RefreshToken>,
+    ) -> bool {
+        let current = self.login == login;
+        if current {
+            self.unsaved = Some(tokens.clone());
+            self.given.take_if(|given| Some(&*given) == asked);
+        }
+        current
     }
 
     /// A save could not be made now: these tokens wait for the next one.
-    pub(super) fn postpones(&mut self, tokens: Tokens) {
-        self.unsaved = Some(tokens);
+    pub(super) fn postpones(&mut self, login: u64, tokens: Tokens) {
+        if self.login == login {
+            self.unsaved = Some(tokens);
+        }
     }
 
     /// A save of these tokens begins.
@@ -172,6 +226,12 @@ impl Known {
         }
     }
 
+    /// The next refresh tries this one first; `None` once one has brought tokens, or this one is
+    /// dead.
+    pub(super) fn set_candidate(&mut self, refresh: Option<RefreshToken>) {
+        self.candidate = refresh;
+    }
+
     /// The login is alive: what the session was given is not needed.
     pub(super) fn forgets_given(&mut self) {
         self.given = None;
@@ -179,9 +239,13 @@ impl Known {
 
     /// A logout. If the store could not be cleared, what it held may still be there, and is nobody
     /// else's login.
-    pub(super) fn forgets_login(&mut self, cleared: bool) {
+    pub(super) fn forgets_login(&mut self, login: u64, cleared: bool) {
+        if self.login != login {
+            return;
+        }
         let old = std::mem::take(self);
         (self.saving, self.looked) = (old.saving, old.looked);
+        self.login = old.login;
         if !cleared {
             (self.seen, self.tried) = (old.seen, old.tried);
         }
@@ -228,13 +292,19 @@ mod tests {
     fn tokens_of_nobody_known_are_theirs() {
         let (own, theirs) = (pair("a", "r"), pair("b", "s"));
         let mut known = Known::default();
-        assert!(!known.finds(&own, &own), "the session holds them");
-        assert!(!known.finds(&own, &theirs), "the session has seen them there");
-        assert!(known.finds(&theirs, &own), "somebody else has stored them");
+        assert!(!known.finds(&own, &own, known.login()), "the session holds them");
+        assert!(!known.finds(&own, &theirs, known.login()), "the session has seen them there");
+        assert!(known.finds(&theirs, &own, known.login()), "somebody else has stored them");
         known.tries(&own);
-        assert!(!known.finds(&own, &theirs), "a save of this session may have put them there");
-        known.announce(&pair("c", "t"));
-        assert!(!known.finds(&theirs, &own), "what was announced is newer than any of them");
+        assert!(
+            !known.finds(&own, &theirs, known.login()),
+            "a save of this session may have put them there"
+        );
+        known.announce(1, &pair("c", "t"));
+        assert!(
+            !known.finds(&theirs, &own, known.login()),
+            "what was announced is newer than any of them"
+        );
         assert!(known.has_unsaved(), "and is still to be saved");
     }
 
@@ -242,7 +312,7 @@ mod tests {
     fn a_save_of_a_former_login_settles_nothing() {
         let (first, second) = (pair("a", "r"), pair("b", "s"));
         let mut known = Known::default();
-        known.announce(&second);
+        known.announce(1, &second);
         known.saved(&first, false);
         assert!(known.has_unsaved());
         known.saved(&second, true);

@@ -4,16 +4,12 @@
 //! process has rotated is never put back. The store's lock is never waited for while `saving` is
 //! held.
 
-use std::{
-    future::Future,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{future::Future, sync::Mutex, time::Duration};
 
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, watch};
 
 use super::{
-    super::{Session, refresh::InFlight},
+    super::{Session, interleave::lock, refresh::InFlight},
     known::Known,
 };
 use crate::{
@@ -56,7 +52,7 @@ impl StoreSync {
     }
 
     pub(super) fn known(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     pub(in crate::session) fn limit(&self) -> Duration {
@@ -90,13 +86,14 @@ impl StoreSync {
 
     /// Looks into the store. One that fails is passed over with an event.
     pub(in crate::session) async fn look(&self, session: &Session) -> Look {
+        let before = self.known().login();
         match self.load().await {
             Ok(Some(found)) => {
-                let theirs = self.known().finds(&found, &session.load().tokens());
+                let theirs = self.known().finds(&found, &session.load().tokens(), before);
                 if theirs { Look::Changed(found) } else { Look::Same }
             }
             Ok(None) => {
-                self.known().finds_nothing();
+                self.known().finds_nothing(before);
                 Look::Same
             }
             Err(error) => {
@@ -106,13 +103,52 @@ impl StoreSync {
         }
     }
 
+    /// Looks into the store, and leaves what somebody else has stored to the next refresh.
+    pub(super) async fn peek(&self, session: &Session) -> Look {
+        let before = self.known().login();
+        match self.load().await {
+            Ok(Some(found)) => {
+                let own = session.load().tokens();
+                let mut known = self.known();
+                if known.is_foreign(&found, &own) {
+                    Look::Changed(found)
+                } else {
+                    known.finds(&found, &own, before);
+                    Look::Same
+                }
+            }
+            Ok(None) => {
+                self.known().finds_nothing(before);
+                Look::Same
+            }
+            Err(error) => {
+                session.emit(&Event::StoreFailed { error });
+                Look::Failed
+            }
+        }
+    }
+
+    /// A stored refresh token that is tried before the one that is held (contract 10.3).
+    pub(in crate::session) fn candidate(&self) -> Option<RefreshToken> {
+        self.known().candidate().cloned()
+    }
+
+    pub(in crate::session) fn set_candidate(&self, refresh: Option<RefreshToken>) {
+        self.known().set_candidate(refresh);
+    }
+
+    /// A stored refresh token was replaced while its access token is not held: both stay together.
+    pub(in crate::session) fn seen_with(&self, refresh: RefreshToken) -> Tokens {
+        self.known().seen_with(refresh)
+    }
+
     /// What the store holds at the start, for
     /// [`SessionBuilder::restore`](super::SessionBuilder::restore).
     pub(in crate::session) async fn open(&self) -> Result<Option<Tokens>, Error> {
         let found = self.load().await?;
         match &found {
             Some(found) => self.known().sees(found),
-            None => self.known().finds_nothing(),
+            None => self.known().finds_nothing(0),
         }
         Ok(found)
     }
@@ -139,37 +175,20 @@ impl StoreSync {
 
     /// The user has given these tokens: whatever the store holds is older, and they are to be
     /// saved.
-    pub(in crate::session) fn announce(&self, tokens: &Tokens) {
-        self.known().announce(tokens);
+    /// Called before the session's state shows this login.
+    pub(in crate::session) fn announce(&self, login: u64, tokens: &Tokens) {
+        self.known().announce(login, tokens);
     }
 
-    /// The same, unless a later `replace_tokens` or `clear` counts by now.
-    pub(in crate::session) fn announce_if(
-        &self,
-        tokens: &Tokens,
-        is_current: impl FnOnce() -> bool,
-    ) {
-        let mut known = self.known();
-        if is_current() {
-            known.announce(tokens);
-        }
+    /// A logout begins. Called before the session's state shows it.
+    pub(in crate::session) fn logs_out(&self, login: u64) {
+        self.known().logs_out(login);
     }
 
-    /// Takes down what is to be saved, unless the user has spoken since. `asked` as for
-    /// [`Session::save_under`].
-    fn intend(
-        &self,
-        session: &Session,
-        login: u64,
-        asked: Option<&RefreshToken>,
-        tokens: &Tokens,
-    ) -> bool {
-        let mut known = self.known();
-        let current = session.is_current(login);
-        if current {
-            known.intends(tokens, asked);
-        }
-        current
+    /// A save could not be made now: the session's tokens wait for the next one.
+    pub(super) fn postpone(&self, session: &Session) {
+        let state = session.load();
+        self.known().postpones(state.login, state.tokens());
     }
 
     /// Somebody else has stored it since this session last looked, though not before the answer to
@@ -190,7 +209,7 @@ impl StoreSync {
         lock: &StoreLock,
         tokens: &Tokens,
     ) -> Result<(), Error> {
-        if !self.intend(session, login, None, tokens) {
+        if !self.known().intends(login, tokens, None) {
             return Ok(());
         }
         self.known().tries(tokens);
@@ -224,7 +243,7 @@ impl StoreSync {
         asked: Option<&RefreshToken>,
         tokens: &Tokens,
     ) {
-        if !self.intend(session, refresh.login(), asked, tokens) {
+        if !self.known().intends(refresh.login(), tokens, asked) {
             return;
         }
         let (lock, has_looked) = match refresh.lock() {
@@ -274,12 +293,13 @@ impl StoreSync {
         let (lock, _turn) = match self.lock_and_turn(session).await {
             Ok(both) => both,
             Err(error) => {
-                self.known().announcement_failed();
+                self.known().announcement_failed(login);
                 session.emit(&Event::StoreFailed { error: error.clone() });
                 return Err(error);
             }
         };
-        if !session.is_current(login) {
+        // A capture may have saved them already, and another process rotated them since.
+        if !self.known().is_to_save(login) {
             return Ok(());
         }
         self.look(session).await;
@@ -312,9 +332,7 @@ impl StoreSync {
         if let Err(error) = &cleared {
             session.emit(&Event::StoreFailed { error: error.clone() });
         }
-        if session.is_current(login) {
-            self.known().forgets_login(cleared.is_ok());
-        }
+        self.known().forgets_login(login, cleared.is_ok());
         cleared
     }
 }

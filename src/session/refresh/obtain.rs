@@ -168,7 +168,13 @@ impl<'a> Search<'a> {
             // The last save failed: what it should have kept must be safe before it is spent.
             self.session.save_under(self.in_flight, None, &self.progress.tokens()).await;
         }
-        self.consider(look).unwrap_or(Next::Ask)
+        if let Some(next) = self.consider(look) {
+            return next;
+        }
+        if let Some(candidate) = self.store.candidate() {
+            self.progress.ask_with(candidate);
+        }
+        Next::Ask
     }
 
     /// The token endpoint rejected the refresh token.
@@ -189,6 +195,9 @@ impl<'a> Search<'a> {
     pub(super) async fn look_again(&self) -> Option<Next> {
         // Read afterwards: the refresher may have gone on with one that it kept.
         let asked = self.progress.tokens().refresh_token().cloned();
+        if asked.is_some() && asked == self.store.candidate() {
+            self.store.set_candidate(None);
+        }
         {
             let mut searched = self.progress.searched();
             searched.shared |= asked.as_ref().is_some_and(|asked| self.store.is_shared(asked));
@@ -218,9 +227,9 @@ impl<'a> Search<'a> {
             return Some(Next::Take(stored));
         }
         let refresh = stored.refresh_token().filter(|refresh| !self.has_tried(refresh))?;
-        // Kept at once: whatever becomes of this refresh, the session's own is the older one.
+        // Not held yet: it may be of another login than the access token (contract 10.3).
+        self.store.set_candidate(Some(refresh.clone()));
         self.progress.ask_with(refresh.clone());
-        drop(self.session.keep_refresh(self.in_flight.login(), refresh.clone()));
         Some(Next::Ask)
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Progress {
     limit: Limit,
     /// What the token endpoint is asked with.
     asked: Mutex<Tokens>,
+    /// The refresh token that the session holds, but for one that a response has brought since.
+    held: Mutex<Option<RefreshToken>>,
     stage: Mutex<Stage>,
     search: Mutex<Searched>,
 }
@@ -67,6 +69,7 @@ impl Progress {
             in_flight: Arc::clone(in_flight),
             limit,
             asked: Mutex::new(session.load().tokens()),
+            held: Mutex::new(session.load().refresh.clone()),
             stage: Mutex::new(Stage::Waiting),
             search: Mutex::default(),
         }
@@ -101,6 +104,7 @@ impl Progress {
         let state = self.session.load();
         if state.login == self.in_flight.login() {
             *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = state.tokens();
+            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = state.refresh.clone();
         }
     }
 
@@ -109,7 +113,22 @@ impl Progress {
     pub(super) fn captured_meanwhile(&self) -> Option<RefreshToken> {
         let state = self.session.load();
         let held = state.refresh.clone().filter(|_| state.login == self.in_flight.login());
-        held.filter(|held| !self.searched().tried.contains(held))
+        let known = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        held.filter(|held| known.as_ref() != Some(held) && !self.searched().tried.contains(held))
+    }
+
+    /// Takes the session's refresh token from now on: as a candidate of the store's, or held.
+    pub(super) fn hold(&self, refresh: RefreshToken) -> Option<Tokens> {
+        let asked = self.tokens().refresh_token().cloned();
+        if let Some(store) = &self.session.0.store
+            && asked.is_some()
+            && asked == store.candidate()
+        {
+            store.set_candidate(Some(refresh.clone()));
+            return Some(store.seen_with(refresh));
+        }
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(refresh.clone());
+        self.session.keep_refresh(self.in_flight.login(), refresh)
     }
 
     pub(super) fn searched(&self) -> MutexGuard<'_, Searched> {
@@ -146,8 +165,9 @@ impl RefreshLog for Progress {
     async fn keep(&self, refresh_token: RefreshToken) {
         let asked = RefreshLog::tokens(self).refresh_token().cloned();
         self.searched().kept = Some(refresh_token.clone());
-        self.ask_with(refresh_token.clone());
-        if let Some(tokens) = self.session.keep_refresh(self.in_flight.login(), refresh_token) {
+        let kept = self.hold(refresh_token.clone());
+        self.ask_with(refresh_token);
+        if let Some(tokens) = kept {
             self.session.save_under(&self.in_flight, asked.as_ref(), &tokens).await;
         }
     }

@@ -160,7 +160,9 @@ async fn adopt(
         let held = if progress.searched().forgets {
             session.load().refresh.clone()
         } else {
-            progress.tokens().refresh_token().cloned()
+            // One that a response has brought meanwhile is newer than the one that was asked with.
+            let captured = progress.captured_meanwhile();
+            captured.or_else(|| progress.tokens().refresh_token().cloned())
         };
         tokens.set_refresh(held);
     }
@@ -170,7 +172,7 @@ async fn adopt(
         let asked = progress.tokens().refresh_token().cloned();
         // Kept before it is saved: the runtime may go away meanwhile, and the one before is spent.
         if let Some(refresh) = tokens.refresh_token() {
-            drop(session.keep_refresh(in_flight.login(), refresh.clone()));
+            drop(progress.hold(refresh.clone()));
         }
         if let Some(store) = &session.0.store {
             store.forget_given();
@@ -184,6 +186,9 @@ async fn adopt(
         }
         return Ok(Ending::Superseded);
     };
+    if let Some(store) = &session.0.store {
+        store.set_candidate(None);
+    }
     session.emit(&Event::Refreshed { generation, attempts });
     Ok(Ending::Refreshed)
 }
