@@ -144,12 +144,16 @@ async fn slack() {
 #[tokio::test]
 async fn ebay() {
     let grant = r#"{"access_token":"v^1.1#i^1#t^U","token_type":"User Access Token"}"#;
-    let set = |refresher: OAuthRefresh| refresher.client_secret_basic_raw("app", "PRD-a+b/c=");
+    let set = |refresher: OAuthRefresh| {
+        refresher
+            .client_secret_basic("app", "PRD-a1b2")
+            .scope("https://api.ebay.com/oauth/api_scope")
+    };
     let provider = Provider::answering(vec![ok(grant)], set).await;
     assert_eq!(provider.get().await.unwrap(), 200);
     assert_eq!(provider.held(), ["v^1.1#i^1#t^U", "R0"]);
     let sent = provider.endpoint.seen().remove(0);
-    assert_eq!(sent.all("authorization"), ["Basic YXBwOlBSRC1hK2IvYz0="]);
+    assert_eq!(sent.all("authorization"), ["Basic YXBwOlBSRC1hMWIy"]);
 }
 
 fn strava(refresher: OAuthRefresh) -> OAuthRefresh {
@@ -307,9 +311,10 @@ async fn tokens_of_a_rule_are_used_as_they_are() {
 #[tokio::test]
 async fn a_nested_refresh_token_is_kept_and_used() {
     let nested = || ok(r#"{"data":{"refresh_token":"R1"}}"#);
-    let provider = ruled(vec![nested()], |response, _| response.read_at("/data")).await;
+    let script = vec![nested(), ok(r#"{"data":{"access_token":"T2"}}"#)];
+    let provider = ruled(script, |response, _| response.read_at("/data")).await;
     assert_eq!(provider.get().await.unwrap(), 200);
-    assert_eq!(provider.held(), ["T9", "R1"]);
+    assert_eq!(provider.held(), ["T2", "R1"]);
     // Kept, also where the rule says something else.
     let rule: Rule = |response, reading| {
         response.read_at("/data");

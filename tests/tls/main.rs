@@ -17,7 +17,8 @@ use rcgen::{CertifiedKey, KeyPair};
 use reqwest::{Certificate, ClientBuilder as HttpBuilder, retry};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
-    ClientBuilderExt as _, Error, Event, OAuthRefresh, Outcome, Session, testing::AuthServer,
+    ClientBuilderExt as _, Error, ErrorKind, Event, OAuthRefresh, Outcome, Session,
+    testing::AuthServer,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
@@ -133,6 +134,58 @@ async fn an_untrusted_certificate_gets_no_token() {
     assert!(refused.is_connect(), "{refused:?}");
     assert_eq!(server.api_hits(), 0);
     assert_eq!(server.token_calls(), 0);
+}
+
+/// Every text of an error and its causes.
+fn texts(error: &Error) -> String {
+    let chain = std::iter::successors(Some(error as &dyn std::error::Error), |link| link.source());
+    chain.map(|link| format!("{link}\n")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_untrusted_token_endpoint_ends_a_refresh() {
+    // ramosbugs/oauth2-rs#316.
+    let server = AuthServer::start().await;
+    let front = Front::before(&server, "http/1.1").await;
+    let stranger = Front::before(&server, "http/1.1").await;
+    let http = stranger.http().build().unwrap();
+    let (session, retries) =
+        front.session(&server, |refresher| refresher.http_client(http.clone()));
+
+    let error = session.refresh().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.attempts(), 1);
+    assert!(!error.possibly_consumed());
+    assert!(texts(&error).contains("certificate of the token endpoint"), "{}", texts(&error));
+    assert_eq!(*retries.lock().unwrap(), 0);
+    assert_eq!(server.token_calls(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_wants_a_login_ends_a_refresh() {
+    let server = AuthServer::start().await;
+    let front = Front::before(&server, "http/1.1").await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let proxy = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let refusal = b"HTTP/1.1 407 X\r\nContent-Length: 0\r\n\r\n";
+            let _ = tcp.read(&mut [0; 1024]).await;
+            let _ = tcp.write_all(refusal).await;
+        }
+    });
+    let http = front.http().proxy(reqwest::Proxy::all(proxy).unwrap()).build().unwrap();
+    let (session, retries) =
+        front.session(&server, |refresher| refresher.http_client(http.clone()));
+
+    let error = session.refresh().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.attempts(), 1);
+    assert!(!error.possibly_consumed());
+    assert!(texts(&error).contains("the proxy wants a login"), "{}", texts(&error));
+    assert_eq!(*retries.lock().unwrap(), 0);
+    serving.abort();
 }
 
 /// What a connection does in place of serving its first request.
