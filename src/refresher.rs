@@ -145,20 +145,20 @@ macro_rules! forward {
 forward!(Arc);
 forward!(Box);
 
-/// A refresher from a closure, for tokens that are minted, read from a file or asked of another
-/// service. It is given the tokens to be renewed.
+/// A refresher from a closure, for tokens that are minted or asked of another service. It is given
+/// the tokens to be renewed. For tokens in a file see [`FileRefresh`](crate::FileRefresh).
 ///
 /// ```
-/// use reqwest_reauth::{Error, ErrorKind, Session, Tokens, refresh_with};
+/// use std::time::Duration;
 ///
+/// use reqwest_reauth::{Error, Session, Tokens, refresh_with};
+///
+/// # async fn mint() -> Result<String, Error> { Ok("signed".to_owned()) }
 /// # fn main() -> Result<(), Error> {
 /// let session = Session::builder(Tokens::empty())
 ///     .origin("https://api.example.com")
-///     .refresher(refresh_with(|_old| async {
-///         // Kubernetes renews the file before the token in it ends.
-///         let text = std::fs::read_to_string("/var/run/secrets/tokens/api")
-///             .map_err(|error| Error::new(ErrorKind::Unavailable, error))?;
-///         Tokens::new(text.trim())
+///     .refresher(refresh_with(|_held| async {
+///         Ok(Tokens::new(mint().await?)?.with_expires_in(Duration::from_secs(600)))
 ///     }))
 ///     .build()?;
 /// # Ok(())

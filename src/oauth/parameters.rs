@@ -140,5 +140,5 @@ impl NotMade {
 
 /// This crate's error inside one of the caller's.
 fn ours(error: &BoxError) -> Option<&Error> {
-    anyhow::Chain::new(&**error).find_map(|link| link.downcast_ref())
+    Error::find_in(&**error)
 }

@@ -10,6 +10,7 @@ mod trials;
 
 mod api_faults;
 mod client_auth;
+mod grants;
 mod long_run;
 mod peers;
 mod rotation;
@@ -28,6 +29,13 @@ fn main() {
         client_auth with missing.clone() => [
             each_client_authentication_works,
             a_wrong_secret_costs_no_refresh_token,
+        ]
+        grants with missing.clone() => [
+            each_grant_outlasts_two_502,
+            each_attempt_signs_another_assertion,
+            a_crowd_from_nothing_is_one_call,
+            the_provider_hears_of_a_logout,
+            a_dead_login_falls_back_to_the_service,
         ]
         long_run with missing.clone() => [
             short_tokens_outlast_a_failing_endpoint,

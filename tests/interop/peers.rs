@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 pub(crate) const API: &str = "/resource/echo";
 pub(crate) const TOKEN: &str = "/token";
+pub(crate) const REVOCATION: &str = "/token/revocation";
 
 /// nginx in front of oidc-provider.
 pub(crate) struct Peers {
@@ -83,6 +84,22 @@ impl Peers {
             refresh: seed["refresh_token"].as_str().unwrap().to_owned(),
             lifetime: Duration::from_secs(seed["expires_in"].as_u64().unwrap()),
         }
+    }
+
+    /// What access tokens are for.
+    pub(crate) fn resource(&self) -> String {
+        self.direct_origin() + API
+    }
+
+    pub(crate) fn revocation(&self) -> String {
+        self.origin() + REVOCATION
+    }
+
+    /// The private key of a client that signs, as PEM.
+    pub(crate) async fn key(&self, name: &str) -> Vec<u8> {
+        let keys: BTreeMap<String, String> =
+            self.control.get(format!("{}/keys", self.direct_origin())).json_answer().await;
+        keys[name].clone().into_bytes()
     }
 
     /// A session with a grant of its own.
@@ -160,6 +177,10 @@ impl Peers {
 }
 
 impl Seed {
+    pub(crate) fn refresh_alone(&self) -> Tokens {
+        Tokens::from_refresh_token(&self.refresh).unwrap()
+    }
+
     pub(crate) fn tokens(&self) -> Tokens {
         Tokens::new(&self.access)
             .unwrap()

@@ -181,7 +181,10 @@ async fn what_fails_to_make_a_parameter_is_told() {
             "the parameter x could not be made: /nowhere/token: ",
         ),
         (
-            away().param_with("x", move || async move { Err(invalid().into()) }),
+            away().param_with(
+                "x",
+                move || async move { Err(std::io::Error::other(invalid()).into()) },
+            ),
             (ErrorKind::InvalidConfig, 1),
             "no key",
         ),
