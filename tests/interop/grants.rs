@@ -27,12 +27,12 @@ fn service(peers: &Peers) -> OAuthRefresh {
         .client_secret_basic("service-client", "service-secret")
 }
 
-/// Signs assertions, each with a `jti` of its own unless `once` is said.
+/// Signs assertions, each with a `jti` of its own unless it `reuses` one.
 async fn signer(peers: &Peers, name: &str, reuses: bool) -> OAuthRefresh {
-    let pem = peers.key(name).await;
+    let der = peers.key(name).await;
     let (algorithm, key) = match name {
-        "es256" => (Algorithm::ES256, EncodingKey::from_ec_pem(&pem).unwrap()),
-        _ => (Algorithm::RS256, EncodingKey::from_rsa_pem(&pem).unwrap()),
+        "es256" => (Algorithm::ES256, EncodingKey::from_ec_der(&der)),
+        _ => (Algorithm::RS256, EncodingKey::from_rsa_der(&der)),
     };
     let (id, audience) = (format!("{name}-client"), peers.direct_origin());
     let (subject, count) = (id.clone(), Arc::new(AtomicU32::new(0)));

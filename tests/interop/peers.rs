@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{ClientBuilderExt as _, Event, OAuthRefresh, Session, SessionBuilder, Tokens};
 use serde_json::Value;
@@ -95,11 +96,11 @@ impl Peers {
         self.origin() + REVOCATION
     }
 
-    /// The private key of a client that signs, as PEM.
+    /// The private key of a client that signs, as DER.
     pub(crate) async fn key(&self, name: &str) -> Vec<u8> {
         let keys: BTreeMap<String, String> =
             self.control.get(format!("{}/keys", self.direct_origin())).json_answer().await;
-        keys[name].clone().into_bytes()
+        STANDARD.decode(&keys[name]).unwrap()
     }
 
     /// A session with a grant of its own.
