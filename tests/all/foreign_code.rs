@@ -1,5 +1,5 @@
 //! What happens when somebody else's code panics, blocks or calls back (contract 6.8, 6.9). The
-//! list is docs/decisions/0012.
+//! list is docs/decisions/0023.
 
 use std::{
     sync::{
