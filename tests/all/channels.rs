@@ -1,12 +1,14 @@
 //! Where responses bring new tokens: other headers, cookies, and refresh tokens beside them.
 
+use std::time::Duration;
+
 use crate::raw::{Reply, Server};
 use crate::support::{
-    Events, held, pair,
+    Events, Issuer, ORIGIN, Turn, held, pair,
     store::{FakeStore, Op},
     texts,
 };
-use http::HeaderName;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use reqwest_reauth::{
     CaptureFrom, CaptureIgnored, ErrorKind, Event, Session, SessionBuilder, Tokens,
 };
@@ -135,6 +137,32 @@ async fn nothing_is_taken_from_elsewhere() {
     session.wrap(reqwest::Client::new()).get(server.url("/")).send().await.unwrap();
     assert_eq!(held(&session), texts("a0", "r0"));
     assert_eq!(ignored(&events), [CaptureIgnored::UntrustedOrigin]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_captured_refresh_token_outlives_a_refresh() {
+    // What the refresh brings has none of its own.
+    let second = Duration::from_secs(1);
+    let issuer = Issuer::new([Turn::Bring(second, Tokens::new("a2").unwrap())]);
+    let session = Session::builder(pair("a0", "r0"))
+        .origin(ORIGIN)
+        .capture(header())
+        .refresher(issuer.clone())
+        .build()
+        .unwrap();
+    let credential = session.credential(ORIGIN).await.unwrap();
+    let refreshing = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    issuer.until_called(1).await;
+    let headers = HeaderMap::from_iter([
+        (HeaderName::from_static("x-new-access-token"), HeaderValue::from_static("a1")),
+        (HeaderName::from_static("x-new-refresh-token"), HeaderValue::from_static("r1")),
+    ]);
+    assert!(session.observe(&credential, ORIGIN, StatusCode::OK, &headers).captured);
+    refreshing.await.unwrap().unwrap();
+    assert_eq!(held(&session), texts("a2", "r1"));
 }
 
 #[test]
