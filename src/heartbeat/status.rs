@@ -14,7 +14,7 @@ pub struct Health {
     /// How many beats are done, failed ones included.
     pub beats: u64,
     /// How many beats have failed since the last that did not. A 429 that says when to come back
-    /// neither counts here nor sets it back ([`Heartbeat`](super::Heartbeat#retry-after)).
+    /// neither counts here nor sets it back (see [Retry-After](crate::heartbeat#retry-after)).
     pub consecutive_failures: u32,
     /// What the API answered to the latest beat that it answered.
     pub last_status: Option<StatusCode>,
