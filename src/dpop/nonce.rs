@@ -107,13 +107,12 @@ pub(crate) fn api_challenge(
     match dpop_error(headers) {
         Some(code) if code.eq_ignore_ascii_case(USE_DPOP_NONCE) => Challenge::UseNonce,
         Some(code) if code.eq_ignore_ascii_case("invalid_dpop_proof") => Challenge::InvalidProof,
-        Some(_) => Challenge::Nothing,
         // Servers that say it in the body alone bring the nonce in the same response
         // (forcedotcom/SalesforceMobileSDK-Android#3011).
         None if nonce_in(headers).is_some_and(|new| carried != Some(new)) && is_json(headers) => {
             Challenge::AskBody
         }
-        None => Challenge::Nothing,
+        Some(_) | None => Challenge::Nothing,
     }
 }
 

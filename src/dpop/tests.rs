@@ -284,6 +284,7 @@ fn of_nine_servers_the_least_recently_used_goes() {
 }
 
 #[test]
+#[allow(clippy::type_complexity, reason = "a table of cases")]
 fn the_apis_challenge() {
     let json = ("content-type", "application/json; charset=utf-8");
     let new = ("dpop-nonce", "new");

@@ -131,6 +131,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::type_complexity, reason = "a table of cases")]
     fn gzip_is_decoded_and_nothing_else() {
         let zipped = gzip(b"text");
         let table: [(&[&'static str], &[u8], &[u8], End); 12] = [

@@ -215,7 +215,7 @@ mod tests {
     fn statuses_come_first_then_codes() {
         use Failure::{Busy, Down, GrantOver, Lost, Rejected, Throttled, Unusable};
         let coded = |code: &str| format!(r#"{{"error":"{code}"}}"#);
-        let codes =
+        let bodies =
             ["invalid_grant", "invalid_client", "temporarily_unavailable", "odd"].map(coded);
         let redirects = Unusable("the token endpoint redirects");
         let mut table = Vec::new();
@@ -227,7 +227,7 @@ mod tests {
             (&[501], Rejected),
         ] {
             for status in statuses {
-                table.extend(codes.iter().map(|body| (*status, body.clone(), failure)));
+                table.extend(bodies.iter().map(|body| (*status, body.clone(), failure)));
                 table.push((*status, String::new(), failure));
             }
         }

@@ -135,14 +135,14 @@ where
 async fn made(
     limit: &mut Limit,
     prover: &Prover,
-    make: impl Future<Output = Result<TokenRequest, NotMade>>,
+    building: impl Future<Output = Result<TokenRequest, NotMade>>,
 ) -> Result<(TokenRequest, Carried), NoAnswer> {
-    let making = async {
-        let mut request = make.await?;
+    let proving = async {
+        let mut request = building.await?;
         let carried = prover.prove(&mut request).await?;
         Ok((request, carried))
     };
-    match limit.run(making).await {
+    match limit.run(proving).await {
         Ok(made) => made.map_err(NoAnswer::NotMade),
         Err(_) => Err(NoAnswer::NotMadeInTime),
     }

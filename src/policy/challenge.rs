@@ -1,6 +1,6 @@
 //! What the challenges of a response say about the token (RFC 9110 §11.6.1, RFC 6750 §3).
 //!
-//! The field is full of challenges that the grammar does not allow: single quotes (TwitchTV), values
+//! The field is full of challenges that the grammar does not allow: single quotes (Twitch), values
 //! without names (Facebook), parameters without commas. So they are read by hand.
 
 use http::{HeaderMap, header::WWW_AUTHENTICATE};

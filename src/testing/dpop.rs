@@ -31,6 +31,7 @@ const MOST_SECONDS_OFF: f64 = 60.0;
 /// ```
 #[derive(Clone, Debug, Default)]
 #[must_use]
+#[allow(clippy::struct_excessive_bools, reason = "each is a server of its own kind")]
 pub struct Dpop {
     api_nonces: Option<usize>,
     token_endpoint_nonces: Option<usize>,

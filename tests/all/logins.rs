@@ -230,7 +230,7 @@ async fn each_token_that_was_asked_with_may_be_spent() {
 }
 
 /// When each of a fleet renews a token of 100 s, in tenths of a second.
-async fn renewals(captured: bool) -> std::collections::BTreeSet<u64> {
+async fn renewals(captured: bool) -> std::collections::BTreeSet<u128> {
     let mut renewals = std::collections::BTreeSet::new();
     for _ in 0..20 {
         let script = [Turn::Issue(Duration::ZERO, Some(100 * SECOND))];
@@ -256,7 +256,7 @@ async fn renewals(captured: bool) -> std::collections::BTreeSet<u64> {
             api.client(&session).get(url("/")).send().await.unwrap();
             settle().await;
         }
-        renewals.insert(begun.elapsed().as_millis() as u64 / 100);
+        renewals.insert(begun.elapsed().as_millis() / 100);
     }
     renewals
 }

@@ -152,8 +152,8 @@ async fn ebay() {
     let provider = Provider::answering(vec![ok(grant)], set).await;
     assert_eq!(provider.get().await.unwrap(), 200);
     assert_eq!(provider.held(), ["v^1.1#i^1#t^U", "R0"]);
-    let sent = provider.endpoint.seen().remove(0);
-    assert_eq!(sent.all("authorization"), ["Basic YXBwOlBSRC1hMWIy"]);
+    let call = provider.endpoint.seen().remove(0);
+    assert_eq!(call.all("authorization"), ["Basic YXBwOlBSRC1hMWIy"]);
 }
 
 fn strava(refresher: OAuthRefresh) -> OAuthRefresh {

@@ -367,6 +367,7 @@ async fn what_was_right_stays_right() {
 
 /// Grants from providers' documentation.
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "a table of cases")]
 async fn documented_grants() {
     check(vec![
         (
@@ -499,6 +500,7 @@ async fn documented_grants() {
 
 /// Refusals from providers' documentation and from issues.
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "a table of cases")]
 async fn documented_refusals() {
     check(vec![
         (

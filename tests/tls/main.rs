@@ -139,7 +139,7 @@ async fn an_untrusted_certificate_gets_no_token() {
 /// Every text of an error and its causes.
 fn texts(error: &Error) -> String {
     let chain = std::iter::successors(Some(error as &dyn std::error::Error), |link| link.source());
-    chain.map(|link| format!("{link}\n")).collect()
+    chain.map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]

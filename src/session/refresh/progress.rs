@@ -104,7 +104,7 @@ impl Progress {
         let state = self.session.load();
         if state.login == self.in_flight.login() {
             *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = state.tokens();
-            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = state.refresh.clone();
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&state.refresh);
         }
     }
 
