@@ -16,7 +16,7 @@ if ! have prometheus || ! have promtool || ! have curl; then
   [ -z "${made_policy:-}" ] || rm -f "$policy"
 fi
 
-cargo build --quiet --locked --all-features --example observe
+cargo build --quiet --locked --example observe
 observe=$(cargo metadata --no-deps --format-version 1 | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/examples/observe
 
 work=$(mktemp -d)
