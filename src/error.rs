@@ -33,6 +33,7 @@ struct Repr {
     api_status: Option<StatusCode>,
     possibly_consumed: bool,
     nothing_to_ask_with: bool,
+    transient: bool,
 }
 
 /// The kinds of [`Error`], each with what to do about it.
@@ -97,6 +98,7 @@ impl Error {
             api_status: None,
             possibly_consumed: false,
             nothing_to_ask_with: false,
+            transient: false,
         }))
     }
 
@@ -172,6 +174,12 @@ impl Error {
         self
     }
 
+    /// Another try may succeed, whatever the kind says.
+    pub(crate) fn with_transient(mut self) -> Self {
+        self.0.transient = true;
+        self
+    }
+
     pub(crate) fn nothing_to_ask_with(&self) -> bool {
         self.0.nothing_to_ask_with
     }
@@ -208,8 +216,12 @@ impl Error {
     }
 
     /// Whether a later request may succeed with nothing changed: `Unavailable`, `BadResponse`,
-    /// `TimedOut`, `Internal`, and `CoolingDown` if its cause is.
+    /// `TimedOut`, `Internal`, `Store` where a refresh waits for the store to be back, and
+    /// `CoolingDown` if its cause is.
     pub fn is_transient(&self) -> bool {
+        if self.0.transient {
+            return true;
+        }
         match self.0.kind {
             ErrorKind::Unavailable
             | ErrorKind::BadResponse

@@ -136,7 +136,7 @@ pub use retry::{AuthRetryStrategy, is_retryable};
 pub use session::{Credential, OnRefreshFailure, Session, SessionBuilder, SessionState};
 #[cfg(feature = "redis")]
 pub use store::RedisStore;
-pub use store::{FileStore, MemoryStore, StoreLock, TokenStore};
+pub use store::{FileStore, MemoryStore, StoreLock, StoredFailure, TokenStore};
 pub use token::{AccessToken, RefreshToken, Tokens};
 pub use token_file::FileRefresh;
 pub use valid_for::ValidFor;

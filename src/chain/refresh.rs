@@ -132,6 +132,8 @@ pub(super) async fn before(
         // It would wait for the refresh that waits for it.
         return Ok(Some(Ready { session, refreshed: false }));
     }
+    // In a box of its own: almost no request needs it, and it would make them all larger.
+    Box::pin(session.look_for_login()).await;
     let mut budget: Budget = extensions.get().cloned().unwrap_or_default();
     let telemetry = session.clone();
     let fails = |budget: &Budget, error: Error| {

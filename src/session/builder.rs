@@ -73,6 +73,7 @@ pub struct SessionBuilder {
     refresh_ahead: Option<Duration>,
     cooldown: Duration,
     store_timeout: Duration,
+    refresh_without_store: bool,
     refresh_timeout: Duration,
     on_refresh_failure: OnRefreshFailure,
     rejected_if: Option<RejectedIf>,
@@ -98,6 +99,7 @@ impl SessionBuilder {
             refresh_ahead: None,
             cooldown: Duration::from_secs(10),
             store_timeout: Duration::from_secs(5),
+            refresh_without_store: false,
             refresh_timeout: Duration::from_secs(90),
             on_refresh_failure: OnRefreshFailure::ReturnError,
             rejected_if: None,
@@ -210,6 +212,15 @@ impl SessionBuilder {
     /// The limit for each load and save. Default: 5 s.
     pub fn store_timeout(mut self, limit: Duration) -> Self {
         self.store_timeout = limit;
+        self
+    }
+
+    /// Sends a refresh token that is known to rotate also while the store cannot be locked or read.
+    /// For a store that no other session uses: where several send one such token, a strict token
+    /// endpoint revokes the login. Default: such a refresh fails with
+    /// [`Store`](ErrorKind::Store), which is transient, until the store is back.
+    pub fn refresh_without_store(mut self) -> Self {
+        self.refresh_without_store = true;
         self
     }
 
@@ -348,9 +359,14 @@ impl SessionBuilder {
             turn: Turn::new(),
             origins: origins?,
             refresher: self.refresher,
-            store: self
-                .store
-                .map(|store| Box::new(StoreSync::new(store, self.store_timeout, given))),
+            store: self.store.map(|store| {
+                Box::new(StoreSync::new(
+                    store,
+                    self.store_timeout,
+                    given,
+                    self.refresh_without_store,
+                ))
+            }),
             listeners: self.listeners,
             telemetry: Telemetry::new(self.name),
             #[cfg(feature = "dpop")]
@@ -396,7 +412,7 @@ impl SessionBuilder {
         if let Some(store) = &session.0.store {
             match store.open().await {
                 Ok(Some(stored)) => session.adopt_stored(&stored),
-                Ok(None) => {}
+                Ok(None) => session.starts_logged_out(),
                 Err(error) if session.load().has_tokens() => {
                     session.emit(&Event::StoreFailed { error });
                 }

@@ -5,14 +5,9 @@ use std::pin::pin;
 
 use super::{
     Session,
-    persist::Look,
     state::{Phase, State},
 };
-use crate::{
-    event::Event,
-    time::within,
-    token::{Arrival, Lifetime},
-};
+use crate::{time::within, token::Lifetime};
 
 /// One login of a session, to be told from the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,25 +61,6 @@ impl Session {
     /// Returns when there is another token or login.
     pub(crate) async fn login_changed(&self, seen: LoginMark) {
         self.until(|state| state.mark() != seen).await;
-    }
-
-    /// Looks into the store for another login than the one that died, without its lock and without
-    /// a call to the token endpoint. Adopts what it finds.
-    pub(crate) async fn look_for_login(&self) {
-        let state = self.load_full();
-        // After a logout there is nothing to compare with, and `replace_tokens` alone helps.
-        let (Some(store), true) = (&self.0.store, state.refresh.is_some()) else {
-            return;
-        };
-        if let Look::Changed(theirs) = store.look(self).await
-            && (self.can_use(&theirs) || theirs.refresh_token() != state.refresh.as_ref())
-        {
-            let lifetime = theirs.lifetime(Arrival::Handed);
-            let adopted = self.adopt_tokens(state.login, &theirs, lifetime, Arrival::Handed);
-            if let Some(generation) = adopted {
-                self.emit(&Event::StoredLoginAdopted { generation });
-            }
-        }
     }
 
     /// Returns when no refresh is under way, and nothing of one is left to be saved.

@@ -1,5 +1,6 @@
 //! The shared state of everybody who uses one login, and its life.
 
+mod adopt;
 mod builder;
 mod capture;
 mod changes;
@@ -156,6 +157,7 @@ impl Session {
                 "a refresh was asked for within the session's own refresher or store",
             ));
         }
+        self.look_for_login().await;
         self.forget_failures();
         match self.join(|state, _| state.on_demand(), false) {
             Join::Wait(waiter) => {

@@ -94,6 +94,8 @@ pub(crate) struct State {
     pub(super) failures: u32,
     /// The refresh token of a call whose response was lost: it may be spent.
     pub(super) unanswered: Option<RefreshToken>,
+    /// The login was ended by `clear`: a stored one does not take its place.
+    pub(super) cleared: bool,
     pub(super) phase: Phase,
     pub(super) in_flight: Option<Arc<InFlight>>,
 }
@@ -161,6 +163,7 @@ impl State {
             replay_pause: None,
             failures: 0,
             unanswered: None,
+            cleared: false,
             phase: Phase::Open,
             in_flight: None,
         }
@@ -390,6 +393,11 @@ impl State {
         }
     }
 
+    /// Whether a login that another process has stored may take the place of the dead one.
+    pub(super) fn may_look_for_login(&self) -> bool {
+        matches!(self.phase, Phase::LoginRequired(_)) && !self.cleared
+    }
+
     /// Whether any token is left.
     pub(super) fn has_tokens(&self) -> bool {
         self.access.is_some() || self.refresh.is_some()
@@ -515,6 +523,7 @@ impl State {
         self.login += 1;
         (self.issued_pause, self.broken_pause, self.replay_pause) = (None, None, None);
         (self.failures, self.unanswered) = (0, None);
+        self.cleared = false;
         self.phase = Phase::Open;
         self.in_flight.take()
     }
@@ -524,6 +533,7 @@ impl State {
         let superseded = self.replace(&Tokens::empty(), None, None);
         self.logouts += 1;
         self.phase = Phase::LoginRequired(logged_out());
+        self.cleared = true;
         superseded
     }
 

@@ -8,10 +8,11 @@ use super::{
     Inner, Session, can_refresh, expiry,
     interleave::{self, lock},
     refresh::InFlight,
-    state::{Phase, SessionState, State},
+    state::{Phase, SessionState, State, no_token},
 };
 use crate::{
     error::Error,
+    refresher::Refresher,
     time::Now,
     token::{Arrival, Lifetime, RefreshToken, Tokens},
 };
@@ -243,6 +244,16 @@ impl Session {
         match &self.0.store {
             Some(store) => store.save_now(self, login).await,
             None => Ok(()),
+        }
+    }
+}
+
+impl Session {
+    /// Neither the caller nor the store has a token, and none can be asked for without one.
+    pub(super) fn starts_logged_out(&self) {
+        let can_ask = |refresher: &dyn Refresher| can_refresh(refresher, &Tokens::empty());
+        if !self.load().has_tokens() && !self.0.refresher.as_deref().is_some_and(can_ask) {
+            self.update(|state| state.phase = Phase::LoginRequired(no_token()));
         }
     }
 }

@@ -1,4 +1,6 @@
 mod disk;
+#[cfg(unix)]
+mod trust;
 
 use std::{
     fs::{File, TryLockError},
@@ -10,9 +12,11 @@ use async_trait::async_trait;
 
 use self::disk::Place;
 use super::{
-    StoreLock, TokenStore,
+    StoreLock, StoredFailure, TokenStore,
     failure::{failure, io_failure},
+    is_same,
     record::{Record, Unreadable},
+    sealed::{Sealing, Unopened},
 };
 use crate::{error::Error, token::Tokens};
 
@@ -23,15 +27,17 @@ const LONGEST_POLL: Duration = Duration::from_millis(50);
 ///
 /// The file is JSON:
 /// `{"version":1,"access_token":"…","refresh_token":"…","expires_at":1800000000.5}`, the expiry in
-/// Unix seconds. Members that this crate does not know survive a rewrite. The tokens are not
-/// encrypted: the file has mode 0600, and its directory must be one that nobody but its owner can
-/// write, so neither the shared temporary directory nor one that a group writes. A directory that
-/// is missing is made, with mode 0700. Windows has no modes: there the directory's own access list
-/// protects the file.
+/// Unix seconds. Members that this crate does not know survive a rewrite. The file has mode 0600.
+/// Without [`encrypt_with`](Self::encrypt_with) the tokens in it are not encrypted.
 ///
+/// - Neither the group nor others may write the file's directory, whoever owns it: use neither the
+///   shared temporary directory nor the root of a Kubernetes `emptyDir` or `fsGroup` volume, but a
+///   directory of its own below it. One that is missing is made, with mode 0700.
+/// - The file, the files beside it and every symbolic link on the path must belong to this user or
+///   to root. A link is followed, and stays, also where its target is still missing. Windows has
+///   neither modes nor such owners: there the directory's own access list protects the file.
 /// - A save writes a temporary file beside the old one, flushes it, and renames it: at a crash the
-///   file is whole, the old or the new. What a crash leaves behind is removed by the next save. A
-///   symbolic link is followed, and stays.
+///   file is whole, the old or the new. What a crash leaves behind is removed by the next save.
 /// - A file that cannot be read is a [`Store`](crate::ErrorKind::Store) error that names it; the
 ///   next save moves it aside to `<name>.broken` (or `.broken.1` and so on) first. One that a later
 ///   version has written is left alone: loads and saves fail.
@@ -39,6 +45,7 @@ const LONGEST_POLL: Duration = Duration::from_millis(50);
 ///   its holder dies. Never delete that file. Waiting blocks no thread, and may be given up at any
 ///   time. Network file systems keep such locks between machines only where they are told to;
 ///   several machines are better served by a store made for it.
+/// - A failure that processes share is kept in `<name>.failure`, without a secret.
 ///
 /// ```
 /// # async fn f() -> Result<(), reqwest_reauth::Error> {
@@ -54,6 +61,7 @@ const LONGEST_POLL: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct FileStore {
     path: PathBuf,
+    sealing: Sealing,
 }
 
 impl FileStore {
@@ -61,32 +69,82 @@ impl FileStore {
     /// is taken from the present working directory, whatever becomes of that later.
     pub fn new(path: impl AsRef<Path>) -> Self {
         let path = path.as_ref();
-        Self { path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()) }
+        Self {
+            path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
+            sealing: Sealing::default(),
+        }
+    }
+
+    /// Encrypts the document with this key (XChaCha20-Poly1305, a new nonce for each save). Keep
+    /// the key elsewhere than the file, e.g. in the system's keyring; all processes that share the
+    /// file need it.
+    ///
+    /// A file that was encrypted with another key, was cut short or was changed is a
+    /// [`Store`](crate::ErrorKind::Store) error that says which. Until somebody removes that file,
+    /// loads, saves and clears fail, and it is left as it is. So is a plain file, unless
+    /// [`also_read_plain`](Self::also_read_plain) is set.
+    ///
+    /// Encryption cannot tell that an old copy of the file was put back. Where a plain file was
+    /// encrypted, its old blocks may stay on the disk.
+    pub fn encrypt_with(mut self, key: &[u8; 32]) -> Self {
+        self.sealing.encrypt_with(key);
+        self
+    }
+
+    /// Binds the encrypted document to this text, e.g. a tenant's name, so that the files of two
+    /// tenants with one key cannot be swapped. Default: the empty text. Without
+    /// [`encrypt_with`](Self::encrypt_with) it does nothing.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.sealing.label(label.into());
+        self
+    }
+
+    /// Also reads a file that was encrypted with this key, for a while after the key was changed.
+    /// The next save encrypts it with the new one. May be called for several keys. Without
+    /// [`encrypt_with`](Self::encrypt_with) it does nothing.
+    pub fn also_decrypt_with(mut self, old_key: &[u8; 32]) -> Self {
+        self.sealing.also_decrypt_with(old_key);
+        self
+    }
+
+    /// Also reads a plain file, for moving to [`encrypt_with`](Self::encrypt_with), without which
+    /// it does nothing. The first save replaces it with an encrypted one, which is logged at WARN.
+    pub fn also_read_plain(mut self) -> Self {
+        self.sealing.read_plain();
+        self
     }
 
     /// Writes `tokens`, or forgets them, on a thread that may block. The thread has its own share
     /// of the lock, so that a save which its caller has given up on still keeps others out until it
     /// ends.
     async fn rewrite(&self, lock: &StoreLock, tokens: Option<Tokens>) -> Result<(), Error> {
-        let (path, lock) = (self.path.clone(), lock.share());
+        let (path, sealing, lock) = (self.path.clone(), self.sealing.clone(), lock.share());
         off_the_async_threads(move || {
             let place = Place::make(&path)?;
             check_lock(&lock, &place)?;
-            let rest = match place.read()?.as_deref().map(|document| Record::parse(document)) {
+            let rest = match place.read()?.as_deref().map(|document| read(&sealing, document)) {
                 None => None,
                 Some(Ok(record)) => Some(record.rest),
-                Some(Err(Unreadable::Broken(_))) => {
+                Some(Err(Unusable::Record(Unreadable::Broken(_)))) if !sealing.is_on() => {
                     place.move_aside()?;
                     None
                 }
-                Some(Err(newer)) => return Err(unreadable(&place, &newer)),
+                Some(Err(why)) => return Err(unusable(&place, &why)),
             }
             .unwrap_or_default();
-            match tokens {
-                Some(tokens) => place.replace(rest.with(&tokens).as_bytes()),
-                None if rest.is_empty() => place.remove(),
-                None => place.replace(rest.with(&Tokens::empty()).as_bytes()),
+            let document = match tokens {
+                None if rest.is_empty() => return place.remove(),
+                tokens => rest.with(&tokens.unwrap_or_default()),
+            };
+            let Some(sealed) = sealing.seal(document.as_bytes()) else {
+                return place.replace(document.as_bytes());
+            };
+            let was_plain = place.read()?.is_some_and(|old| sealing.is_plain(&old));
+            place.replace(sealed.as_bytes())?;
+            if was_plain {
+                tracing::warn!(target: "reqwest_reauth", file = %place, "a plain token file is now encrypted; its old blocks may stay on the disk");
             }
+            Ok(())
         })
         .await
     }
@@ -95,7 +153,7 @@ impl FileStore {
 #[async_trait]
 impl TokenStore for FileStore {
     async fn load(&self) -> Result<Option<Tokens>, Error> {
-        let path = self.path.clone();
+        let (path, sealing) = (self.path.clone(), self.sealing.clone());
         off_the_async_threads(move || {
             let Some(place) = Place::find(&path)? else {
                 return Ok(None);
@@ -103,9 +161,7 @@ impl TokenStore for FileStore {
             let Some(document) = place.read()? else {
                 return Ok(None);
             };
-            Record::parse(&document)
-                .map(Record::into_tokens)
-                .map_err(|why| unreadable(&place, &why))
+            read(&sealing, &document).map(Record::into_tokens).map_err(|why| unusable(&place, &why))
         })
         .await
     }
@@ -132,6 +188,49 @@ impl TokenStore for FileStore {
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(LONGEST_POLL);
         }
+    }
+
+    /// Looks at the files' inodes and times, and reads them only when those have changed.
+    async fn wait_for_change(&self, seen: Option<&Tokens>) -> Result<Option<Tokens>, Error> {
+        let failure = self.load_failure().await?;
+        let mut looked_at = None;
+        loop {
+            let path = self.path.clone();
+            let stamp =
+                off_the_async_threads(move || Ok(Place::find(&path)?.map(|place| place.stamp())))
+                    .await?;
+            if looked_at.as_ref() != Some(&stamp) {
+                let stored = self.load().await?;
+                if !is_same(stored.as_ref(), seen) || self.load_failure().await? != failure {
+                    return Ok(stored);
+                }
+                looked_at = Some(stamp);
+            }
+            tokio::time::sleep(LONGEST_POLL.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        }
+    }
+
+    async fn load_failure(&self) -> Result<Option<StoredFailure>, Error> {
+        let path = self.path.clone();
+        off_the_async_threads(move || {
+            let Some(place) = Place::find(&path)? else {
+                return Ok(None);
+            };
+            let text = place.read_failure()?;
+            Ok(text.and_then(|text| String::from_utf8(text).ok()).map(StoredFailure::from_text))
+        })
+        .await
+    }
+
+    async fn save_failure(&self, lock: &StoreLock, failure: &StoredFailure) -> Result<(), Error> {
+        let (path, lock, failure) = (self.path.clone(), lock.share(), failure.clone());
+        off_the_async_threads(move || {
+            let place = Place::make(&path)?;
+            check_lock(&lock, &place)?;
+            let takes_back = failure.lifetime() == Some(Duration::ZERO);
+            place.replace_failure((!takes_back).then_some(failure.as_str().as_bytes()))
+        })
+        .await
     }
 }
 
@@ -167,7 +266,7 @@ impl Drop for FileGuard {
 
 /// A lock of somebody else's making around ours is taken on trust.
 fn check_lock(lock: &StoreLock, place: &Place) -> Result<(), Error> {
-    match lock.guard::<FileGuard>() {
+    match lock.downcast_ref::<FileGuard>() {
         Some(guard) if guard.place != *place => {
             Err(failure(format!("{place} was to be written under the lock of {}", guard.place)))
         }
@@ -181,8 +280,31 @@ fn check_lock(lock: &StoreLock, place: &Place) -> Result<(), Error> {
     }
 }
 
-fn unreadable(place: &Place, why: &Unreadable) -> Error {
-    failure(format!("{place} {why}"))
+/// How a plain document begins.
+const PLAIN: &[u8] = br#"{"version":1"#;
+
+/// Why a file's content cannot be used.
+enum Unusable {
+    Record(Unreadable),
+    Sealed(Unopened),
+}
+
+fn read(sealing: &Sealing, document: &[u8]) -> Result<Record, Unusable> {
+    let opened = sealing.open(document).map_err(Unusable::Sealed)?;
+    let plain = opened.as_deref().map_or(document, Vec::as_slice);
+    let record = Record::parse(plain).map_err(Unusable::Record)?;
+    if sealing.is_on() && opened.is_none() && record.is_empty() && !document.starts_with(PLAIN) {
+        // It may be an encrypted one whose outermost member was changed.
+        return Err(Unusable::Sealed(Unopened::Changed));
+    }
+    Ok(record)
+}
+
+fn unusable(place: &Place, why: &Unusable) -> Error {
+    match why {
+        Unusable::Record(why) => failure(format!("{place} {why}")),
+        Unusable::Sealed(why) => failure(format!("{place} {why}")),
+    }
 }
 
 async fn off_the_async_threads<T: Send + 'static>(

@@ -1,11 +1,9 @@
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
-use super::{StoreLock, TokenStore};
+use super::{StoreLock, StoredFailure, TokenStore, is_same};
 use crate::{error::Error, token::Tokens};
 
 /// One login shared by the sessions of a process. Clones are the same store.
@@ -29,20 +27,26 @@ use crate::{error::Error, token::Tokens};
 /// ```
 #[derive(Clone, Default)]
 pub struct MemoryStore {
-    tokens: Arc<Mutex<Option<Tokens>>>,
+    held: Arc<watch::Sender<Held>>,
     lock: Arc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Default)]
+struct Held {
+    tokens: Option<Tokens>,
+    failure: Option<StoredFailure>,
 }
 
 impl MemoryStore {
     fn put(&self, tokens: Option<Tokens>) {
-        *self.tokens.lock().unwrap_or_else(PoisonError::into_inner) = tokens;
+        self.held.send_modify(|held| held.tokens = tokens);
     }
 }
 
 #[async_trait]
 impl TokenStore for MemoryStore {
     async fn load(&self) -> Result<Option<Tokens>, Error> {
-        Ok(self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        Ok(self.held.borrow().tokens.clone())
     }
 
     async fn save(&self, _lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
@@ -57,6 +61,26 @@ impl TokenStore for MemoryStore {
 
     async fn lock(&self) -> Result<StoreLock, Error> {
         Ok(StoreLock::holding(Arc::clone(&self.lock).lock_owned().await))
+    }
+
+    async fn wait_for_change(&self, seen: Option<&Tokens>) -> Result<Option<Tokens>, Error> {
+        let mut held = self.held.subscribe();
+        let failure = held.borrow().failure.clone();
+        let changed = held
+            .wait_for(|held| !is_same(held.tokens.as_ref(), seen) || held.failure != failure)
+            .await;
+        // The sender lives as long as this store.
+        Ok(changed.ok().and_then(|held| held.tokens.clone()))
+    }
+
+    async fn load_failure(&self) -> Result<Option<StoredFailure>, Error> {
+        Ok(self.held.borrow().failure.clone())
+    }
+
+    async fn save_failure(&self, _lock: &StoreLock, failure: &StoredFailure) -> Result<(), Error> {
+        let kept = (failure.lifetime() != Some(Duration::ZERO)).then(|| failure.clone());
+        self.held.send_modify(|held| held.failure = kept);
+        Ok(())
     }
 }
 

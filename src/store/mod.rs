@@ -3,23 +3,32 @@
 
 mod failure;
 mod file;
+#[allow(dead_code, reason = "for the session")]
+mod mark;
 mod memory;
 mod record;
 #[cfg(feature = "redis")]
 mod redis;
+mod sealed;
 
 use std::{
     any::Any,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
 
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
-pub use self::{file::FileStore, memory::MemoryStore};
+#[allow(unused_imports, reason = "for the session")]
+pub(crate) use self::{
+    failure::is_lock_lapsed,
+    mark::{Says, fingerprint},
+};
+pub use self::{file::FileStore, mark::StoredFailure, memory::MemoryStore};
 use crate::{error::Error, token::Tokens};
 
 /// Where a session keeps its tokens beyond the process, and shares them with others that have the
@@ -56,26 +65,107 @@ pub trait TokenStore: Send + Sync + 'static {
     /// # Errors
     /// [`Store`](crate::ErrorKind::Store), if the store is down: the session goes on without it.
     async fn lock(&self) -> Result<StoreLock, Error>;
+
+    /// Returns what is stored as soon as that is something else than `seen`, or when the
+    /// [failure](Self::load_failure) beside it has changed since the call. `seen` is what the
+    /// caller loaded last, so that nothing that is stored between its load and this call is missed.
+    ///
+    /// A session calls it while another process holds the lock, and gives it up at any time. Its
+    /// cost to the store should not grow with the number of those who wait. The default loads again
+    /// and again, at first after 20 ms, later once a second.
+    ///
+    /// # Errors
+    /// [`Store`](crate::ErrorKind::Store), if the store is down: the session goes on to wait for
+    /// the lock.
+    async fn wait_for_change(&self, seen: Option<&Tokens>) -> Result<Option<Tokens>, Error> {
+        let failure = self.load_failure().await?;
+        let mut pause = FIRST_POLL;
+        loop {
+            let stored = self.load().await?;
+            if !is_same(stored.as_ref(), seen) || self.load_failure().await? != failure {
+                return Ok(stored);
+            }
+            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(LONGEST_POLL);
+        }
+    }
+
+    /// The failure that another process has left, if it still counts. Default: none, and failures
+    /// are not shared.
+    ///
+    /// # Errors
+    /// [`Store`](crate::ErrorKind::Store), if the store is down.
+    async fn load_failure(&self) -> Result<Option<StoredFailure>, Error> {
+        Ok(None)
+    }
+
+    /// Keeps a failure beside the tokens, in place of the one that is there. One whose
+    /// [lifetime](StoredFailure::lifetime) is zero takes that back. Default: does nothing.
+    ///
+    /// # Errors
+    /// [`Store`](crate::ErrorKind::Store), if it could not, or if `lock` is no longer held.
+    async fn save_failure(&self, lock: &StoreLock, failure: &StoredFailure) -> Result<(), Error> {
+        let _ = (lock, failure);
+        Ok(())
+    }
 }
 
-#[async_trait]
-impl<S: TokenStore + ?Sized> TokenStore for Arc<S> {
-    async fn load(&self) -> Result<Option<Tokens>, Error> {
-        (**self).load().await
-    }
+/// Between two looks of the default [`TokenStore::wait_for_change`].
+const FIRST_POLL: Duration = Duration::from_millis(20);
+const LONGEST_POLL: Duration = Duration::from_secs(1);
 
-    async fn save(&self, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
-        (**self).save(lock, tokens).await
-    }
-
-    async fn clear(&self, lock: &StoreLock) -> Result<(), Error> {
-        (**self).clear(lock).await
-    }
-
-    async fn lock(&self) -> Result<StoreLock, Error> {
-        (**self).lock().await
+fn is_same(one: Option<&Tokens>, other: Option<&Tokens>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.same_as(other),
+        (None, None) => true,
+        _ => false,
     }
 }
+
+macro_rules! forward {
+    ($pointer:ident) => {
+        #[async_trait]
+        impl<S: TokenStore + ?Sized> TokenStore for $pointer<S> {
+            async fn load(&self) -> Result<Option<Tokens>, Error> {
+                (**self).load().await
+            }
+
+            async fn save(&self, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error> {
+                (**self).save(lock, tokens).await
+            }
+
+            async fn clear(&self, lock: &StoreLock) -> Result<(), Error> {
+                (**self).clear(lock).await
+            }
+
+            async fn lock(&self) -> Result<StoreLock, Error> {
+                (**self).lock().await
+            }
+
+            async fn wait_for_change(
+                &self,
+                seen: Option<&Tokens>,
+            ) -> Result<Option<Tokens>, Error> {
+                (**self).wait_for_change(seen).await
+            }
+
+            async fn load_failure(&self) -> Result<Option<StoredFailure>, Error> {
+                (**self).load_failure().await
+            }
+
+            async fn save_failure(
+                &self,
+                lock: &StoreLock,
+                failure: &StoredFailure,
+            ) -> Result<(), Error> {
+                (**self).save_failure(lock, failure).await
+            }
+        }
+    };
+}
+
+forward!(Arc);
+forward!(Box);
 
 /// A store's lock, held while a flight or a save runs. It is free again when the last share of it
 /// is dropped.
@@ -112,8 +202,9 @@ impl StoreLock {
         Self { guard: self.guard.clone(), fence: self.fence }
     }
 
-    /// What it holds, if it is of this type.
-    pub(crate) fn guard<T: 'static>(&self) -> Option<&T> {
+    /// The guard that it was made with by [`holding`](Self::holding), if that is a `T`. A store
+    /// finds its own connection or transaction here again.
+    pub fn downcast_ref<T: Send + Sync + 'static>(&self) -> Option<&T> {
         self.guard.as_deref()?.downcast_ref()
     }
 }

@@ -62,6 +62,8 @@ impl Record {
         if let Some(at) = expires_at {
             tokens = tokens.with_expires_at(at);
         }
+        let rotates = members.get("rotates").is_some_and(|value| value.get() == "true");
+        tokens = tokens.with_rotates(rotates);
         let rest = members
             .into_iter()
             .filter(|(name, _)| !is_ours(name))
@@ -71,8 +73,12 @@ impl Record {
 
     /// The tokens, if there are any.
     pub(super) fn into_tokens(self) -> Option<Tokens> {
-        (self.tokens.access_token().is_some() || self.tokens.refresh_token().is_some())
-            .then_some(self.tokens)
+        (!self.is_empty()).then_some(self.tokens)
+    }
+
+    /// Whether there is no token in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.access_token().is_none() && self.tokens.refresh_token().is_none()
     }
 }
 
@@ -100,6 +106,10 @@ impl Rest {
         if let (Some(_), Some(at)) = (access, tokens.expires_at()) {
             push_member(&mut out, "expires_at");
             push_time(&mut out, at);
+        }
+        if let (Some(_), true) = (refresh, tokens.rotates()) {
+            push_member(&mut out, "rotates");
+            out.push_str("true");
         }
         for (name, value) in &self.0 {
             push_member(&mut out, name);
@@ -135,7 +145,7 @@ fn broken(why: impl Into<String>) -> Unreadable {
 }
 
 fn is_ours(name: &str) -> bool {
-    matches!(name, "version" | "access_token" | "refresh_token" | "expires_at")
+    matches!(name, "version" | "access_token" | "refresh_token" | "expires_at" | "rotates")
 }
 
 fn check_version(member: Option<&RawValue>) -> Result<(), Unreadable> {

@@ -1,3 +1,4 @@
+mod farewell;
 mod link;
 mod lock;
 mod script;
@@ -9,13 +10,14 @@ use async_trait::async_trait;
 use zeroize::Zeroizing;
 
 use self::{
-    link::{Link, is_final, store_error},
-    lock::Held,
-    script::Scripts,
+    link::{Link, Question, is_final, store_error},
+    lock::{Held, Taken},
+    script::{Holder, Scripts},
 };
 use super::{
-    StoreLock, TokenStore,
-    failure::failure,
+    StoreLock, StoredFailure, TokenStore,
+    failure::{failure, lock_lapsed},
+    is_same,
     record::{Record, Rest, Unreadable},
 };
 use crate::{
@@ -26,27 +28,36 @@ use crate::{
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Between two looks where the server cannot tell of changes.
 const FIRST_POLL: Duration = Duration::from_millis(10);
-const LONGEST_POLL: Duration = Duration::from_millis(200);
+const LONGEST_POLL: Duration = Duration::from_secs(1);
+/// Those who hear that the lock is free do not all ask for it at once.
+const SPREAD: Duration = Duration::from_millis(20);
 
 /// One login in Redis (5 or later, or Valkey), shared by the processes of a fleet.
 ///
-/// Under the key `k` it keeps three, in one hash slot: `{k}:tokens`, a hash with the JSON document
-/// of [`FileStore`](crate::FileStore); `{k}:lock`; and `{k}:fence`. None but the lock expires. The
-/// tokens are not encrypted. Choose a Redis that does not evict keys.
+/// Under the key `k` it keeps four, in one hash slot: `{k}:tokens`, a hash with the JSON document
+/// of [`FileStore`](crate::FileStore); `{k}:lock`; `{k}:fence`; and `{k}:failure`, without a secret.
+/// None but the lock and the failure expires. The tokens are not encrypted. Choose a Redis that does
+/// not evict keys. In a Redis Cluster the store follows its keys to the node that has them; the URL
+/// is that of any node.
 ///
 /// - The lock is a [lease](Self::lease), renewed at a third of its length while it is held, and
 ///   given back when it is dropped, so that only a holder that dies or stalls makes others wait for
-///   its end.
-/// - Each holder gets a higher [fence](StoreLock::fence). A save or clear is rejected, with a
-///   [`Store`](ErrorKind::Store) error, once another has had the lock since: a holder that was
-///   stopped cannot overwrite what is newer. The fence goes on rising if Redis loses its data.
+///   its end. Dropping a runtime waits for that at most half a second, whatever the number of locks.
+/// - Each holder gets a higher [fence](StoreLock::fence). A save or clear needs both its fence and
+///   its lock, and is rejected with a [`Store`](ErrorKind::Store) error otherwise: a holder that was
+///   stopped cannot overwrite what is newer, nor can the first of two that a failover has let in.
+///   The fence goes on rising if Redis loses its data.
+/// - Those who wait are told on the channel `{k}:changes` (RESP3, on the connection that is there),
+///   so that their cost does not grow with their number. Before Redis 6, or where the user may not
+///   subscribe, they look once a second.
 /// - While Redis is away each call fails within five seconds, at once where the connection is
 ///   rejected; when it is back, the next call connects again.
 ///
 /// A document that cannot be read is an error; the next save keeps it in the hash, in a field
-/// `broken:…` of its own. Replicas follow Redis asynchronously: a failover in the middle of a
-/// refresh can lose the lock or the last save.
+/// `broken:…` of its own. Replicas follow Redis asynchronously: a failover can lose the last save,
+/// and with it a refresh token that the token endpoint has just issued.
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), reqwest_reauth::Error> {
@@ -96,7 +107,10 @@ impl RedisStore {
             choose_crypto();
         }
         let shared = Arc::new(Shared { link: Link::new(client), scripts: Scripts::new(&key) });
-        match shared.link.call::<Option<Vec<u8>>>(&shared.scripts.load()).await {
+        let load = shared.scripts.load();
+        let loaded = shared.link.call::<Option<Vec<u8>>>(Question::Script(&load)).await;
+        drop(load);
+        match loaded {
             Err(error) if error.kind() == ::redis::ErrorKind::InvalidClientConfig => {
                 Err(Error::new(
                     ErrorKind::InvalidConfig,
@@ -116,15 +130,14 @@ impl RedisStore {
     }
 
     async fn read(&self) -> Result<Option<Result<Record, Unreadable>>, Error> {
-        let document: Option<Vec<u8>> = self.shared.ask(&self.shared.scripts.load()).await?;
+        let document: Option<Vec<u8>> =
+            self.shared.ask(Question::Script(&self.shared.scripts.load())).await?;
         Ok(document.map(Zeroizing::new).map(|document| Record::parse(&document)))
     }
 
     /// `None` forgets the tokens.
     async fn rewrite(&self, lock: &StoreLock, tokens: Option<&Tokens>) -> Result<(), Error> {
-        let fence = lock
-            .fence()
-            .ok_or_else(|| failure("redis was to be written without the lock's fence"))?;
+        let holder = holder(lock)?;
         let (rest, aside) = match self.read().await? {
             None => (Rest::default(), None),
             Some(Ok(record)) => (record.rest, None),
@@ -139,14 +152,23 @@ impl RedisStore {
             None => Some(rest.with(&Tokens::empty())),
         };
         let text = document.as_ref().map_or("", |document| document.as_str());
-        let kept: bool =
-            self.shared.ask(&self.shared.scripts.write(fence, text, aside.as_deref())).await?;
-        if kept {
-            Ok(())
-        } else {
-            Err(failure("the lock was lost to another holder, and nothing was written"))
-        }
+        let write = self.shared.scripts.write(&holder, text, aside.as_deref());
+        let kept: bool = self.shared.ask(Question::Script(&write)).await?;
+        if kept { Ok(()) } else { Err(lock_lapsed()) }
     }
+}
+
+fn holder(lock: &StoreLock) -> Result<Holder<'_>, Error> {
+    match (lock.downcast_ref::<Held>(), lock.fence()) {
+        (Some(held), _) => Ok(held.holder()),
+        // A store around this one has wrapped the lock.
+        (None, Some(fence)) => Ok(Holder { fence, owner: "" }),
+        (None, None) => Err(failure("redis was to be written without the lock's fence")),
+    }
+}
+
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 #[async_trait]
@@ -167,31 +189,97 @@ impl TokenStore for RedisStore {
         self.rewrite(lock, None).await
     }
 
+    /// Waits to be told that the lock is free. A holder that dies tells nothing: whoever has waited
+    /// for a third of the lease asks how much of it is left, and comes back then.
     async fn lock(&self) -> Result<StoreLock, Error> {
-        let mut pause = FIRST_POLL;
+        let mut changes = self.shared.link.changes();
+        let mut poll = FIRST_POLL;
+        let mut ask_how_long = false;
         loop {
+            let before = *changes.borrow_and_update();
+            let listening = self.shared.link.listen(self.shared.scripts.channel()).await;
             // A task of its own: where the wait is dropped, the attempt still ends, and gives back
             // what it got.
-            let attempt = tokio::spawn(Held::take(Arc::clone(&self.shared), self.lease));
-            let held = attempt
+            let attempt =
+                tokio::spawn(Held::take(Arc::clone(&self.shared), self.lease, ask_how_long));
+            let taken = attempt
                 .await
                 .map_err(|_| failure("the runtime was shut down before the lock was taken"))??;
-            if let Some(held) = held {
-                let fence = held.fence();
-                return Ok(StoreLock::holding(held).with_fence(fence));
+            let left = match taken {
+                Taken::Held(held) => {
+                    let fence = held.fence();
+                    return Ok(StoreLock::holding(held).with_fence(fence));
+                }
+                Taken::ByOther { left } => left,
+            };
+            if !matches!(listening, Ok(true)) {
+                tokio::time::sleep(jittered(poll)).await;
+                poll = (poll * 2).min(LONGEST_POLL);
+                continue;
             }
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(LONGEST_POLL);
+            let pause = left.map_or(self.lease / 3, |left| left + SPREAD);
+            let freed =
+                changes.wait_for(|now| now.free != before.free || now.broken != before.broken);
+            ask_how_long = tokio::time::timeout(pause, freed).await.is_err();
+            tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
         }
+    }
+
+    async fn wait_for_change(&self, seen: Option<&Tokens>) -> Result<Option<Tokens>, Error> {
+        let mut changes = self.shared.link.changes();
+        let mut poll = FIRST_POLL;
+        let mut failure = None;
+        loop {
+            let before = *changes.borrow_and_update();
+            let listening = self.shared.link.listen(self.shared.scripts.channel()).await;
+            let stored = self.load().await?;
+            if !is_same(stored.as_ref(), seen) {
+                return Ok(stored);
+            }
+            if !matches!(listening, Ok(true)) {
+                let now = self.load_failure().await?;
+                if failure.get_or_insert_with(|| now.clone()) != &now {
+                    return Ok(stored);
+                }
+                tokio::time::sleep(jittered(poll)).await;
+                poll = (poll * 2).min(LONGEST_POLL);
+                continue;
+            }
+            let told = changes.wait_for(|now| {
+                now.tokens != before.tokens
+                    || now.failure != before.failure
+                    || now.broken != before.broken
+            });
+            match told.await {
+                Ok(now) if now.failure != before.failure => return Ok(stored),
+                Ok(now) if now.broken != before.broken => {}
+                _ => continue,
+            }
+            // Not all who lost their connection connect again at once.
+            tokio::time::sleep(jittered(LONGEST_POLL)).await;
+        }
+    }
+
+    async fn load_failure(&self) -> Result<Option<StoredFailure>, Error> {
+        let command = self.shared.scripts.load_failure();
+        let text: Vec<u8> = self.shared.ask(Question::Command(&command)).await?;
+        let text = String::from_utf8(text).ok().filter(|text| !text.is_empty());
+        Ok(text.map(StoredFailure::from_text))
+    }
+
+    async fn save_failure(&self, lock: &StoreLock, failure: &StoredFailure) -> Result<(), Error> {
+        let holder = holder(lock)?;
+        let lifetime = failure.lifetime();
+        let text = if lifetime == Some(Duration::ZERO) { "" } else { failure.as_str() };
+        let fail = self.shared.scripts.fail(&holder, text, lifetime);
+        let kept: bool = self.shared.ask(Question::Script(&fail)).await?;
+        if kept { Ok(()) } else { Err(lock_lapsed()) }
     }
 }
 
 impl Shared {
-    async fn ask<T: ::redis::FromRedisValue>(
-        &self,
-        script: &::redis::ScriptInvocation<'_>,
-    ) -> Result<T, Error> {
-        self.link.call(script).await.map_err(|error| store_error(&error))
+    async fn ask<T: ::redis::FromRedisValue>(&self, question: Question<'_>) -> Result<T, Error> {
+        self.link.call(question).await.map_err(|error| store_error(&error))
     }
 }
 

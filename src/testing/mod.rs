@@ -61,6 +61,7 @@
 
 mod answer;
 mod api;
+mod conformance;
 #[cfg(feature = "dpop")]
 mod dpop;
 mod grants;
@@ -82,6 +83,7 @@ use std::{
 use http::StatusCode;
 use tokio::net::TcpListener;
 
+pub use self::conformance::store_conformance;
 #[cfg(feature = "dpop")]
 pub use self::dpop::Dpop;
 pub use self::{

@@ -25,6 +25,8 @@ pub struct Tokens {
     access: Option<AccessToken>,
     refresh: Option<RefreshToken>,
     expiry: Option<Expiry>,
+    /// Refresh tokens of this login are known to rotate: each can be sent once.
+    rotates: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +146,7 @@ impl Tokens {
     }
 
     pub(crate) fn of(access: Option<AccessToken>, refresh: Option<RefreshToken>) -> Self {
-        Self { access, refresh, expiry: None }
+        Self { access, refresh, ..Self::default() }
     }
 
     pub(crate) fn set_refresh(&mut self, refresh: Option<RefreshToken>) {
@@ -186,6 +188,15 @@ impl Tokens {
             self.access.clone().filter(|access| other.access.as_ref() != Some(access)),
             self.refresh.clone().filter(|refresh| other.refresh.as_ref() != Some(refresh)),
         )
+    }
+
+    pub(crate) fn rotates(&self) -> bool {
+        self.rotates
+    }
+
+    pub(crate) fn with_rotates(mut self, rotates: bool) -> Self {
+        self.rotates |= rotates;
+        self
     }
 
     /// The same access and refresh token, whatever is known of their expiry.

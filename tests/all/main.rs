@@ -50,4 +50,9 @@ mod session;
 mod session_store;
 mod session_store_faults;
 mod store;
+mod store_conformance;
+mod store_sealed;
+#[cfg(unix)]
+mod store_trust;
+mod stored_logins;
 mod subsets;

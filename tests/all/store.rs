@@ -118,9 +118,12 @@ async fn child() {
     let Ok(task) = std::env::var("STORE_TEST_TASK") else {
         return;
     };
-    let store = FileStore::new(std::env::var_os("STORE_TEST_PATH").unwrap());
+    let mut store = FileStore::new(std::env::var_os("STORE_TEST_PATH").unwrap());
+    if task.ends_with(", sealed") {
+        store = store.encrypt_with(&[7; 32]);
+    }
     match task.as_str() {
-        "save until killed" => loop {
+        "save until killed" | "save until killed, sealed" => loop {
             let lock = store.lock().await.unwrap();
             let next = store.load().await.unwrap().map_or(1, |tokens| number(&tokens) + 1);
             println!("\n> {next}?");
@@ -549,13 +552,25 @@ async fn four_processes_never_undo_saves() {
 #[cfg(unix)]
 #[tokio::test]
 async fn a_killed_save_leaves_old_or_new() {
+    survives_kills("save until killed", |path| FileStore::new(path)).await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_sealed_file_survives_200_kills() {
+    survives_kills("save until killed, sealed", |path| FileStore::new(path).encrypt_with(&[7; 32]))
+        .await;
+}
+
+#[cfg(unix)]
+async fn survives_kills(task: &str, open: impl Fn(&Path) -> FileStore) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
-    let store = FileStore::new(&path);
+    let store = open(&path);
     let mut last = 0;
     let (mut old, mut new) = (0, 0);
     for _ in 0..200 {
-        let mut other = Other::start("save until killed", &path);
+        let mut other = Other::start(task, &path);
         assert_eq!(other.says(), Some(format!("{}?", last + 1)));
         // Not a wait for anything: the moment itself.
         std::thread::sleep(Duration::from_micros(fastrand::u64(..6000)));

@@ -326,13 +326,106 @@ pub(crate) async fn an_old_fence_is_rejected() {
     );
 }
 
-pub(crate) async fn a_lapsed_lease_without_a_successor_saves() {
+pub(crate) async fn a_save_needs_its_lock() {
     let server = Server::start();
     let store = server.store().await;
     let lock = locked(&store).await;
     server.ask::<u64>(&["DEL", "{login}:lock"]);
-    store.save(&lock, &pair(1)).await.unwrap();
-    assert_eq!(stored(&store).await, 1);
+    assert_eq!(store.save(&lock, &pair(1)).await.unwrap_err().kind(), ErrorKind::Store);
+    assert!(store.load().await.unwrap().is_none());
+}
+
+pub(crate) async fn two_holders_with_one_fence_are_told_apart() {
+    let server = Server::start();
+    let store = server.store().await;
+    let first = locked(&store).await;
+    // As after a failover to a replica that has not heard of the first holder.
+    let fence = first.fence().unwrap() - 1;
+    server.ask::<u64>(&["DEL", "{login}:lock"]);
+    server.ask::<()>(&["SET", "{login}:fence", &fence.to_string()]);
+    let second = locked(&store).await;
+    assert_eq!(first.fence(), second.fence());
+    store.save(&second, &pair(2)).await.unwrap();
+    assert_eq!(store.save(&first, &pair(1)).await.unwrap_err().kind(), ErrorKind::Store);
+    assert_eq!(stored(&store).await, 2);
+}
+
+pub(crate) async fn a_fence_that_fell_behind_rises_above_what_was_written() {
+    let server = Server::start();
+    let store = server.store().await;
+    let first = locked(&store).await;
+    store.save(&first, &pair(1)).await.unwrap();
+    let fence = first.fence().unwrap();
+    drop(first);
+    server.ask::<()>(&["SET", "{login}:fence", "7"]);
+    let second = locked(&store).await;
+    assert!(second.fence() > Some(fence));
+    store.save(&second, &pair(2)).await.unwrap();
+    assert_eq!(stored(&store).await, 2);
+}
+
+pub(crate) async fn a_redis_store_conforms() {
+    let server = Server::start();
+    reqwest_reauth::testing::store_conformance(|| server.store()).await;
+}
+
+pub(crate) async fn a_redis_without_resp3_conforms() {
+    // The user may not subscribe, as with a server that does not speak RESP3: the store polls.
+    let server = Server::start();
+    server.ask::<()>(&[
+        "ACL",
+        "SETUSER",
+        "worker",
+        "on",
+        ">secret",
+        "~*",
+        "+@all",
+        "resetchannels",
+    ]);
+    let url = server.url().replace("redis://", "redis://worker:secret@");
+    reqwest_reauth::testing::store_conformance(async || {
+        RedisStore::connect(&url, "login").await.unwrap()
+    })
+    .await;
+}
+
+pub(crate) async fn a_cluster_of_two_nodes_conforms() {
+    let nodes = Server::start_cluster();
+    // Of some logins the keys are on the first node, of others on the second.
+    for key in ["a", "b", "login", "worker-7"] {
+        reqwest_reauth::testing::store_conformance(async || {
+            RedisStore::connect(&nodes[0].url(), key).await.unwrap()
+        })
+        .await;
+    }
+    let counts: Vec<u64> = nodes.iter().map(|node| node.ask(&["DBSIZE"])).collect();
+    assert!(counts.iter().all(|count| *count > 0), "both nodes have keys: {counts:?}");
+}
+
+pub(crate) async fn dropping_a_runtime_takes_half_a_second_at_most() {
+    tokio::task::spawn_blocking(|| {
+        let server = Server::start();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let locks = runtime.block_on(async {
+            let mut locks = Vec::new();
+            for key in 0..20 {
+                let store =
+                    RedisStore::connect(&server.url(), format!("login-{key}")).await.unwrap();
+                locks.push(locked(&store).await);
+            }
+            locks
+        });
+        signal("-STOP", &server.process);
+        let dropped = Instant::now();
+        drop(runtime);
+        let took = dropped.elapsed();
+        signal("-CONT", &server.process);
+        // What the machine itself takes comes on top.
+        assert!(took < Duration::from_millis(900), "{took:?}");
+        drop(locks);
+    })
+    .await
+    .unwrap();
 }
 
 pub(crate) async fn the_fence_survives_restarts_and_losses() {

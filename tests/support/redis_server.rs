@@ -55,7 +55,28 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/3", self.port)
+        // A cluster has one database.
+        let database =
+            if self.options.iter().any(|option| option == "--cluster-enabled") { 0 } else { 3 };
+        format!("redis://127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Two nodes of a cluster, each with half of the slots.
+    pub fn start_cluster() -> [Self; 2] {
+        let node = || Self::start_with(&["--cluster-enabled", "yes"]);
+        let nodes = [node(), node()];
+        for (node, slots) in nodes.iter().zip([["0", "8191"], ["8192", "16383"]]) {
+            node.ask::<()>(&["CLUSTER", "ADDSLOTSRANGE", slots[0], slots[1]]);
+        }
+        let port = nodes[1].port.to_string();
+        nodes[0].ask::<()>(&["CLUSTER", "MEET", "127.0.0.1", &port]);
+        for node in &nodes {
+            let is_ready = || node.ask::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+            while !is_ready() {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+        nodes
     }
 
     pub async fn store(&self) -> RedisStore {

@@ -1,11 +1,13 @@
 //! What a session knows of its store. Pure: every flag changes in a method of [`Known`].
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
 
 use crate::token::{RefreshToken, Tokens};
 
-/// Saves whose outcome is unknown that are remembered.
-const TRIED: usize = 8;
+/// How many saves of unknown outcome, and how many dead refresh tokens, are remembered.
+const REMEMBERED: usize = 8;
 
 #[derive(Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -34,6 +36,12 @@ pub(super) struct Known {
     /// A stored refresh token that is tried before the one that is held, and held only with what it
     /// brings.
     candidate: Option<RefreshToken>,
+    /// Refresh tokens that the token endpoint has rejected for good. The last few.
+    dead: VecDeque<RefreshToken>,
+    /// When the store was last looked into for another login.
+    looked_for_login: Option<Instant>,
+    /// A grant has brought another refresh token than the one that was sent: each can be sent once.
+    rotates: bool,
     /// A capture waits to be saved.
     dirty: bool,
     /// A background save runs, or is about to.
@@ -96,6 +104,23 @@ impl Known {
         tokens
     }
 
+    /// Whether refresh tokens are known to rotate.
+    pub(super) fn rotates(&self) -> bool {
+        self.rotates
+    }
+
+    /// Whether what the store holds is another login than the one that died. `dead` is what the
+    /// session holds.
+    pub(super) fn is_another_login(&self, found: &Tokens, dead: &Tokens) -> bool {
+        match (found.refresh_token(), found.access_token()) {
+            (Some(refresh), _) => {
+                Some(refresh) != dead.refresh_token() && !self.dead.contains(refresh)
+            }
+            (None, Some(access)) => Some(access) != dead.access_token(),
+            (None, None) => false,
+        }
+    }
+
     pub(super) fn given(&self) -> Option<&RefreshToken> {
         self.given.as_ref()
     }
@@ -119,6 +144,21 @@ impl Known {
     /// The newest login. Asked before the store is loaded, for [`finds`](Self::finds).
     pub(super) fn login(&self) -> u64 {
         self.login
+    }
+
+    /// Whether the store may be looked into for another login now: once in so long.
+    pub(super) fn looks_for_login(&mut self, now: Instant, cooldown: Duration) -> bool {
+        let due = self.looked_for_login.is_none_or(|last| now >= last + cooldown);
+        if due {
+            self.looked_for_login = Some(now);
+        }
+        due
+    }
+
+    /// The token endpoint has rejected this refresh token for good.
+    pub(super) fn died(&mut self, refresh: &RefreshToken) {
+        self.dead.truncate(REMEMBERED - 1);
+        self.dead.push_front(refresh.clone());
     }
 
     /// The store holds these tokens. Returns whether somebody else has stored them; `own` are the
@@ -149,6 +189,7 @@ impl Known {
             self.given.take_if(|given| given == refresh);
             self.shared = Some(refresh.clone());
         }
+        self.rotates |= found.rotates();
         self.seen = Some(found.clone());
         self.looked = true;
         self.tried.clear();
@@ -191,6 +232,9 @@ impl Known {
     ) -> bool {
         let current = self.login == login;
         if current {
+            self.rotates |= asked.is_some_and(|asked| {
+                tokens.refresh_token().is_some_and(|refresh| refresh != asked)
+            });
             self.unsaved = Some(tokens.clone());
             self.given.take_if(|given| Some(&*given) == asked);
         }
@@ -206,7 +250,7 @@ impl Known {
 
     /// A save of these tokens begins.
     pub(super) fn tries(&mut self, tokens: &Tokens) {
-        self.tried.truncate(TRIED - 1);
+        self.tried.truncate(REMEMBERED - 1);
         self.tried.push_front(tokens.clone());
     }
 

@@ -6,7 +6,10 @@
 
 use std::{future::Future, sync::Mutex, time::Duration};
 
-use tokio::sync::{Mutex as AsyncMutex, MutexGuard, watch};
+use tokio::{
+    sync::{Mutex as AsyncMutex, MutexGuard, watch},
+    time::Instant,
+};
 
 use super::{
     super::{Session, interleave::lock, refresh::InFlight},
@@ -16,7 +19,7 @@ use crate::{
     catch_panic::{StorePanicked, catch_panic},
     error::{Error, ErrorKind},
     event::Event,
-    store::{StoreLock, TokenStore},
+    store::{StoreLock, TokenStore, is_lock_lapsed},
     time::within,
     token::{RefreshToken, Tokens},
 };
@@ -24,6 +27,8 @@ use crate::{
 pub(in crate::session) struct StoreSync {
     store: Box<dyn TokenStore>,
     limit: Duration,
+    /// Nobody else uses this store: refresh tokens are sent without it, also those that rotate.
+    alone: bool,
     known: Mutex<Known>,
     /// One save at a time.
     saving: AsyncMutex<()>,
@@ -46,9 +51,17 @@ impl StoreSync {
         store: Box<dyn TokenStore>,
         limit: Duration,
         given: Option<RefreshToken>,
+        alone: bool,
     ) -> Self {
         let known = Mutex::new(Known::new(given));
-        Self { store, limit, known, saving: AsyncMutex::new(()), savers: watch::Sender::new(0) }
+        Self {
+            store,
+            limit,
+            alone,
+            known,
+            saving: AsyncMutex::new(()),
+            savers: watch::Sender::new(0),
+        }
     }
 
     pub(super) fn known(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -169,6 +182,43 @@ impl StoreSync {
         self.known().is_shared(refresh)
     }
 
+    /// Whether a refresh token must not be sent without the store's lock and a look under it: it
+    /// is known to rotate, and others would send it too (contract 10.1).
+    pub(in crate::session) fn is_needed(&self) -> bool {
+        !self.alone && self.known().rotates()
+    }
+
+    /// The token endpoint has rejected this refresh token for good.
+    pub(in crate::session) fn died(&self, refresh: &RefreshToken) {
+        self.known().died(refresh);
+    }
+
+    /// Whether to look for another login now: once a cool-down.
+    pub(in crate::session) fn may_look_for_login(&self, now: Instant, cooldown: Duration) -> bool {
+        self.known().looks_for_login(now, cooldown)
+    }
+
+    /// A login that another process has stored since the session's own, `dead`, ended.
+    pub(in crate::session) async fn find_login(
+        &self,
+        session: &Session,
+        dead: &Tokens,
+    ) -> Option<Tokens> {
+        let found = match self.load().await {
+            Ok(found) => found?,
+            Err(error) => {
+                session.emit(&Event::StoreFailed { error });
+                return None;
+            }
+        };
+        let mut known = self.known();
+        if !known.is_another_login(&found, dead) {
+            return None;
+        }
+        known.sees(&found);
+        Some(found)
+    }
+
     pub(in crate::session) fn has_unsaved(&self) -> bool {
         self.known().has_unsaved()
     }
@@ -212,8 +262,12 @@ impl StoreSync {
         if !self.known().intends(login, tokens, None) {
             return Ok(());
         }
+        let tokens = &tokens.clone().with_rotates(self.known().rotates());
         self.known().tries(tokens);
-        let saved = self.bounded(self.store.save(lock, tokens)).await;
+        let mut saved = self.bounded(self.store.save(lock, tokens)).await;
+        if saved.as_ref().is_err_and(is_lock_lapsed) && self.save_again(tokens).await {
+            saved = Ok(());
+        }
         match &saved {
             Ok(()) => {
                 let current = tokens.same_as(&session.load().tokens());
@@ -227,6 +281,20 @@ impl StoreSync {
     /// Whether nothing is being saved, or still to be.
     pub(in crate::session) fn is_settled(&self) -> bool {
         *self.savers.borrow() == 0 && !self.has_unsaved()
+    }
+
+    /// The lock lapsed while its holder stood still: once more under a new one, if the store still
+    /// holds what this session last saw there (contract 10.5).
+    async fn save_again(&self, tokens: &Tokens) -> bool {
+        let again = async {
+            let lock = self.bounded(self.store.lock()).await?;
+            let found = self.load().await?;
+            if found.is_some_and(|found| !self.known().knows(&found)) {
+                return Ok(false);
+            }
+            self.bounded(self.store.save(&lock, tokens)).await.map(|()| true)
+        };
+        matches!(again.await, Ok::<_, Error>(true))
     }
 
     /// Waits until no saver is at work.

@@ -58,7 +58,7 @@ async fn obtain(
         return ask_without_store(session, refresher, progress).await;
     };
     let search = Search::new(session, store, in_flight, progress);
-    let mut next = search.lock_and_look().await;
+    let mut next = search.lock_and_look().await?;
     loop {
         if let Next::Take(stored) = next {
             return Ok(NewTokens::Stored(stored));
@@ -154,27 +154,40 @@ impl<'a> Search<'a> {
         Self { session, store, in_flight, progress }
     }
 
-    /// Takes the store's lock and looks into the store. A store that fails is passed over.
-    async fn lock_and_look(&self) -> Next {
+    /// Takes the store's lock and looks into the store. A store that fails is passed over, unless
+    /// the refresh token is known to rotate: others would send it too, and a strict server would
+    /// revoke them all (contract 10.1).
+    async fn lock_and_look(&self) -> Result<Next, Error> {
         self.progress.is_at(Stage::Locking);
-        match self.store.lock().await {
+        let locked = self.store.lock().await;
+        let is_locked = locked.is_ok();
+        match locked {
             Ok(lock) => self.in_flight.set_lock(Some(lock)),
             Err(error) => self.session.emit(&Event::StoreFailed { error }),
         }
         self.progress.is_at(Stage::Looking);
         let look = self.store.look(self.session).await;
         self.progress.catch_up();
+        let is_alone = !is_locked || matches!(look, Look::Failed);
+        let has_refresh = self.progress.tokens().refresh_token().is_some();
+        if is_alone && has_refresh && self.store.is_needed() {
+            return Err(Error::new(
+                ErrorKind::Store,
+                "the refresh token rotates, and is not sent while the store cannot be locked and read",
+            )
+            .with_transient());
+        }
         if matches!(look, Look::Same) && self.store.has_unsaved() {
             // The last save failed: what it should have kept must be safe before it is spent.
             self.session.save_under(self.in_flight, None, &self.progress.tokens()).await;
         }
         if let Some(next) = self.consider(look) {
-            return next;
+            return Ok(next);
         }
         if let Some(candidate) = self.store.candidate() {
             self.progress.ask_with(candidate);
         }
-        Next::Ask
+        Ok(Next::Ask)
     }
 
     /// The token endpoint rejected the refresh token.
@@ -182,6 +195,9 @@ impl<'a> Search<'a> {
         let asked = self.progress.tokens().refresh_token().cloned();
         let error = self.session.mark_if_lost(error, asked.as_ref());
         self.progress.searched().shared |= error.possibly_consumed();
+        if let Some(asked) = &asked {
+            self.store.died(asked);
+        }
         if let Some(next) = self.look_again().await {
             return Ok(next);
         }

@@ -6,6 +6,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use zeroize::Zeroizing;
@@ -14,9 +15,12 @@ use crate::{
     error::Error,
     store::{
         failure::{failure, io_failure},
-        record::MAX_BYTES,
+        sealed::MAX_SEALED_BYTES,
     },
 };
+
+/// The longest text of a shared failure that is read, in bytes.
+const MAX_FAILURE_BYTES: usize = 4096;
 
 /// A file's real directory, in which only its owner writes, and its name there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,11 +32,13 @@ pub(super) struct Place {
 impl Place {
     /// `None` if the directory does not exist.
     pub(super) fn find(path: &Path) -> Result<Option<Self>, Error> {
-        match resolve(path) {
-            Ok(place) => check_directory(&place.dir).map(|()| Some(place)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_failure(format!("{} cannot be used", path.display()), error)),
+        let place = Self::resolve(path)?;
+        if !place.dir.try_exists().map_err(|error| cannot_be_used(path, error))? {
+            return Ok(None);
         }
+        check_directory(&place)?;
+        check_file(&place.file()).map_err(|error| cannot_be_used(path, error))?;
+        Ok(Some(place))
     }
 
     /// Makes the directory if it does not exist.
@@ -40,16 +46,28 @@ impl Place {
         if let Some(place) = Self::find(path)? {
             return Ok(place);
         }
-        let dir = path.parent().unwrap_or(path);
+        let dir = &Self::resolve(path)?.dir;
         create_private(dir)
             .map_err(|error| io_failure(format!("{} cannot be made", dir.display()), error))?;
         Self::find(path)?
             .ok_or_else(|| failure(format!("{} was removed while it was in use", dir.display())))
     }
 
+    /// Through symbolic links, so that a rename does not replace one, and all names of a file have
+    /// one lock.
+    fn resolve(path: &Path) -> Result<Self, Error> {
+        let real = resolve(path).map_err(|error| cannot_be_used(path, error))?;
+        match (real.parent(), real.file_name()) {
+            (Some(dir), Some(name)) => {
+                Ok(Self { dir: dir.to_path_buf(), name: name.to_os_string() })
+            }
+            _ => Err(cannot_be_used(path, io::ErrorKind::IsADirectory.into())),
+        }
+    }
+
     /// `None` if there is no file.
     pub(super) fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
-        match read_bounded(&self.file()) {
+        match read_bounded(&self.file(), MAX_SEALED_BYTES) {
             Ok(document) => Ok(Some(document)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_failure(format!("{self} cannot be read"), error)),
@@ -58,10 +76,48 @@ impl Place {
 
     /// Puts a new document in place of the old one: whole or not at all.
     pub(super) fn replace(&self, document: &[u8]) -> Result<(), Error> {
+        self.replace_file(&self.file(), document)
+    }
+
+    /// The text of the failure that processes share. `None` if there is none, or an odd one.
+    pub(super) fn read_failure(&self) -> Result<Option<Vec<u8>>, Error> {
+        match read_bounded(&self.failure_file(), MAX_FAILURE_BYTES) {
+            Ok(mut text) => Ok(Some(std::mem::take(&mut text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                Err(io_failure(format!("{} cannot be read", self.failure_file().display()), error))
+            }
+        }
+    }
+
+    /// `None` removes it.
+    pub(super) fn replace_failure(&self, text: Option<&[u8]>) -> Result<(), Error> {
+        let file = self.failure_file();
+        check_file(&file).map_err(|error| cannot_be_used(&file, error))?;
+        match text {
+            Some(text) => self.replace_file(&file, text),
+            None => match fs::remove_file(&file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(io_failure(format!("{} cannot be removed", file.display()), error))
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// What changes with each save of tokens or failure: every one is a new file.
+    pub(super) fn stamp(&self) -> [Option<(u64, Option<SystemTime>, u64)>; 2] {
+        [self.file(), self.failure_file()].map(|file| {
+            let about = fs::symlink_metadata(file).ok()?;
+            Some((inode(&about), about.modified().ok(), about.len()))
+        })
+    }
+
+    fn replace_file(&self, file: &Path, document: &[u8]) -> Result<(), Error> {
         self.remove_leftovers();
         let temporary = self.dir.join(self.temporary_name(fastrand::u64(..)));
         let written =
-            write_private(&temporary, document).and_then(|()| fs::rename(&temporary, self.file()));
+            write_private(&temporary, document).and_then(|()| fs::rename(&temporary, file));
         if let Err(error) = written {
             let _ = fs::remove_file(&temporary);
             return Err(io_failure(format!("{self} cannot be written"), error));
@@ -99,8 +155,9 @@ impl Place {
     pub(super) fn open_lock(&self) -> Result<File, Error> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        private(&mut options)
-            .open(self.lock_file())
+        resolve(&self.lock_file())
+            .and_then(|real| open(&real, private(&mut options)))
+            .map(|(file, _)| file)
             .map_err(|error| io_failure(format!("the lock file of {self} cannot be opened"), error))
     }
 
@@ -115,6 +172,10 @@ impl Place {
 
     fn lock_file(&self) -> PathBuf {
         self.beside(".lock")
+    }
+
+    fn failure_file(&self) -> PathBuf {
+        self.beside(".failure")
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
@@ -174,33 +235,18 @@ impl fmt::Display for Place {
     }
 }
 
-/// Through symbolic links, so that a rename does not replace one, and all names of a file have one
-/// lock.
-fn resolve(path: &Path) -> io::Result<Place> {
-    let real = match fs::canonicalize(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-            fs::canonicalize(path.parent().unwrap_or(path))?.join(name)
-        }
-        real => real?,
-    };
-    match (real.parent(), real.file_name()) {
-        (Some(dir), Some(name)) => Ok(Place { dir: dir.to_path_buf(), name: name.to_os_string() }),
-        _ => Err(io::ErrorKind::IsADirectory.into()),
-    }
+fn cannot_be_used(path: &Path, error: io::Error) -> Error {
+    // The error's own text names the link or file that is in the way, and its owner.
+    io_failure(format!("{} cannot be used", path.display()), error)
 }
 
-fn read_bounded(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let about = fs::metadata(path)?;
-    if !about.is_file() {
-        // To open a pipe would wait for a writer.
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let limit = MAX_BYTES + 1;
+fn read_bounded(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let (file, about) = open(path, OpenOptions::new().read(true))?;
+    let limit = most + 1;
     // Room for all of it at once: a buffer that grows leaves copies behind.
     let room = usize::try_from(about.len()).unwrap_or(limit).min(limit) + 1;
     let mut document = Zeroizing::new(Vec::with_capacity(room));
-    File::open(path)?.take(limit as u64).read_to_end(&mut document)?;
+    file.take(limit as u64).read_to_end(&mut document)?;
     Ok(document)
 }
 
@@ -238,22 +284,32 @@ fn create_private(dir: &Path) -> io::Result<()> {
 /// Whoever can write a directory can replace any file in it, whatever its mode. The sticky bit of a
 /// shared one keeps others from that, but not from being first to make our lock file.
 #[cfg(unix)]
-fn check_directory(dir: &Path) -> Result<(), Error> {
+fn check_directory(place: &Place) -> Result<(), Error> {
     use std::os::unix::fs::MetadataExt;
 
-    let mode = fs::metadata(dir)
-        .map_err(|error| io_failure(format!("{} cannot be used", dir.display()), error))?
-        .mode()
-        & 0o7777;
+    let dir = &place.dir;
+    let mode = fs::metadata(dir).map_err(|error| cannot_be_used(dir, error))?.mode() & 0o7777;
     let others = match (mode & 0o020 != 0, mode & 0o002 != 0) {
         (false, false) => return Ok(()),
         (true, false) => "its group",
         (_, true) => "everybody",
     };
+    let below = dir.join("tokens").join(&place.name);
     Err(failure(format!(
-        "the directory {} can be written by {others} (mode {mode:04o}), and tokens are kept only where nobody but the owner can write",
-        dir.display()
+        "the directory {} can be written by {others} (mode {mode:04o}), and tokens are kept only \
+         where its owner alone can write: use a directory of its own below it, such as {}, which \
+         is made with mode 0700",
+        dir.display(),
+        below.display()
     )))
+}
+
+#[cfg(unix)]
+use super::trust::{check_file, open, resolve};
+
+#[cfg(unix)]
+fn inode(about: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(about)
 }
 
 #[cfg(unix)]
@@ -280,7 +336,39 @@ fn create_private(dir: &Path) -> io::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn check_directory(_: &Path) -> Result<(), Error> {
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+            let dir = path.parent().unwrap_or(path);
+            Ok(fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf()).join(name))
+        }
+        real => real,
+    }
+}
+
+#[cfg(not(unix))]
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<(File, fs::Metadata)> {
+    if fs::metadata(path).is_ok_and(|about| !about.is_file()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let file = options.open(path)?;
+    let about = file.metadata()?;
+    Ok((file, about))
+}
+
+#[cfg(not(unix))]
+fn check_file(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn inode(_: &fs::Metadata) -> u64 {
+    0
+}
+
+#[cfg(not(unix))]
+fn check_directory(_: &Place) -> Result<(), Error> {
     Ok(())
 }
 

@@ -3,16 +3,20 @@
 use std::{
     io,
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, RedisResult,
-    ScriptInvocation, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, ProtocolVersion,
+    PushInfo, PushKind, RedisError, RedisResult, ScriptInvocation, Value,
+    aio::MultiplexedConnection,
 };
+use tokio::sync::watch;
+
+use super::script::{FAILURE, FREE, TOKENS};
 
 use crate::{
     error::{Error, printable},
@@ -27,42 +31,122 @@ const CALL_LIMIT: Duration = Duration::from_millis(4500);
 /// For each step of a call on a thread that blocks.
 const BLOCKING_LIMIT: Duration = Duration::from_millis(500);
 
+/// How often a call follows a cluster that says that the keys are on another node.
+const MOST_MOVES: u32 = 4;
+
 pub(super) struct Link {
-    client: Client,
+    /// Where the URL points to.
+    first: Client,
+    /// Where the keys are, if a cluster has said that they are elsewhere.
+    moved_to: Mutex<Option<Client>>,
     current: Mutex<Option<Numbered>>,
     connecting: tokio::sync::Mutex<()>,
     made: AtomicU64,
+    /// A server that does not speak RESP3 tells nothing by itself.
+    is_old: AtomicBool,
+    changes: watch::Sender<Changes>,
 }
 
 #[derive(Clone)]
 struct Numbered {
     number: u64,
     connection: MultiplexedConnection,
+    /// Whether it has subscribed to the changes.
+    subscribed: Arc<AtomicBool>,
+}
+
+/// How often something was told on the channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    pub(super) tokens: u64,
+    pub(super) failure: u64,
+    pub(super) free: u64,
+    /// A connection broke, and with it the subscription.
+    pub(super) broken: u64,
+}
+
+/// What is put to Redis. Each may be put twice.
+#[derive(Clone, Copy)]
+pub(super) enum Question<'a> {
+    Script(&'a ScriptInvocation<'a>),
+    Command(&'a Cmd),
+}
+
+impl Question<'_> {
+    async fn put<T: FromRedisValue>(
+        self,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<T> {
+        match self {
+            Self::Script(script) => script.invoke_async(connection).await,
+            Self::Command(command) => command.query_async(connection).await,
+        }
+    }
 }
 
 impl Link {
     pub(super) fn new(client: Client) -> Self {
         Self {
-            client,
+            first: client,
+            moved_to: Mutex::new(None),
             current: Mutex::new(None),
             connecting: tokio::sync::Mutex::new(()),
             made: AtomicU64::new(0),
+            is_old: AtomicBool::new(false),
+            changes: watch::Sender::default(),
         }
     }
 
-    /// Puts a question that may be put twice.
-    pub(super) async fn call<T: FromRedisValue>(
-        &self,
-        script: &ScriptInvocation<'_>,
-    ) -> RedisResult<T> {
-        let put = async {
-            match self.call_once(script).await {
-                // The connection was broken before: Redis was restarted, or the runtime that drove
-                // it is gone.
-                Err(Lost { error, had_served: true }) if error.is_connection_dropped() => {
-                    self.call_once(script).await
+    /// Hears of what is told on the channel, once [`listen`](Self::listen) has said that it is.
+    pub(super) fn changes(&self) -> watch::Receiver<Changes> {
+        self.changes.subscribe()
+    }
+
+    /// Subscribes to the channel, unless the connection has already. `false` if the server cannot
+    /// tell, so that its keys have to be looked at.
+    pub(super) async fn listen(&self, channel: &str) -> RedisResult<bool> {
+        let listening = async {
+            let (mut current, _) = self.connection().await?;
+            if self.is_old.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            if current.subscribed.load(Ordering::Acquire) {
+                return Ok(true);
+            }
+            let mut discard = Discard { link: self, number: current.number, armed: true };
+            let done = within(ANSWER_LIMIT, current.connection.subscribe(channel))
+                .await
+                .unwrap_or_else(|_| Err(timed_out()));
+            discard.armed = matches!(&done, Err(error) if is_worn_out(error));
+            match done {
+                Ok(()) => {
+                    current.subscribed.store(true, Ordering::Release);
+                    Ok(true)
                 }
-                done => done,
+                // The user may not be allowed to.
+                Err(error) if error.code() == Some("NOPERM") => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        within(CALL_LIMIT, listening).await.unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    /// Puts a question that may be put twice.
+    pub(super) async fn call<T: FromRedisValue>(&self, question: Question<'_>) -> RedisResult<T> {
+        let put = async {
+            let mut moves = 0;
+            loop {
+                match self.call_once(question).await {
+                    // The connection was broken before: Redis was restarted, or the runtime that
+                    // drove it is gone.
+                    Err(Lost { error, had_served: true }) if error.is_connection_dropped() => {
+                        return self.call_once(question).await;
+                    }
+                    Err(Lost { error, .. }) if moves < MOST_MOVES && self.follow(&error) => {
+                        moves += 1;
+                    }
+                    done => return done,
+                }
             }
         };
         match within(CALL_LIMIT, put).await {
@@ -71,22 +155,48 @@ impl Link {
         }
     }
 
-    /// The same for a thread that has no runtime any more, on a connection of its own.
+    /// Goes to the node where a cluster says that the keys are, or back to the first one if that
+    /// node cannot be reached. Whether another call may do better.
+    fn follow(&self, error: &RedisError) -> bool {
+        let mut moved_to = self.moved_to.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = if error.code() == Some("MOVED") {
+            let info = self.first.get_connection_info();
+            let node = error.redirect_node().and_then(|(node, _)| moved(info.addr(), node));
+            match node.map(|addr| Client::open(info.clone().set_addr(addr))) {
+                Some(Ok(client)) => Some(client),
+                _ => return false,
+            }
+        } else if moved_to.is_some() && error.is_io_error() {
+            None
+        } else {
+            return false;
+        };
+        *moved_to = next;
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        true
+    }
+
+    fn client(&self) -> Client {
+        let moved_to = self.moved_to.lock().unwrap_or_else(PoisonError::into_inner);
+        moved_to.as_ref().unwrap_or(&self.first).clone()
+    }
+
+    /// Puts a question on a thread that has no runtime any more, on a connection of its own.
     pub(super) fn call_blocking<T: FromRedisValue>(
         &self,
         script: &ScriptInvocation<'_>,
     ) -> RedisResult<T> {
-        let mut connection = self.client.get_connection_with_timeout(BLOCKING_LIMIT)?;
+        let mut connection = self.client().get_connection_with_timeout(BLOCKING_LIMIT)?;
         connection.set_read_timeout(Some(BLOCKING_LIMIT))?;
         connection.set_write_timeout(Some(BLOCKING_LIMIT))?;
         script.invoke(&mut connection)
     }
 
-    async fn call_once<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, Lost> {
-        let (Numbered { number, mut connection }, had_served) =
+    async fn call_once<T: FromRedisValue>(&self, question: Question<'_>) -> Result<T, Lost> {
+        let (Numbered { number, mut connection, .. }, had_served) =
             self.connection().await.map_err(|error| Lost { error, had_served: false })?;
         let mut discard = Discard { link: self, number, armed: true };
-        let answer = within(ANSWER_LIMIT, script.invoke_async(&mut connection))
+        let answer = within(ANSWER_LIMIT, question.put(&mut connection))
             .await
             .unwrap_or_else(|_| Err(timed_out()));
         discard.armed = matches!(&answer, Err(error) if is_worn_out(error));
@@ -99,21 +209,87 @@ impl Link {
         if let Some(current) = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone() {
             return Ok((current, true));
         }
-        // Without limits of its own, which would not look at the sockets of a process that was
-        // stopped.
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        let connection =
-            within(CONNECT_LIMIT, connecting).await.unwrap_or_else(|_| Err(timed_out()))?;
-        let new = Numbered { number: self.made.fetch_add(1, Ordering::Relaxed), connection };
+        let connection = match self.connect().await {
+            Err(error) if is_too_old(&error) && !self.is_old.swap(true, Ordering::Relaxed) => {
+                self.connect().await?
+            }
+            done => done?,
+        };
+        let new = Numbered {
+            number: self.made.fetch_add(1, Ordering::Relaxed),
+            connection,
+            subscribed: Arc::default(),
+        };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(new.clone());
         Ok((new, false))
+    }
+
+    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
+        // Without limits of its own, which would not look at the sockets of a process that was
+        // stopped.
+        let mut config =
+            AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let mut info = self.client().get_connection_info().clone();
+        if !self.is_old.load(Ordering::Relaxed) {
+            let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+            info = info.set_redis_settings(settings);
+            let changes = self.changes.clone();
+            config = config.set_push_sender(move |told: PushInfo| {
+                note(&changes, &told);
+                Ok::<_, std::convert::Infallible>(())
+            });
+        }
+        let client = Client::open(info)?;
+        let connecting = client.get_multiplexed_async_connection_with_config(&config);
+        within(CONNECT_LIMIT, connecting).await.unwrap_or_else(|_| Err(timed_out()))
     }
 }
 
 fn timed_out() -> RedisError {
     io::Error::from(io::ErrorKind::TimedOut).into()
+}
+
+/// Called by the connection's driver: must not block.
+fn note(changes: &watch::Sender<Changes>, told: &PushInfo) {
+    match (&told.kind, told.data.as_slice()) {
+        (PushKind::Disconnection, _) => changes.send_modify(|changes| changes.broken += 1),
+        (PushKind::Message, [_, Value::BulkString(what)]) => {
+            changes.send_modify(|changes| match what.as_slice() {
+                TOKENS => changes.tokens += 1,
+                FAILURE => changes.failure += 1,
+                FREE => changes.free += 1,
+                _ => {}
+            });
+        }
+        _ => {}
+    }
+}
+
+/// The address of another node of the cluster, reached in the same way. A node that does not know
+/// its own name leaves it out: it is the host that was asked.
+fn moved(from: &ConnectionAddr, node: &str) -> Option<ConnectionAddr> {
+    let (to_host, port) = node.rsplit_once(':')?;
+    let port = port.parse().ok()?;
+    let host = |asked: &str| if to_host.is_empty() { asked } else { to_host }.to_owned();
+    match from {
+        ConnectionAddr::Tcp(asked, _) => Some(ConnectionAddr::Tcp(host(asked), port)),
+        ConnectionAddr::TcpTls { host: asked, insecure, tls_params, .. } => {
+            Some(ConnectionAddr::TcpTls {
+                host: host(asked),
+                port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Redis 5 does not know `HELLO`.
+fn is_too_old(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::RESP3NotSupported
+        || error.code() == Some("NOPROTO")
+        || error.detail().is_some_and(|detail| detail.contains("unknown command"))
 }
 
 struct Lost {
@@ -177,6 +353,21 @@ mod tests {
     use redis::ServerErrorKind;
 
     use super::*;
+
+    #[test]
+    fn a_move_keeps_the_way_of_connecting() {
+        let tcp = |host: &str, port| ConnectionAddr::Tcp(host.to_owned(), port);
+        let table = [
+            ("10.0.0.7:6381", Some(tcp("10.0.0.7", 6381))),
+            (":6381", Some(tcp("a", 6381))),
+            ("::1:6381", Some(tcp("::1", 6381))),
+            ("nonsense", None),
+            ("b:port", None),
+        ];
+        for (node, to) in table {
+            assert_eq!(moved(&tcp("a", 6379), node), to, "{node}");
+        }
+    }
 
     #[test]
     fn errors_say_what_becomes_of_the_connection_and_no_word_of_the_servers() {

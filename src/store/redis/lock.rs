@@ -1,13 +1,16 @@
 //! The lock as long as it is held: renewed by a task, which gives it back at the end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as StdInstant},
+};
 
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout},
 };
 
-use super::Shared;
+use super::{Shared, farewell, link::Question, script::Holder};
 use crate::error::Error;
 
 /// Between two tries to give the lock back.
@@ -16,35 +19,56 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The lock, until it is dropped.
 pub(super) struct Held {
     fence: u64,
+    owner: String,
     /// Its drop tells the task.
     _alive: oneshot::Sender<()>,
 }
 
+/// What became of a try to take the lock.
+pub(super) enum Taken {
+    Held(Held),
+    /// Another has it, and for how long, if that was asked.
+    ByOther {
+        left: Option<Duration>,
+    },
+}
+
 impl Held {
-    /// `None` while another has it.
-    pub(super) async fn take(shared: Arc<Shared>, lease: Duration) -> Result<Option<Self>, Error> {
+    pub(super) async fn take(
+        shared: Arc<Shared>,
+        lease: Duration,
+        ask_how_long: bool,
+    ) -> Result<Taken, Error> {
         let mut claim =
             Claim { shared, owner: format!("{:032x}", fastrand::u128(..)), lease, taken: true };
-        let fence: u64 =
-            match claim.shared.ask(&claim.shared.scripts.take(&claim.owner, lease)).await {
-                Ok(fence) => fence,
-                Err(error) => {
-                    // It may have been given all the same.
-                    tokio::spawn(claim.release());
-                    return Err(error);
-                }
-            };
+        let taken = claim.shared.scripts.take(&claim.owner, lease, ask_how_long);
+        let (fence, left): (u64, i64) = match claim.shared.ask(Question::Script(&taken)).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                // It may have been given all the same.
+                drop(taken);
+                tokio::spawn(claim.release());
+                return Err(error);
+            }
+        };
+        drop(taken);
         if fence == 0 {
             claim.taken = false;
-            return Ok(None);
+            let left = u64::try_from(left).ok().map(Duration::from_millis);
+            return Ok(Taken::ByOther { left });
         }
+        let owner = claim.owner.clone();
         let (alive, dropped) = oneshot::channel();
         tokio::spawn(claim.keep(fence, dropped));
-        Ok(Some(Self { fence, _alive: alive }))
+        Ok(Taken::Held(Self { fence, owner, _alive: alive }))
     }
 
     pub(super) fn fence(&self) -> u64 {
         self.fence
+    }
+
+    pub(super) fn holder(&self) -> Holder<'_> {
+        Holder { fence: self.fence, owner: &self.owner }
     }
 }
 
@@ -62,13 +86,11 @@ impl Claim {
         let lease = self.lease;
         let mut wait = lease / 3;
         while timeout(wait, &mut dropped).await.is_err() {
-            wait = match self
-                .shared
-                .ask::<bool>(&self.shared.scripts.renew(&self.owner, fence, lease))
-                .await
-            {
+            let renew = self.shared.scripts.renew(&self.owner, fence, lease);
+            wait = match self.shared.ask::<bool>(Question::Script(&renew)).await {
                 Ok(true) => lease / 3,
                 Ok(false) => {
+                    drop(renew);
                     self.taken = false;
                     return;
                 }
@@ -83,9 +105,12 @@ impl Claim {
     /// may come back with the lock in it, and others would wait for its end.
     async fn release(mut self) {
         let begun = Instant::now();
-        while self.shared.ask::<bool>(&self.shared.scripts.release(&self.owner)).await.is_err()
-            && begun.elapsed() < self.lease
-        {
+        loop {
+            let release = self.shared.scripts.release(&self.owner);
+            let done = self.shared.ask::<bool>(Question::Script(&release)).await;
+            if done.is_ok() || begun.elapsed() >= self.lease {
+                break;
+            }
             sleep((self.lease / 10).min(LONGEST_PAUSE)).await;
         }
         self.taken = false;
@@ -97,8 +122,10 @@ impl Drop for Claim {
     /// lease.
     fn drop(&mut self) {
         if self.taken {
-            let _ =
-                self.shared.link.call_blocking::<bool>(&self.shared.scripts.release(&self.owner));
+            let (shared, owner) = (Arc::clone(&self.shared), std::mem::take(&mut self.owner));
+            farewell::say(StdInstant::now(), move || {
+                let _ = shared.link.call_blocking::<bool>(&shared.scripts.release(&owner));
+            });
         }
     }
 }

@@ -1,0 +1,44 @@
+//! A login that another process has stored ends `LoginRequired` (contract 10.3).
+
+use tokio::time::Instant;
+
+use super::{Session, state::State};
+use crate::{
+    event::Event,
+    token::{Arrival, Tokens},
+};
+
+impl Session {
+    /// Where the login is over, looks into the store for another one: at most once a cool-down,
+    /// without the store's lock, and without a call to the token endpoint. Bounded by the
+    /// `store_timeout`.
+    pub(crate) async fn look_for_login(&self) {
+        let Some(store) = self.0.store.as_deref() else { return };
+        let state = self.load_full();
+        if !state.may_look_for_login()
+            || self.is_within_own_work()
+            || !store.may_look_for_login(Instant::now(), self.0.cooldown)
+        {
+            return;
+        }
+        let Some(found) = self.within(store.find_login(self, &state.tokens())).await else {
+            return;
+        };
+        if let Some(generation) = self.adopt_login(&state, &found) {
+            self.emit(&Event::StoredLoginAdopted { generation });
+        }
+    }
+
+    /// `None` if the session has gone on meanwhile.
+    fn adopt_login(&self, seen: &State, found: &Tokens) -> Option<u64> {
+        let lifetime = found.lifetime(Arrival::Handed);
+        let due = self.due(lifetime);
+        self.update(|state| {
+            if state.login != seen.login || !state.may_look_for_login() {
+                return None;
+            }
+            state.replace(found, lifetime, due);
+            Some(state.generation)
+        })
+    }
+}

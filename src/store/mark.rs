@@ -1,0 +1,286 @@
+//! The mark beside the tokens by which the members of a fleet share a failure.
+
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
+
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    error::{Error, ErrorKind, printable},
+    token::RefreshToken,
+};
+
+/// The longest text that is read.
+const MAX_TEXT: usize = 4096;
+/// The longest time for which a passing failure counts.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// A failure that the processes which share a [`TokenStore`](crate::TokenStore) tell each other, so
+/// that the token endpoint is asked once and not by each of them.
+///
+/// It is a text without a secret, at most 4 KiB, which a store keeps as it is beside the tokens.
+/// It has no date in it: whoever reads a passing one counts its lifetime from the moment at which
+/// they first saw it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredFailure {
+    text: String,
+    mark: Option<Mark>,
+}
+
+/// What a mark says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// Tells two marks with the same content apart.
+    id: String,
+    pub(crate) says: Says,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Says {
+    /// The token endpoint is to be left alone for a while.
+    Pause {
+        for_ms: u64,
+        kind: Kind,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        status: Option<u16>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
+    /// The token endpoint said that the refresh token with this hash is dead.
+    Dead {
+        /// SHA-256 of the refresh token and of whom it was sent to.
+        of: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<String>,
+        #[serde(default)]
+        possibly_consumed: bool,
+    },
+    /// Somebody logged out, who held the refresh token with this hash.
+    Cleared { of: String },
+    /// There is no failure any more.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    Unavailable,
+    BadResponse,
+    LoginRequired,
+}
+
+impl StoredFailure {
+    /// The failure that a store has kept as this text. One that this version does not understand,
+    /// or that is longer than 4 KiB, says nothing.
+    pub fn from_text(text: impl Into<String>) -> Self {
+        let text = text.into();
+        if text.len() > MAX_TEXT {
+            return Self { text: String::new(), mark: None };
+        }
+        let mark = serde_json::from_str(&text).ok();
+        Self { text, mark }
+    }
+
+    /// The text to be stored.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// How long it counts, for a store that can let it expire. Zero takes back the one that is
+    /// stored. `None`: until another takes its place.
+    pub fn lifetime(&self) -> Option<Duration> {
+        match &self.mark.as_ref()?.says {
+            Says::Pause { for_ms, .. } => Some(Duration::from_millis(*for_ms).min(LONGEST)),
+            Says::Nothing => Some(Duration::ZERO),
+            Says::Dead { .. } | Says::Cleared { .. } => None,
+        }
+    }
+
+    pub(crate) fn new(says: Says) -> Self {
+        let mark = Mark { id: format!("{:016x}", fastrand::u64(..)), says };
+        let text = serde_json::to_string(&mark).unwrap_or_default();
+        Self { text, mark: Some(mark) }
+    }
+
+    pub(crate) fn says(&self) -> Option<&Says> {
+        self.mark.as_ref().map(|mark| &mark.says)
+    }
+}
+
+impl fmt::Debug for StoredFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StoredFailure").field(&printable(&self.text)).finish()
+    }
+}
+
+impl Says {
+    /// What others are to know of this error of the token endpoint, if anything. `pause`: the
+    /// cool-down that follows. `of`: whose refresh token it was.
+    pub(crate) fn of_error(error: &Error, pause: Duration, of: Option<String>) -> Option<Self> {
+        let status = error.status().map(|status| status.as_u16());
+        let code = error.oauth_error().map(str::to_owned);
+        let pause_as = |kind| {
+            let wait = error.retry_after();
+            Some(Self::Pause {
+                for_ms: millis(pause.max(wait.unwrap_or_default()).min(LONGEST)),
+                kind,
+                status,
+                code: code.clone(),
+                retry_after_ms: wait.map(millis),
+            })
+        };
+        match error.kind() {
+            ErrorKind::LoginRequired if error.nothing_to_ask_with() => None,
+            ErrorKind::LoginRequired => match error.oauth_error() {
+                Some("login_required" | "interaction_required" | "consent_required") => {
+                    pause_as(Kind::LoginRequired)
+                }
+                _ => {
+                    Some(Self::Dead { of: of?, code, possibly_consumed: error.possibly_consumed() })
+                }
+            },
+            // Without a status nothing was answered: a connect error, a certificate or a proxy may
+            // be this member's own trouble. A lost answer is the endpoint's.
+            ErrorKind::Unavailable if error.status().is_some() || error.possibly_consumed() => {
+                pause_as(Kind::Unavailable)
+            }
+            ErrorKind::BadResponse if error.status().is_some_and(|s| s.is_server_error()) => {
+                pause_as(Kind::BadResponse)
+            }
+            _ => None,
+        }
+    }
+
+    /// The error that a member fails with which heeds this mark.
+    pub(crate) fn error(&self) -> Option<Error> {
+        let told = |kind, status: Option<u16>, code: Option<&String>| {
+            let mut error = Error::new(kind, "another process of the fleet was told so");
+            if let Some(status) = status.and_then(|status| StatusCode::from_u16(status).ok()) {
+                error = error.with_status(status);
+            }
+            match code {
+                Some(code) => error.with_oauth_error(code.as_str()),
+                None => error,
+            }
+        };
+        match self {
+            Self::Pause { kind, status, code, retry_after_ms, .. } => {
+                let kind = match kind {
+                    Kind::Unavailable => ErrorKind::Unavailable,
+                    Kind::BadResponse => ErrorKind::BadResponse,
+                    Kind::LoginRequired => ErrorKind::LoginRequired,
+                };
+                let error = told(kind, *status, code.as_ref());
+                Some(match retry_after_ms {
+                    Some(wait) => error.with_retry_after(Duration::from_millis(*wait)),
+                    None => error,
+                })
+            }
+            Self::Dead { code, possibly_consumed, .. } => {
+                let error = told(ErrorKind::LoginRequired, None, code.as_ref());
+                Some(if *possibly_consumed { error.with_possibly_consumed() } else { error })
+            }
+            Self::Cleared { .. } => {
+                Some(Error::new(ErrorKind::LoginRequired, "another process logged out"))
+            }
+            Self::Nothing => None,
+        }
+    }
+}
+
+/// Names a refresh token, and whom it is sent to, without telling it.
+pub(crate) fn fingerprint(refresh: &RefreshToken, sent_to: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in std::iter::once(refresh.expose_secret()).chain(sent_to.iter().copied()) {
+        // With its length, so that no two lists of parts are the same text.
+        hash.update(part.len().to_be_bytes());
+        hash.update(part);
+    }
+    hex(&hash.finalize())
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_survives_its_text() {
+        let error = Error::of(ErrorKind::Unavailable)
+            .with_status(StatusCode::TOO_MANY_REQUESTS)
+            .with_retry_after(Duration::from_secs(20));
+        let says = Says::of_error(&error, Duration::from_secs(10), None).unwrap();
+        let mark = StoredFailure::new(says.clone());
+        let read = StoredFailure::from_text(mark.as_str());
+        assert_eq!(read.says(), Some(&says));
+        assert_eq!(read.lifetime(), Some(Duration::from_secs(20)));
+        let told = read.says().unwrap().error().unwrap();
+        assert_eq!(told.kind(), ErrorKind::Unavailable);
+        assert_eq!(told.status(), Some(StatusCode::TOO_MANY_REQUESTS));
+        assert_ne!(mark, StoredFailure::new(says), "two failures are two marks");
+    }
+
+    #[test]
+    fn what_is_shared() {
+        let status =
+            |kind, status| Error::of(kind).with_status(StatusCode::from_u16(status).unwrap());
+        let table = [
+            (status(ErrorKind::Unavailable, 503), "pause"),
+            (Error::of(ErrorKind::Unavailable).with_possibly_consumed(), "pause"),
+            (Error::of(ErrorKind::Unavailable), "nothing"),
+            (Error::of(ErrorKind::InvalidConfig), "nothing"),
+            (status(ErrorKind::ClientRejected, 401), "nothing"),
+            (Error::of(ErrorKind::Internal), "nothing"),
+            (Error::of(ErrorKind::LoginRequired).with_nothing_to_ask_with(), "nothing"),
+            (Error::of(ErrorKind::LoginRequired).with_oauth_error("invalid_grant"), "dead"),
+            (Error::of(ErrorKind::LoginRequired).with_oauth_error("consent_required"), "pause"),
+        ];
+        for (error, expected) in table {
+            let says = Says::of_error(&error, Duration::from_secs(10), Some("of".into()));
+            let found = match says {
+                Some(Says::Pause { .. }) => "pause",
+                Some(Says::Dead { .. }) => "dead",
+                _ => "nothing",
+            };
+            assert_eq!(found, expected, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn odd_texts_say_nothing() {
+        for text in ["", "x", "{}", r#"{"id":"a","says":{"later":{}}}"#, &"x".repeat(5000)] {
+            let odd = StoredFailure::from_text(text);
+            assert_eq!((odd.says(), odd.lifetime()), (None, None), "{text}");
+        }
+        let far = r#"{"id":"a","says":{"pause":{"for_ms":99999999,"kind":"unavailable"}}}"#;
+        assert_eq!(StoredFailure::from_text(far).lifetime(), Some(LONGEST));
+        assert_eq!(StoredFailure::new(Says::Nothing).lifetime(), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_the_token_and_of_whom_it_goes_to() {
+        let token = |text: &str| RefreshToken::new(text).unwrap();
+        let of = fingerprint(&token("r"), &["https://a", "id"]);
+        assert_eq!(of.len(), 64);
+        assert_eq!(of, fingerprint(&token("r"), &["https://a", "id"]));
+        assert_ne!(of, fingerprint(&token("r"), &["https://ai", "d"]));
+        assert_ne!(of, fingerprint(&token("s"), &["https://a", "id"]));
+    }
+}
