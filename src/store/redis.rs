@@ -31,6 +31,8 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Between two looks where the server cannot tell of changes.
 const FIRST_POLL: Duration = Duration::from_millis(10);
 const LONGEST_POLL: Duration = Duration::from_secs(1);
+/// Most locks are held for less than this: only then is asked how long the holder's lease lasts.
+const BEFORE_ASKING: Duration = Duration::from_secs(1);
 /// Those who hear that the lock is free do not all ask for it at once.
 const SPREAD: Duration = Duration::from_millis(20);
 
@@ -190,7 +192,7 @@ impl TokenStore for RedisStore {
     }
 
     /// Waits to be told that the lock is free. A holder that dies tells nothing: whoever has waited
-    /// for a third of the lease asks how much of it is left, and comes back then.
+    /// for a second asks how much of the holder's lease is left, and comes back then.
     async fn lock(&self) -> Result<StoreLock, Error> {
         let mut changes = self.shared.link.changes();
         let mut poll = FIRST_POLL;
@@ -217,7 +219,7 @@ impl TokenStore for RedisStore {
                 poll = (poll * 2).min(LONGEST_POLL);
                 continue;
             }
-            let pause = left.map_or(self.lease / 3, |left| left + SPREAD);
+            let pause = left.map_or(BEFORE_ASKING, |left| left + SPREAD);
             let freed =
                 changes.wait_for(|now| now.free != before.free || now.broken != before.broken);
             ask_how_long = tokio::time::timeout(pause, freed).await.is_err();
