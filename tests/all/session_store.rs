@@ -293,7 +293,7 @@ async fn a_capture_never_undoes_a_rotation() {
 async fn a_late_save_is_recognised() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     store.next(Call::Save, [Fate::Lies, Fate::Down, Fate::Down]);
-    let session = session(&issuer, &store);
+    let session = builder(&issuer, &store).refresh_without_store().build().unwrap();
     session.refresh().await.unwrap();
     store.next(Call::Load, [Fate::Down]);
     session.refresh().await.unwrap();

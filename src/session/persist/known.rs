@@ -109,9 +109,12 @@ impl Known {
         self.rotates
     }
 
-    /// Whether what the store holds is another login than the one that died. `dead` is what the
-    /// session holds.
+    /// Whether what the store holds is another login than the one that died, and was stored by
+    /// somebody else. `dead` is what the session holds.
     pub(super) fn is_another_login(&self, found: &Tokens, dead: &Tokens) -> bool {
+        if self.knows(found) {
+            return false;
+        }
         match (found.refresh_token(), found.access_token()) {
             (Some(refresh), _) => {
                 Some(refresh) != dead.refresh_token() && !self.dead.contains(refresh)
