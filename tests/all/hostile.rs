@@ -271,12 +271,18 @@ async fn hostile_claims_are_no_hint() {
         assert_eq!(door.knock().await.expect(&shown), token, "{shown}");
         assert_eq!(door.endpoint.count(), 1, "{shown}");
     }
-    for at in [SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40)] {
+    let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
+    let table = [
+        // It has expired, and nothing can renew it.
+        (SystemTime::UNIX_EPOCH, SessionState::LoginRequired),
+        (far, SessionState::Active),
+    ];
+    for (at, expected) in table {
         let session = Session::builder(Tokens::new("old").unwrap().with_expires_at(at))
             .origin("https://x.example")
             .build()
             .unwrap();
-        assert_eq!(session.state(), SessionState::Active);
+        assert_eq!(session.state(), expected);
     }
     let longest = Tokens::new("old").unwrap().with_expires_in(Duration::MAX);
     assert_eq!(
