@@ -33,7 +33,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
     name: Option<Box<str>>,
-    repeats: Mutex<Repeats>,
+    /// Made at the first failure.
+    repeats: Mutex<Option<Box<Repeats>>>,
     /// Told once at INFO.
     caller_authorization: AtomicBool,
     /// The state that the gauge shows.
@@ -80,7 +81,7 @@ impl Telemetry {
 
     fn failed(&self, kind: Kind) -> Volume {
         let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
-        repeats.failed(kind, Instant::now())
+        repeats.get_or_insert_default().failed(kind, Instant::now())
     }
 
     pub(crate) fn listener_panicked(&self) {

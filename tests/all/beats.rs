@@ -710,7 +710,11 @@ impl Log {
         let log = self.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).without_time();
         let subscriber = subscriber.with_max_level(tracing::Level::DEBUG);
-        tracing::subscriber::set_default(subscriber.with_writer(move || log.clone()).finish())
+        let subscriber = subscriber.with_writer(move || log.clone()).finish();
+        let guard = tracing::subscriber::set_default(subscriber);
+        // Another test may have met the same line a moment ago, when nobody listened.
+        tracing::callsite::rebuild_interest_cache();
+        guard
     }
 }
 

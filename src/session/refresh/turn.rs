@@ -1,8 +1,14 @@
 //! One call at a time, also where the runtime of the one before is not driven any more.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::{
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::InFlight;
 
@@ -12,7 +18,9 @@ use super::InFlight;
 pub(in crate::session) struct Turn(Arc<Shared>);
 
 struct Shared {
-    taken: watch::Sender<bool>,
+    taken: AtomicBool,
+    /// A `watch` channel would be ten times as large, in every session.
+    freed: Notify,
     holder: Mutex<Weak<InFlight>>,
 }
 
@@ -21,27 +29,38 @@ pub(in crate::session) struct Taken(Turn);
 
 impl Turn {
     pub(in crate::session) fn new() -> Self {
-        Self(Arc::new(Shared { taken: watch::Sender::new(false), holder: Mutex::default() }))
+        Self(Arc::new(Shared {
+            taken: AtomicBool::new(false),
+            freed: Notify::new(),
+            holder: Mutex::default(),
+        }))
     }
 
     pub(super) async fn take(&self, in_flight: &Arc<InFlight>) -> Taken {
-        let mut taken = self.0.taken.subscribe();
-        loop {
-            let _ = taken.wait_for(|taken| !*taken).await;
-            if self.0.taken.send_if_modified(|taken| !std::mem::replace(taken, true)) {
-                *self.holder() = Arc::downgrade(in_flight);
-                return Taken(self.clone());
-            }
-        }
+        self.until(|| !self.0.taken.swap(true, Ordering::SeqCst)).await;
+        *self.holder() = Arc::downgrade(in_flight);
+        Taken(self.clone())
     }
 
     pub(in crate::session) fn is_free(&self) -> bool {
-        !*self.0.taken.borrow()
+        !self.0.taken.load(Ordering::SeqCst)
     }
 
     /// Waits until nobody has it.
     pub(in crate::session) async fn free(&self) {
-        let _ = self.0.taken.subscribe().wait_for(|taken| !*taken).await;
+        self.until(|| self.is_free()).await;
+    }
+
+    async fn until(&self, is_so: impl Fn() -> bool) {
+        loop {
+            let mut freed = pin!(self.0.freed.notified());
+            // Before the look, so that no change between the two is missed.
+            freed.as_mut().enable();
+            if is_so() {
+                return;
+            }
+            freed.await;
+        }
     }
 
     /// Ends the refresh that has it: it was superseded, and its runtime has stopped.
@@ -60,6 +79,7 @@ impl Turn {
 impl Drop for Taken {
     fn drop(&mut self) {
         *self.0.holder() = Weak::new();
-        self.0.0.taken.send_replace(false);
+        self.0.0.taken.store(false, Ordering::SeqCst);
+        self.0.0.freed.notify_waiters();
     }
 }
