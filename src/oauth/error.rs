@@ -104,7 +104,7 @@ impl Settings {
             ClientAuth::Post { secret, .. } => secrets.add(secret),
             ClientAuth::Unnamed | ClientAuth::Public { .. } | ClientAuth::Assertion { .. } => {}
         }
-        let queries = [self.endpoint.as_ref(), self.revocation.as_ref().and_then(Option::as_ref)]
+        let queries = [self.endpoint.as_ref(), self.revocation.as_deref().and_then(Option::as_ref)]
             .into_iter()
             .flatten()
             .filter_map(|endpoint| endpoint.query());

@@ -188,7 +188,7 @@ impl OAuthRefresh {
     /// [`Event::RevocationFailed`](crate::Event::RevocationFailed), and the logout stands.
     pub fn revocation_endpoint(self, url: impl AsRef<str>) -> Self {
         let url = Url::parse(url.as_ref()).ok();
-        self.with(|settings| settings.revocation = Some(url))
+        self.with(|settings| settings.revocation = Some(Box::new(url)))
     }
 
     /// The client to ask with, in place of the default one: as it is, its middleware, redirect

@@ -54,7 +54,7 @@ impl Settings {
     /// Revokes the refresh token, then the access token. If the first cannot be revoked, or takes
     /// long, the second is revoked all the same.
     pub(super) async fn revoke(&self, tokens: &Tokens) -> Result<(), Error> {
-        let Some(Some(endpoint)) = &self.revocation else {
+        let Some(Some(endpoint)) = self.revocation.as_deref() else {
             return Ok(());
         };
         let token_endpoint = self.checked()?;

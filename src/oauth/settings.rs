@@ -20,7 +20,8 @@ use crate::{
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) endpoint: Endpoint,
-    pub(super) revocation: Option<Endpoint>,
+    /// Rare, and an address is large.
+    pub(super) revocation: Option<Box<Endpoint>>,
     pub(super) grant: Grant,
     pub(super) http: Option<ClientWithMiddleware>,
     pub(super) client: ClientAuth,
@@ -102,7 +103,7 @@ impl Settings {
         let invalid = |why: &'static str| Err(Error::new(ErrorKind::InvalidConfig, why));
         let endpoint = self.checked_endpoint("token", self.endpoint.as_ref())?;
         if let Some(revocation) = &self.revocation {
-            self.checked_endpoint("revocation", revocation.as_ref())?;
+            self.checked_endpoint("revocation", (**revocation).as_ref())?;
         }
         if let Some(why) = self.grant.problem() {
             return invalid(why);

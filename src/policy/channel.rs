@@ -2,7 +2,7 @@
 //! it.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, SystemTime},
 };
 
@@ -133,7 +133,10 @@ fn is_cookie_name(name: &str) -> bool {
 
 /// All channels of a session.
 #[derive(Clone, Debug)]
-pub(crate) struct Channels {
+pub(crate) struct Channels(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
     all: Box<[CaptureFrom]>,
     /// The headers that can bring a token. Almost always one.
     names: Box<[HeaderName]>,
@@ -159,17 +162,27 @@ impl Channels {
                 names.push(name.clone());
             }
         }
-        Ok(Self { all: all.into(), names: names.into() })
+        Ok(Self(Arc::new(Known { all: all.into(), names: names.into() })))
+    }
+
+    /// Those of almost every session, which share them: `Refreshed-API-Token` alone.
+    pub(crate) fn standard() -> Self {
+        static STANDARD: LazyLock<Channels> = LazyLock::new(|| {
+            let name = HeaderName::from_static("refreshed-api-token");
+            let (all, names) = ([CaptureFrom::from(name.clone())].into(), [name].into());
+            Channels(Arc::new(Known { all, names }))
+        });
+        STANDARD.clone()
     }
 
     /// Whether these headers may bring a token: a look at one name for almost every session.
     pub(crate) fn may_bring(&self, headers: &HeaderMap) -> bool {
-        self.names.iter().any(|name| headers.contains_key(name))
+        self.0.names.iter().any(|name| headers.contains_key(name))
     }
 
     /// Marks everything sensitive that may be a token.
     pub(crate) fn conceal(&self, headers: &mut HeaderMap) {
-        for name in &self.names {
+        for name in &self.0.names {
             if headers.contains_key(name)
                 && let http::header::Entry::Occupied(mut values) = headers.entry(name)
             {
@@ -186,7 +199,7 @@ impl Channels {
         now: SystemTime,
     ) -> Result<Option<Brought>, CaptureIgnored> {
         let mut brought: Option<Brought> = None;
-        for channel in &self.all {
+        for channel in &self.0.all {
             let Some(access) = channel.access.read_access(headers, now)? else {
                 continue;
             };

@@ -335,11 +335,11 @@ impl SessionBuilder {
         let origins: Result<_, _> =
             self.origins.iter().map(|text| Origin::parse(text, self.allow_plain_http)).collect();
         self.placement.check()?;
-        let channels = match self.capture {
-            default if default.is_empty() => vec![CaptureFrom::header("refreshed-api-token")],
-            channels => channels,
+        let channels = if self.capture.is_empty() {
+            Channels::standard()
+        } else {
+            Channels::new(self.capture)?
         };
-        let channels = Channels::new(channels)?;
         if let Some(refresher) = &self.refresher {
             catch_unwind(AssertUnwindSafe(|| refresher.check())).unwrap_or_else(|_| {
                 Err(Error::new(ErrorKind::InvalidConfig, "the refresher's check panicked"))

@@ -403,6 +403,9 @@ impl Session {
     async fn credential_with(&self, at_least: Option<Duration>) -> Result<Credential, Error> {
         // Within the refresh itself it would wait for what waits for it.
         let waits = if self.is_within_own_work() { 0 } else { MOST_WAITS };
+        if waits > 0 {
+            self.look_for_login().await;
+        }
         for _ in 0..waits {
             let rejected = self.load().known_rejected;
             let waiter = match self.join(|state, now| state.for_credential(at_least, now), rejected)
