@@ -152,6 +152,7 @@ fn child() {
             "beat" => beat(&sessions(logins, &api), &api).await,
             "get" => send(logins, &api, false).await,
             "upload" => send(logins, &api, true).await,
+            "watch" => watch(logins, &api).await,
             "share" => share(logins, &api, store).await,
             task => panic!("no such task: {task}"),
         }
@@ -250,6 +251,28 @@ async fn send(logins: Vec<Tokens>, api: &str, stream: bool) -> String {
         };
         println!("\n> {:.0} min left, {status}", left / 60.0);
     }
+}
+
+/// A heartbeat that beats seldom, until it has brought a token.
+async fn watch(logins: Vec<Tokens>, api: &str) -> String {
+    let [login] = &logins[..] else { panic!("one login") };
+    let session = Session::builder(login.clone()).origin(api).build().unwrap();
+    let url = format!("{api}/heartbeat");
+    let heartbeat = Heartbeat::new(client(&session), move |client| client.put(&url))
+        .session(session.clone())
+        .every(Duration::from_secs(3600))
+        .reissue_window(0.8)
+        .spawn()
+        .unwrap();
+    heartbeat.health().wait_for(|health| health.beats > 0).await.unwrap();
+    println!("\n> started");
+    let renewed = async {
+        while session.generation() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let renewed = tokio::time::timeout(Duration::from_secs(20), renewed).await;
+    renewed.map_or("not renewed", |()| "renewed").to_owned()
 }
 
 fn logins(server: &AuthServer, number: usize) -> Vec<Tokens> {
@@ -352,6 +375,19 @@ async fn a_clock_that_is_set_costs_one_refresh() {
         assert_eq!(server.token_calls(), calls, "{clock}: {said}");
     }
     assert_eq!(server.refused(), 0);
+}
+
+/// After a suspend the next beat is at once if it would otherwise come after the token's end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_suspended_machine_beats_at_once() {
+    let server = AuthServer::start().await;
+    let Some(mut process) = Suspendable::start("watch", &server, &server.login()) else { return };
+    assert_eq!(process.process.says(), "started");
+    server.reissue_next(1);
+    // 6 s of the token's hour are left.
+    process.set_clock(3594);
+    assert_eq!(process.process.says(), "renewed");
+    assert_eq!(server.api_hits(), 2);
 }
 
 // ---- the runtime that is starved
