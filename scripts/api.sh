@@ -18,8 +18,7 @@ if [ "${1:-}" = --oldest ]; then
 elif cargo public-api --version >/dev/null 2>&1; then
   listing=docs/public-api.txt now=$(mktemp)
   trap 'rm -f "$now"' EXIT
-  # With derives, so that a dropped Clone is seen; without the blanket impls that every type has. Auto traits, which are not listed
-  # either, are asserted in tests/all/api.rs.
+  # With derives and auto traits, so that a dropped Clone or Send is seen; without the blanket impls that every type has.
   CARGO_TARGET_DIR=$target/public-api cargo +nightly public-api -s --all-features --color never >"$now"
   if [ "${1:-}" = --update ]; then
     cp "$now" "$listing"

@@ -1,5 +1,4 @@
-//! What the compiler alone can say of the public types. It fails to compile where one is broken:
-//! docs/public-api.txt lists no auto traits.
+//! What the compiler alone can say of the public types: it fails to compile where a trait is gone.
 
 use std::{error::Error as StdError, fmt, hash::Hash};
 
