@@ -62,39 +62,52 @@ impl Middleware for Authorize {
         'next: 'future,
         Self: 'future,
     {
-        Box::pin(send(&self.source, request, extensions, next))
+        send(&self.source, request, extensions, next)
     }
 }
 
-pub(super) async fn send(
-    source: &SessionSource,
+/// No `async fn`, which would keep each argument twice in its future.
+pub(super) fn send<'a>(
+    source: &'a SessionSource,
     mut request: Request,
-    extensions: &mut Extensions,
-    next: Next<'_>,
-) -> Result<Response> {
-    let signed = match sign(source, &mut request, extensions) {
-        Ok(signed) => signed,
-        // The caller's own header is sent whatever speaks against ours.
-        Err(_) if source.leaves_alone(&request, extensions) => None,
-        Err(error) => {
-            let session = source.find(extensions).ok();
-            request_failed(session.as_deref().map(Session::telemetry), error.kind());
-            return Err(error.into());
+    extensions: &'a mut Extensions,
+    next: Next<'a>,
+) -> Handling<'a> {
+    Box::pin(async move {
+        let signed = match sign(source, &mut request, extensions) {
+            Ok(signed) => signed,
+            Err(error) => unsigned(source, &request, extensions, error)?,
+        };
+        let Some(signed) = signed else {
+            return next.run(request, extensions).await;
+        };
+        #[cfg(feature = "dpop")]
+        if signed.session.dpop().is_some() {
+            return Box::pin(proof::send(signed, request, extensions, next)).await;
         }
-    };
-    let Some(signed) = signed else {
-        return next.run(request, extensions).await;
-    };
-    #[cfg(feature = "dpop")]
-    if signed.session.dpop().is_some() {
-        return Box::pin(proof::send(signed, request, extensions, next)).await;
+        let mut response = next.run(request, extensions).await?;
+        signed.check_where_it_went(&response);
+        if signed.needs_note(&response) {
+            signed.leave_note(&mut response, Proof::Fine);
+        }
+        Ok(response)
+    })
+}
+
+/// The caller's own header is sent whatever speaks against ours. Every other request fails.
+#[cold]
+fn unsigned<'a>(
+    source: &SessionSource,
+    request: &Request,
+    extensions: &Extensions,
+    error: Error,
+) -> Result<Option<Signed<'a>>> {
+    if source.leaves_alone(request, extensions) {
+        return Ok(None);
     }
-    let mut response = next.run(request, extensions).await?;
-    signed.check_where_it_went(&response);
-    if signed.needs_note(&response) {
-        signed.leave_note(&mut response, Proof::Fine);
-    }
-    Ok(response)
+    let session = source.find(extensions).ok();
+    request_failed(session.as_deref().map(Session::telemetry), error.kind());
+    Err(error.into())
 }
 
 /// Puts the header on, unless the request is none of ours.

@@ -24,7 +24,11 @@ const LONGEST: Duration = Duration::from_secs(1);
 
 /// Whether the request has a body that the session wants to be read.
 pub(super) fn is_wanted(session: &Session, request: &Request) -> bool {
-    session.buffer_bodies() > 0 && request.body().is_some_and(|body| body.as_bytes().is_none())
+    session.buffer_bodies() > 0 && is_stream(request)
+}
+
+pub(super) fn is_stream(request: &Request) -> bool {
+    request.body().is_some_and(|body| body.as_bytes().is_none())
 }
 
 /// Reads the body of a request that the session signs. The request is not one that is left alone.

@@ -68,7 +68,9 @@ impl Middleware for Replay {
                 give_first_body(&mut request, extensions)?;
                 return next.run(request, extensions).await;
             }
-            buffer::read(source, &mut request, extensions).await?;
+            if buffer::is_stream(&request) {
+                Box::pin(buffer::read(source, &mut request, extensions)).await?;
+            }
             let again = Again::of(&mut request, extensions)?;
             let response = next.clone().run(request, &mut *extensions).await?;
             if response.extensions().get::<Sent>().is_none() {

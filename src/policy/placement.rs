@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, header};
-use url::Url;
+use url::{Position, Url};
 
 use super::names::is_token;
 use crate::{
@@ -176,7 +176,9 @@ impl Placement {
     /// Whether a user name or a password in the URL takes this place. reqwest makes an
     /// `Authorization` header of it.
     pub(crate) fn is_taken_by_userinfo(&self, url: &Url) -> bool {
-        *self.name() == header::AUTHORIZATION
+        // One comparison for almost all: nothing else stands before the host.
+        url[Position::AfterScheme..Position::BeforeHost] != *"://"
+            && *self.name() == header::AUTHORIZATION
             && (!url.username().is_empty() || url.password().is_some())
     }
 }
