@@ -48,6 +48,7 @@ mutate() { # seconds that the tests may take, arguments of cargo mutants
 
 if [ "${1:-}" = --sample ]; then
   rm -rf "$out/sample"
+  mkdir -p "$out/sample"
   mutate 60 --file src/policy/origin.rs --shard 0/2 --output "$out/sample" --cargo-arg=--lib -- policy::
   survivors=$out/sample/mutants.out/missed.txt
   echo "mutants: $(wc -l <"$out/sample/mutants.out/caught.txt") caught, $(wc -l <"$survivors") survived"
