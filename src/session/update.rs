@@ -63,7 +63,7 @@ impl Session {
             if let Some(store) = &self.0.store {
                 let refresh =
                     stored.refresh_token().filter(|&own| state.refresh.as_ref() != Some(own));
-                store.set_candidate(refresh.cloned());
+                store.set_candidate(state.login, refresh.cloned());
             }
             return;
         }

@@ -88,8 +88,8 @@ impl Known {
         self.shared.as_ref() == Some(refresh)
     }
 
-    pub(super) fn candidate(&self) -> Option<&RefreshToken> {
-        self.candidate.as_ref()
+    pub(super) fn candidate(&self, login: u64) -> Option<&RefreshToken> {
+        self.candidate.as_ref().filter(|_| self.login == login)
     }
 
     /// Whether somebody else has stored these tokens; `own` are the session's.
@@ -124,8 +124,8 @@ impl Known {
         }
     }
 
-    pub(super) fn given(&self) -> Option<&RefreshToken> {
-        self.given.as_ref()
+    pub(super) fn given(&self, login: u64) -> Option<&RefreshToken> {
+        self.given.as_ref().filter(|_| self.login == login)
     }
 
     /// Whether a capture waits to be saved.
@@ -275,13 +275,17 @@ impl Known {
 
     /// The next refresh tries this one first; `None` once one has brought tokens, or this one is
     /// dead.
-    pub(super) fn set_candidate(&mut self, refresh: Option<RefreshToken>) {
-        self.candidate = refresh;
+    pub(super) fn set_candidate(&mut self, login: u64, refresh: Option<RefreshToken>) {
+        if self.login == login {
+            self.candidate = refresh;
+        }
     }
 
     /// The login is alive: what the session was given is not needed.
-    pub(super) fn forgets_given(&mut self) {
-        self.given = None;
+    pub(super) fn forgets_given(&mut self, login: u64) {
+        if self.login == login {
+            self.given = None;
+        }
     }
 
     /// A logout. If the store could not be cleared, what it held may still be there, and is nobody

@@ -142,12 +142,12 @@ impl StoreSync {
     }
 
     /// A stored refresh token that is tried before the one that is held (contract 10.3).
-    pub(in crate::session) fn candidate(&self) -> Option<RefreshToken> {
-        self.known().candidate().cloned()
+    pub(in crate::session) fn candidate(&self, login: u64) -> Option<RefreshToken> {
+        self.known().candidate(login).cloned()
     }
 
-    pub(in crate::session) fn set_candidate(&self, refresh: Option<RefreshToken>) {
-        self.known().set_candidate(refresh);
+    pub(in crate::session) fn set_candidate(&self, login: u64, refresh: Option<RefreshToken>) {
+        self.known().set_candidate(login, refresh);
     }
 
     /// A stored refresh token was replaced while its access token is not held: both stay together.
@@ -167,13 +167,13 @@ impl StoreSync {
     }
 
     /// The refresh token to fall back on when the one from the store is dead.
-    pub(in crate::session) fn given(&self) -> Option<RefreshToken> {
-        self.known().given().cloned()
+    pub(in crate::session) fn given(&self, login: u64) -> Option<RefreshToken> {
+        self.known().given(login).cloned()
     }
 
     /// The login is alive: what the session was given is not needed.
-    pub(in crate::session) fn forget_given(&self) {
-        self.known().forgets_given();
+    pub(in crate::session) fn forget_given(&self, login: u64) {
+        self.known().forgets_given(login);
     }
 
     /// Whether another process may have spent this refresh token, and died before it could save the

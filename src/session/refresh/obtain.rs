@@ -184,7 +184,7 @@ impl<'a> Search<'a> {
         if let Some(next) = self.consider(look) {
             return Ok(next);
         }
-        if let Some(candidate) = self.store.candidate() {
+        if let Some(candidate) = self.store.candidate(self.in_flight.login()) {
             self.progress.ask_with(candidate);
         }
         Ok(Next::Ask)
@@ -211,8 +211,8 @@ impl<'a> Search<'a> {
     pub(super) async fn look_again(&self) -> Option<Next> {
         // Read afterwards: the refresher may have gone on with one that it kept.
         let asked = self.progress.tokens().refresh_token().cloned();
-        if asked.is_some() && asked == self.store.candidate() {
-            self.store.set_candidate(None);
+        if asked.is_some() && asked == self.store.candidate(self.in_flight.login()) {
+            self.store.set_candidate(self.in_flight.login(), None);
         }
         {
             let mut searched = self.progress.searched();
@@ -227,7 +227,8 @@ impl<'a> Search<'a> {
             self.progress.ask_with(held);
             return Some(Next::Ask);
         }
-        let given = self.store.given().filter(|given| !self.has_tried(given))?;
+        let given =
+            self.store.given(self.in_flight.login()).filter(|given| !self.has_tried(given))?;
         self.progress.ask_with(given);
         Some(Next::Ask)
     }
@@ -244,7 +245,7 @@ impl<'a> Search<'a> {
         }
         let refresh = stored.refresh_token().filter(|refresh| !self.has_tried(refresh))?;
         // Not held yet: it may be of another login than the access token (contract 10.3).
-        self.store.set_candidate(Some(refresh.clone()));
+        self.store.set_candidate(self.in_flight.login(), Some(refresh.clone()));
         self.progress.ask_with(refresh.clone());
         Some(Next::Ask)
     }

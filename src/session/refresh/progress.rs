@@ -68,8 +68,8 @@ impl Progress {
             session: session.clone(),
             in_flight: Arc::clone(in_flight),
             limit,
-            asked: Mutex::new(session.load().tokens()),
-            held: Mutex::new(session.load().refresh.clone()),
+            asked: Mutex::new(Tokens::empty()),
+            held: Mutex::default(),
             stage: Mutex::new(Stage::Waiting),
             search: Mutex::default(),
         }
@@ -98,14 +98,16 @@ impl Progress {
         }
     }
 
-    /// Takes what the session got while the refresh waited. Tokens of a later login belong to
-    /// another refresh.
-    pub(super) fn catch_up(&self) {
+    /// Takes what the session has. Returns `false` if that is of a later login: its tokens belong
+    /// to another refresh, also where this one has not heard yet that it is superseded.
+    pub(super) fn catch_up(&self) -> bool {
         let state = self.session.load();
-        if state.login == self.in_flight.login() {
+        let current = state.login == self.in_flight.login();
+        if current {
             *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = state.tokens();
             self.held.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&state.refresh);
         }
+        current
     }
 
     /// A refresh token that a response has brought meanwhile and that was not tried yet (contract
@@ -122,9 +124,9 @@ impl Progress {
         let asked = self.tokens().refresh_token().cloned();
         if let Some(store) = &self.session.0.store
             && asked.is_some()
-            && asked == store.candidate()
+            && asked == store.candidate(self.in_flight.login())
         {
-            store.set_candidate(Some(refresh.clone()));
+            store.set_candidate(self.in_flight.login(), Some(refresh.clone()));
             return Some(store.seen_with(refresh));
         }
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(refresh.clone());

@@ -49,7 +49,9 @@ async fn run(guard: Guard) {
         // One that was superseded may still be winding up. Never two calls at once.
         turn = Some(session.0.turn.take(in_flight).await);
         progress.is_at(Stage::Looking);
-        progress.catch_up();
+        if !progress.catch_up() {
+            return None;
+        }
         let begun = AtomicBool::new(false);
         let mut obtaining = pin!(catch_panic(async {
             begun.store(true, Ordering::Relaxed);
@@ -175,7 +177,7 @@ async fn adopt(
             drop(progress.hold(refresh.clone()));
         }
         if let Some(store) = &session.0.store {
-            store.forget_given();
+            store.forget_given(in_flight.login());
         }
         session.save_under(in_flight, asked.as_ref(), &tokens).await;
     }
@@ -187,7 +189,7 @@ async fn adopt(
         return Ok(Ending::Superseded);
     };
     if let Some(store) = &session.0.store {
-        store.set_candidate(None);
+        store.set_candidate(in_flight.login(), None);
     }
     session.emit(&Event::Refreshed { generation, attempts });
     Ok(Ending::Refreshed)
