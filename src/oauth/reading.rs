@@ -8,10 +8,13 @@ use std::{
 
 use http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
+#[cfg(feature = "test-util")]
 use zeroize::Zeroizing;
 
+#[cfg(feature = "test-util")]
+use super::body::Body;
 use super::{
-    body::{Body, End},
+    body::End,
     classify::{Judgement, NO_ACCESS_TOKEN, Verdict, judge, verdict},
     cookies::TokenCookies,
     failure::Failure,

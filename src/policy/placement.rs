@@ -117,6 +117,7 @@ impl Placement {
     }
 
     /// Whether each request needs a proof of its own beside the token.
+    #[cfg_attr(not(feature = "dpop"), allow(clippy::unused_self))]
     pub(crate) fn needs_proof(&self) -> bool {
         #[cfg(feature = "dpop")]
         return matches!(self.0, Kind::Dpop(_));

@@ -301,6 +301,7 @@ impl Session {
     }
 
     /// The gauge of states does not follow what time alone changes.
+    #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
     pub(crate) fn tell_state(&self) {
         #[cfg(feature = "metrics")]
         {

@@ -26,6 +26,7 @@ pub(super) fn io_failure(what: impl Into<String>, source: io::Error) -> Error {
 #[error("the lock was lost to another holder, or has lapsed, and nothing was written")]
 struct LockLapsed;
 
+#[cfg(feature = "redis")]
 pub(super) fn lock_lapsed() -> Error {
     Error::new(ErrorKind::Store, LockLapsed)
 }

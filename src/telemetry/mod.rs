@@ -90,6 +90,7 @@ impl Telemetry {
     }
 
     /// A refresh has ended, and nothing has overtaken it: `None` if it brought a token.
+    #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
     pub(crate) fn refresh(&self, error: Option<&Error>, took: Duration) {
         #[cfg(feature = "metrics")]
         guarded(|| metrics::refresh(self.name(), error, took));
@@ -106,6 +107,7 @@ impl Telemetry {
     }
 
     /// A request, or the user, has waited for a refresh.
+    #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
     pub(crate) fn wait(&self, took: Duration) {
         #[cfg(feature = "metrics")]
         guarded(|| metrics::wait(self.name(), took));
@@ -114,6 +116,7 @@ impl Telemetry {
     }
 
     /// The session's state, as [`Session::state`](crate::Session::state) says it.
+    #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
     pub(crate) fn state(&self, to: Option<SessionState>) {
         #[cfg(feature = "metrics")]
         {
@@ -169,6 +172,7 @@ pub(crate) struct BeatTold<'a> {
     pub(crate) failures: u32,
     /// Why it failed: the kind for metrics, and a text.
     pub(crate) failure: Option<(&'static str, &'a str)>,
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
     pub(crate) took: Duration,
 }
 
