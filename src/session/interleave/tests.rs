@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Seeds that found something once.
-const FOUND: &[u64] = &[15_982_569_945_225_016_407];
+const FOUND: &[u64] = &[15_982_569_945_225_016_407, 16_726_832_003_479_582_484];
 
 /// A token endpoint that takes each refresh token once. Tokens are `<login>.<number>`.
 #[derive(Clone, Default)]

@@ -141,6 +141,11 @@ impl StoreSync {
         }
     }
 
+    /// Whether no later login has been announced.
+    pub(in crate::session) fn is_newest(&self, login: u64) -> bool {
+        self.known().login() == login
+    }
+
     /// A stored refresh token that is tried before the one that is held (contract 10.3).
     pub(in crate::session) fn candidate(&self, login: u64) -> Option<RefreshToken> {
         self.known().candidate(login).cloned()

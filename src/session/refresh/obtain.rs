@@ -27,6 +27,8 @@ pub(super) enum NewTokens {
     Issued { tokens: Tokens, attempts: u32 },
     /// None: the refresher has nothing to bring.
     NoNews,
+    /// A later login counts: nothing was asked.
+    Superseded,
 }
 
 /// New tokens, if the refresher has some to bring.
@@ -60,8 +62,10 @@ async fn obtain(
     let search = Search::new(session, store, in_flight, progress);
     let mut next = search.lock_and_look().await?;
     loop {
-        if let Next::Take(stored) = next {
-            return Ok(NewTokens::Stored(stored));
+        match next {
+            Next::Take(stored) => return Ok(NewTokens::Stored(stored)),
+            Next::Superseded => return Ok(NewTokens::Superseded),
+            Next::Ask => {}
         }
         let result = ask(refresher, progress).await;
         let found = progress.searched().found.take();
@@ -134,6 +138,8 @@ pub(super) enum Next {
     Take(Tokens),
     /// Ask the token endpoint with the refresh token that is held now.
     Ask,
+    /// Ask nobody: a later login has been announced, and the look says nothing about this one.
+    Superseded,
 }
 
 /// The search for a refresh token that the token endpoint accepts. Each is sent once.
@@ -167,7 +173,9 @@ impl<'a> Search<'a> {
         }
         self.progress.is_at(Stage::Looking);
         let look = self.store.look(self.session).await;
-        self.progress.catch_up();
+        if !self.progress.catch_up() || !self.store.is_newest(self.in_flight.login()) {
+            return Ok(Next::Superseded);
+        }
         let is_alone = !is_locked || matches!(look, Look::Failed);
         let has_refresh = self.progress.tokens().refresh_token().is_some();
         if is_alone && has_refresh && self.store.is_needed() {

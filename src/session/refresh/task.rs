@@ -146,7 +146,7 @@ async fn adopt(
     let (mut tokens, attempts, arrival) = match new {
         NewTokens::Stored(tokens) => (tokens, 0, Arrival::Handed),
         NewTokens::Issued { tokens, attempts } => (tokens, attempts, Arrival::Issued),
-        NewTokens::NoNews => return Ok(Ending::Superseded),
+        NewTokens::NoNews | NewTokens::Superseded => return Ok(Ending::Superseded),
     };
     if tokens.access_token().is_none() {
         if let Some(refresh) = tokens.refresh_token() {
