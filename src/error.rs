@@ -552,14 +552,13 @@ mod tests {
     #[test]
     fn every_part_is_told_in_its_place() {
         let bare = Error::of(ErrorKind::Unavailable);
-        assert_eq!(
-            (bare.kind(), bare.status(), bare.oauth_error(), bare.attempts()),
-            (ErrorKind::Unavailable, None, None, 0)
-        );
-        assert_eq!(
-            (bare.retry_after(), bare.api_status(), bare.possibly_consumed()),
-            (None, None, false)
-        );
+        assert_eq!(bare.kind(), ErrorKind::Unavailable);
+        assert_eq!(bare.status(), None);
+        assert_eq!(bare.oauth_error(), None);
+        assert_eq!(bare.attempts(), 0);
+        assert_eq!(bare.retry_after(), None);
+        assert_eq!(bare.api_status(), None);
+        assert!(!bare.possibly_consumed());
         assert!(!bare.nothing_to_ask_with() && bare.source().is_none());
         let full = Error::new(ErrorKind::ClientRejected, "the cause")
             .with_status(StatusCode::BAD_REQUEST)
@@ -569,15 +568,12 @@ mod tests {
             .with_api_status(StatusCode::FORBIDDEN)
             .with_possibly_consumed()
             .with_nothing_to_ask_with();
-        assert_eq!(
-            (full.kind(), full.status()),
-            (ErrorKind::ClientRejected, Some(StatusCode::BAD_REQUEST))
-        );
-        assert_eq!((full.oauth_error(), full.attempts()), (Some("invalid_client"), 2));
-        assert_eq!(
-            (full.retry_after(), full.api_status()),
-            (Some(Duration::from_secs(7)), Some(StatusCode::FORBIDDEN))
-        );
+        assert_eq!(full.kind(), ErrorKind::ClientRejected);
+        assert_eq!(full.status(), Some(StatusCode::BAD_REQUEST));
+        assert_eq!(full.oauth_error(), Some("invalid_client"));
+        assert_eq!(full.attempts(), 2);
+        assert_eq!(full.retry_after(), Some(Duration::from_secs(7)));
+        assert_eq!(full.api_status(), Some(StatusCode::FORBIDDEN));
         assert!(full.possibly_consumed() && full.nothing_to_ask_with());
         assert_eq!(
             full.to_string(),

@@ -518,7 +518,8 @@ mod tests {
         let share = flight.share();
         assert_eq!(flight.attempts(), 1);
         share.retrying(1, Duration::ZERO, None);
-        assert_eq!((flight.attempts(), share.attempts()), (2, 2));
+        assert_eq!(flight.attempts(), 2);
+        assert_eq!(share.attempts(), 2);
         assert_eq!(format!("{flight:?}"), "RefreshContext { attempts: 2, .. }");
     }
 }

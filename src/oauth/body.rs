@@ -183,7 +183,8 @@ mod tests {
     fn a_body_is_at_most_1_mib_after_decoding() {
         for (size, end) in [(BODY_LIMIT, End::Whole), (BODY_LIMIT + 1, End::TooLarge)] {
             let (bytes, seen) = decoded(&["gzip"], &gzip(&vec![b' '; size]), End::Whole);
-            assert_eq!((bytes.len(), seen), (BODY_LIMIT, end));
+            assert_eq!(bytes.len(), BODY_LIMIT);
+            assert_eq!(seen, end);
         }
         // A thousand members, each of which inflates a thousandfold.
         let bomb = gzip(&vec![b' '; 1024 * 1024]).repeat(1000);
@@ -202,11 +203,9 @@ mod tests {
             let (before, whole) = (bytes.as_ptr(), [&bytes[..], &more].concat());
             let fits = whole.len() <= bytes.capacity();
             append(&mut bytes, &more);
-            assert_eq!(
-                (&*bytes, bytes.capacity(), bytes.as_ptr() == before),
-                (&whole, room, fits),
-                "{size}"
-            );
+            assert_eq!(&*bytes, &whole, "{size}");
+            assert_eq!(bytes.capacity(), room, "{size}");
+            assert_eq!(bytes.as_ptr() == before, fits, "{size}");
         }
     }
 }

@@ -501,10 +501,12 @@ mod tests {
     #[test]
     fn snake_case_comes_before_camel_case() {
         let members = read(r#"{"refreshToken":"c","accessToken":"a","tokenType":"t"}"#);
-        assert_eq!((access(&members), refresh(&members)), (Some("a"), Some("c")));
+        assert_eq!(access(&members), Some("a"));
+        assert_eq!(refresh(&members), Some("c"));
         assert_eq!(members.token_type(), Some("t"));
         let members = read(r#"{"refresh_token":"s","refreshToken":"c","access_token":" "}"#);
-        assert_eq!((access(&members), refresh(&members)), (None, Some("s")));
+        assert_eq!(access(&members), None);
+        assert_eq!(refresh(&members), Some("s"));
         assert_eq!(refresh(&read(r#"{"refresh_token":"","refreshToken":"c"}"#)), Some("c"));
     }
 
@@ -512,7 +514,8 @@ mod tests {
     fn outer_blanks_and_the_scheme_are_no_part_of_a_token() {
         for text in ["T1", "Bearer T1", "bearer  T1 ", " T1\\n", "\\tT1"] {
             let members = read(format!(r#"{{"access_token":"{text}","refresh_token":"{text}"}}"#));
-            assert_eq!((access(&members), refresh(&members)), (Some("T1"), Some("T1")), "{text}");
+            assert_eq!(access(&members), Some("T1"), "{text}");
+            assert_eq!(refresh(&members), Some("T1"), "{text}");
         }
         for text in ["Bearer", "Basic T1", "Bearer T1 T2", "T\\u0000"] {
             assert_eq!(access(&read(format!(r#"{{"access_token":"{text}"}}"#))), None, "{text}");
@@ -527,7 +530,8 @@ mod tests {
             "\r\n\t{\"access_token\":\"a\"}\0\0",
         ] {
             let members = read(body);
-            assert_eq!((access(&members), members.complete), (Some("a"), true), "{body:?}");
+            assert_eq!(access(&members), Some("a"), "{body:?}");
+            assert!(members.complete, "{body:?}");
         }
     }
 
@@ -541,7 +545,8 @@ mod tests {
         ] {
             let members = read(body);
             assert_eq!(refresh(&members), Some("new"), "{body}");
-            assert_eq!((access(&members), members.complete), (None, false), "{body}");
+            assert_eq!(access(&members), None, "{body}");
+            assert!(!members.complete, "{body}");
         }
         assert_eq!(refresh(&read(r#"{"refresh_token":"ne"#)), None);
     }
@@ -573,19 +578,21 @@ mod tests {
         let body = "access_token=ghu_%2B1&expires_in=28800&refresh_token=ghr_1&scope=&token_type=b";
         for is_form in [true, false] {
             let members = Members::read(body.as_bytes(), is_form, true);
-            assert_eq!((access(&members), refresh(&members)), (Some("ghu_+1"), Some("ghr_1")));
+            assert_eq!(access(&members), Some("ghu_+1"));
+            assert_eq!(refresh(&members), Some("ghr_1"));
             assert_eq!(members.lifetime(), Some(Duration::from_secs(28_800)));
-            assert_eq!((members.token_type(), members.complete), (Some("b"), true));
+            assert_eq!(members.token_type(), Some("b"));
+            assert!(members.complete);
         }
         let cut = Members::read(b"refresh_token=r&access_token=half", false, false);
-        assert_eq!((access(&cut), refresh(&cut), cut.complete), (None, Some("r"), false));
+        assert_eq!(access(&cut), None);
+        assert_eq!(refresh(&cut), Some("r"));
+        assert!(!cut.complete);
         let cut = Members::read(b"refresh_token=half", false, false);
         assert_eq!(refresh(&cut), None);
         let error = read("error=bad_refresh_token&error_description=so+it+is\n");
-        assert_eq!(
-            (error.code(), error.description()),
-            (Some("bad_refresh_token"), Some("so it is"))
-        );
+        assert_eq!(error.code(), Some("bad_refresh_token"));
+        assert_eq!(error.description(), Some("so it is"));
         assert!(error.is_error());
         // With its type named, a form may have characters that it should have encoded.
         assert_eq!(access(&Members::read(b"scope=a b&access_token=a", true, true)), Some("a"));

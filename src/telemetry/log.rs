@@ -280,7 +280,8 @@ mod tests {
             let event = Event::RefreshFailed { error: error.clone() };
             logged(|| telemetry.event(&event))[0][..5].to_owned()
         };
-        assert_eq!((level(&lost), level(&lost)), ("ERROR".to_owned(), "ERROR".to_owned()));
+        assert_eq!(level(&lost), "ERROR");
+        assert_eq!(level(&lost), "ERROR");
         let nothing = Error::of(ErrorKind::LoginRequired).with_nothing_to_ask_with();
         assert_ne!(level(&nothing), "ERROR");
     }

@@ -200,11 +200,8 @@ mod tests {
             records.complete(number, |record| record.refused = true);
             let seen: Vec<_> =
                 records.all().iter().rev().take(3).map(|record| record.refused).collect();
-            assert_eq!(
-                (seen, number - before),
-                (vec![false, true, false], 1),
-                "forgotten: {forgotten}"
-            );
+            assert_eq!(seen, vec![false, true, false], "forgotten: {forgotten}");
+            assert_eq!(number - before, 1, "forgotten: {forgotten}");
         }
     }
 

@@ -67,7 +67,8 @@ async fn placements_hold_here_too() {
     let session = builder(&issuer).placement(Placement::header("X-API-Key")).build().unwrap();
     let credential = session.credential(ORIGIN).await.unwrap();
     let (name, value) = credential.header();
-    assert_eq!((name.as_str(), value.to_str().unwrap()), ("x-api-key", "t0"));
+    assert_eq!(name.as_str(), "x-api-key");
+    assert_eq!(value.to_str().unwrap(), "t0");
 }
 
 #[tokio::test(start_paused = true)]

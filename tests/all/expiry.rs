@@ -97,9 +97,11 @@ async fn a_failed_background_refresh_is_silent() {
     let sent = api.seen().len();
     until(&session, SessionState::Active).await;
     let error = error_of(client.get(url("/")).send().await);
-    assert_eq!((error.kind(), error.api_status()), (ErrorKind::Unavailable, None));
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.api_status(), None);
     let error = error_of(client.get(url("/")).send().await);
-    assert_eq!((error.kind(), error.api_status()), (ErrorKind::CoolingDown, None));
+    assert_eq!(error.kind(), ErrorKind::CoolingDown);
+    assert_eq!(error.api_status(), None);
     assert_eq!(api.seen().len(), sent);
 }
 
@@ -143,7 +145,8 @@ async fn a_rejection_joins_its_background_refresh() {
     advance(85 * SECOND).await;
     let api = Api::accepting(|token| token == "t1");
     let response = api.client(&session).get(url("/")).send().await.unwrap();
-    assert_eq!((response.status().as_u16(), issuer.calls()), (200, 1));
+    assert_eq!(response.status().as_u16(), 200);
+    assert_eq!(issuer.calls(), 1);
     assert!(outcome_of(&response).refreshed && outcome_of(&response).replayed);
 }
 

@@ -139,10 +139,9 @@ async fn beats_at_once_and_then_each_period() {
     let api = Api::statuses([200]);
     let handle = heartbeat(api.client()).every(10 * SECOND).spawn().unwrap();
     let health = after_beat(&handle, 101).await;
-    assert_eq!(
-        (health.beats, health.consecutive_failures, health.last_status),
-        (101, 0, Some(StatusCode::OK))
-    );
+    assert_eq!(health.beats, 101);
+    assert_eq!(health.consecutive_failures, 0);
+    assert_eq!(health.last_status, Some(StatusCode::OK));
     assert!(health.last_error.is_none() && health.last_success.unwrap() <= SystemTime::now());
 
     let times = api.times();
@@ -188,20 +187,16 @@ async fn failures_in_a_row_are_counted() {
 
     let health = after_beat(&handle, 1).await;
     assert!(matches!(health.last_failure, Some(Failure::Status(StatusCode::SERVICE_UNAVAILABLE))));
-    assert_eq!(
-        (health.consecutive_failures, health.last_status),
-        (1, Some(StatusCode::SERVICE_UNAVAILABLE))
-    );
+    assert_eq!(health.consecutive_failures, 1);
+    assert_eq!(health.last_status, Some(StatusCode::SERVICE_UNAVAILABLE));
     assert_eq!(health.last_error.as_deref(), Some("the api answered 503 Service Unavailable"));
     assert!(health.last_success.is_none());
 
     let health = after_beat(&handle, 2).await;
     assert!(matches!(health.last_failure, Some(Failure::Transport(_))));
     assert!(health.last_error.unwrap().contains("no route"));
-    assert_eq!(
-        (health.consecutive_failures, health.last_status),
-        (2, Some(StatusCode::SERVICE_UNAVAILABLE))
-    );
+    assert_eq!(health.consecutive_failures, 2);
+    assert_eq!(health.last_status, Some(StatusCode::SERVICE_UNAVAILABLE));
 
     let health = after_beat(&handle, 3).await;
     assert!(
@@ -220,7 +215,8 @@ async fn failures_in_a_row_are_counted() {
     assert_eq!(health.consecutive_failures, 5);
 
     let health = after_beat(&handle, 6).await;
-    assert_eq!((health.consecutive_failures, health.last_status), (0, Some(StatusCode::OK)));
+    assert_eq!(health.consecutive_failures, 0);
+    assert_eq!(health.last_status, Some(StatusCode::OK));
     assert!(
         health.last_failure.is_none()
             && health.last_error.is_none()
@@ -251,9 +247,11 @@ async fn ends_when_told() {
             .stop_on(|status| matches!(status.as_u16(), 404 | 409 | 410 | 204));
         let handle = beats.spawn().unwrap();
         assert_eq!(told(&handle.finished().await), Some(status));
-        assert_eq!((api.times().len(), handle.health().borrow().beats), (3, 3));
+        assert_eq!(api.times().len(), 3);
+        assert_eq!(handle.health().borrow().beats, 3);
         // It stays over.
-        assert_eq!((told(&handle.stop().await), handle.beat_now().await.beats), (Some(status), 3));
+        assert_eq!(told(&handle.stop().await), Some(status));
+        assert_eq!(handle.beat_now().await.beats, 3);
     }
 }
 
@@ -287,11 +285,8 @@ async fn a_login_that_is_over_ends_it_at_once() {
         let handle = heartbeat(wants_t1().signed_in(&session)).stop_on(|_| true).spawn().unwrap();
         assert_eq!(handle.finished().await, Stopped::LoginRequired, "{choice:?}");
         let health = handle.health().borrow().clone();
-        assert_eq!(
-            (health.beats, health.last_status),
-            (1, Some(StatusCode::UNAUTHORIZED)),
-            "{choice:?}"
-        );
+        assert_eq!(health.beats, 1, "{choice:?}");
+        assert_eq!(health.last_status, Some(StatusCode::UNAUTHORIZED), "{choice:?}");
     }
 }
 
@@ -323,7 +318,8 @@ async fn a_token_endpoint_down_is_a_failed_beat() {
             .unwrap()
             .clone();
         assert!(recovered.beats >= 3, "{recovered:?}");
-        assert_eq!((issuer.calls(), recovered.last_status), (2, Some(StatusCode::OK)));
+        assert_eq!(issuer.calls(), 2);
+        assert_eq!(recovered.last_status, Some(StatusCode::OK));
         assert_eq!(handle.stop().await, Stopped::Requested);
     }
 }
@@ -336,7 +332,8 @@ async fn a_beat_that_gives_up_leaves_the_refresh_going() {
     assert!(matches!(after_beat(&handle, 1).await.last_failure, Some(Failure::TimedOut)));
     let recovered =
         handle.health().wait_for(|health| health.consecutive_failures == 0).await.unwrap().clone();
-    assert_eq!((issuer.calls(), recovered.last_status), (1, Some(StatusCode::OK)));
+    assert_eq!(issuer.calls(), 1);
+    assert_eq!(recovered.last_status, Some(StatusCode::OK));
 }
 
 #[tokio::test(start_paused = true)]
@@ -394,7 +391,8 @@ async fn beat_now_during_a_beat_is_shared() {
         assert_eq!(asking.await.unwrap(), 2);
     }
     sleep(SECOND).await;
-    assert_eq!((api.times().len(), api.most.load(Ordering::SeqCst)), (2, 1));
+    assert_eq!(api.times().len(), 2);
+    assert_eq!(api.most.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -484,7 +482,8 @@ async fn a_beats_body_is_read_within_bounds() {
         let handle =
             heartbeat(ClientBuilder::new(never_asked()).with(pieces).build()).spawn().unwrap();
         let health = after_beat(&handle, 1).await;
-        assert_eq!((health.consecutive_failures, read.load(Ordering::SeqCst)), (0, expected));
+        assert_eq!(health.consecutive_failures, 0);
+        assert_eq!(read.load(Ordering::SeqCst), expected);
         assert_eq!(start.elapsed() >= SECOND / 10, !ends);
         assert!(start.elapsed() < SECOND / 5);
     }

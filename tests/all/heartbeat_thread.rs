@@ -51,7 +51,8 @@ fn beats_and_refreshes_go_on_while_a_job_blocks() {
         let health = handle.health().borrow().clone();
         assert!(health.beats >= before + 10, "{before}, then {health:?}");
         assert_eq!(health.consecutive_failures, 0, "{health:?}");
-        assert_eq!((session.generation(), server.token_calls()), (2, 1));
+        assert_eq!(session.generation(), 2);
+        assert_eq!(server.token_calls(), 1);
         assert_eq!(handle.stop().await, Stopped::Requested);
     });
 }
@@ -74,7 +75,8 @@ fn abort_ends_the_loop_and_the_thread_after_its_refresh() {
         hold.release();
         // Joins the same refresh, which nobody else drives.
         session.refresh().await.unwrap();
-        assert_eq!((session.generation(), server.token_calls()), (2, 1));
+        assert_eq!(session.generation(), 2);
+        assert_eq!(server.token_calls(), 1);
     });
 }
 

@@ -99,7 +99,8 @@ impl World {
                 let error = result.expect_err(row);
                 assert_eq!(error.kind(), ErrorKind::ClientRejected, "{row}");
                 assert_eq!(error.oauth_error(), *code, "{row}");
-                assert_eq!((self.endpoint.count(), self.held().1.as_str()), (1, "R0"), "{row}");
+                assert_eq!(self.endpoint.count(), 1, "{row}");
+                assert_eq!(self.held().1.as_str(), "R0", "{row}");
             }
             Retried => {
                 assert_eq!(result.expect(row), 200, "{row}");
@@ -107,7 +108,8 @@ impl World {
             }
             Later(kind) => {
                 let error = result.expect_err(row);
-                assert_eq!((error.kind(), error.is_transient()), (*kind, true), "{row}");
+                assert_eq!(error.kind(), *kind, "{row}");
+                assert!(error.is_transient(), "{row}");
                 assert_eq!(self.endpoint.count(), 1, "{row}");
                 self.session.refresh().await.expect(row);
                 assert_eq!(self.get().await.expect(row), 200, "{row}");
@@ -305,7 +307,8 @@ async fn responses_lost_behind_a_gateway() {
         let once = |refresher: OAuthRefresh| refresher.retry_lost(false);
         let world = World::new(vec![Reply::status(status)], once).await;
         let error = world.get().await.unwrap_err();
-        assert_eq!((error.kind(), world.endpoint.count()), (ErrorKind::Unavailable, 1));
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(world.endpoint.count(), 1);
         assert!(error.possibly_consumed(), "{status}");
     }
 }

@@ -82,7 +82,8 @@ async fn a_stored_login_ends_login_required() {
     store.put(pair("new", "rn"));
     tokio::time::advance(COOLDOWN).await;
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
-    assert_eq!((session.state(), held(&session)), (SessionState::Active, texts("new", "rn")));
+    assert_eq!(session.state(), SessionState::Active);
+    assert_eq!(held(&session), texts("new", "rn"));
     assert_eq!(told.lock().unwrap().len(), 1);
     assert_eq!(issuer.asked().len(), calls, "the token endpoint was not asked");
 }
@@ -132,7 +133,8 @@ async fn a_rotating_token_waits_for_its_store() {
     for call in [Call::Lock, Call::Load] {
         store.always(call, Fate::Down);
         let error = session.refresh().await.unwrap_err();
-        assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Store, true), "{call:?}");
+        assert_eq!(error.kind(), ErrorKind::Store, "{call:?}");
+        assert!(error.is_transient(), "{call:?}");
         assert_eq!(issuer.asked().len(), 1, "{call:?}: not sent");
         assert_eq!(session.state(), SessionState::CoolingDown);
         store.heal();

@@ -87,7 +87,8 @@ pub(crate) async fn each_attempt_signs_another_assertion() {
     let refresher = signer(&peers, "rs256", true).await;
     let session = peers.builder(Tokens::empty(), refresher).0.build().unwrap();
     let error = session.refresh().await.unwrap_err();
-    assert_eq!((error.kind(), error.attempts()), (ErrorKind::ClientRejected, 2));
+    assert_eq!(error.kind(), ErrorKind::ClientRejected);
+    assert_eq!(error.attempts(), 2);
     assert!(!error.possibly_consumed());
 }
 

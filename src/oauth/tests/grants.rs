@@ -35,7 +35,8 @@ async fn a_grant_without_refresh_token_takes_none() {
     let endpoint = TokenEndpoint::start(script).await;
     let (brought, log) = fly(&credentials(&endpoint)).await;
     let brought = brought.unwrap();
-    assert_eq!((access(&brought), refresh(&brought)), ("new-access", None));
+    assert_eq!(access(&brought), "new-access");
+    assert_eq!(refresh(&brought), None);
     assert_eq!(endpoint.count(), 3);
     assert_eq!(log.kept(), Vec::<String>::new());
     for seen in endpoint.seen() {
@@ -58,10 +59,12 @@ async fn no_code_ends_a_login_that_is_none() {
 async fn nothing_is_spent_by_a_lost_response() {
     let endpoint = TokenEndpoint::start([Reply::reset(), said("invalid_grant")]).await;
     let error = fly(&credentials(&endpoint)).await.0.unwrap_err();
-    assert_eq!((error.kind(), error.possibly_consumed()), (ErrorKind::ClientRejected, false));
+    assert_eq!(error.kind(), ErrorKind::ClientRejected);
+    assert!(!error.possibly_consumed());
     let endpoint = TokenEndpoint::start([Reply::reset()]).await;
     let error = fly(&credentials(&endpoint).max_attempts(2)).await.0.unwrap_err();
-    assert_eq!((error.kind(), error.possibly_consumed()), (ErrorKind::Unavailable, false));
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(!error.possibly_consumed());
 }
 
 #[tokio::test]
@@ -69,7 +72,8 @@ async fn a_refresh_token_alone_is_no_token() {
     let endpoint = TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"r"}"#)]).await;
     let (result, log) = fly(&credentials(&endpoint)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::BadResponse);
-    assert_eq!((endpoint.count(), log.kept()), (1, Vec::new()));
+    assert_eq!(endpoint.count(), 1);
+    assert!(log.kept().is_empty());
 }
 
 #[test]
@@ -230,7 +234,8 @@ async fn the_other_is_asked_when_the_login_is_over() {
     let refresher = quick(&first).or_else(credentials(&second));
     let (brought, log) = fly(&refresher).await;
     let brought = brought.unwrap();
-    assert_eq!((access(&brought), refresh(&brought)), ("new-access", None));
+    assert_eq!(access(&brought), "new-access");
+    assert_eq!(refresh(&brought), None);
     assert_eq!(first.asked_with(), [OLD, OLD]);
     assert!(second.seen().iter().all(|seen| seen.member("refresh_token").is_none()));
     // Numbered on.
@@ -262,11 +267,13 @@ async fn the_error_is_the_others_and_attempts_add_up() {
     let second = TokenEndpoint::start([said("invalid_client")]).await;
     let (result, log) = fly(&quick(&first).or_else(credentials(&second))).await;
     let error = result.unwrap_err();
-    assert_eq!((error.kind(), error.attempts()), (ErrorKind::ClientRejected, 3));
+    assert_eq!(error.kind(), ErrorKind::ClientRejected);
+    assert_eq!(error.attempts(), 3);
     assert!(!log.forgot());
     let minted = crate::refresh_with(|_| async { Err(Error::of(ErrorKind::Unavailable)) });
     let error = fly(&quick(&first).or_else(minted)).await.0.unwrap_err();
-    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unavailable, 2));
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.attempts(), 2);
 }
 
 #[tokio::test]
@@ -300,8 +307,10 @@ async fn nothing_to_ask_with_is_a_reason_too() {
     assert!(!quick(&first).or_else(quick(&second)).can_refresh(&Tokens::empty()));
     let context = RefreshContext::new(Log::new(Tokens::empty()));
     let brought = refresher.refresh(&context).await.unwrap();
-    assert_eq!((access(&brought), context.attempts()), ("new-access", 1));
-    assert_eq!((first.count(), second.count()), (0, 1));
+    assert_eq!(access(&brought), "new-access");
+    assert_eq!(context.attempts(), 1);
+    assert_eq!(first.count(), 0);
+    assert_eq!(second.count(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -311,7 +320,8 @@ async fn the_first_ones_deadline_is_over_both() {
     let context = RefreshContext::new(Log::new(Tokens::empty()));
     let begun = tokio::time::Instant::now();
     let error = first.or_else(hangs).refresh(&context).await.unwrap_err();
-    assert_eq!((error.kind(), begun.elapsed().as_secs()), (ErrorKind::Unavailable, 20));
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(begun.elapsed().as_secs(), 20);
 }
 
 #[tokio::test]

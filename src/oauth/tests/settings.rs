@@ -90,7 +90,8 @@ fn limits_are_not_zero_and_members_not_said_twice() {
 async fn nothing_is_sent_with_settings_that_cannot_work() {
     let endpoint = TokenEndpoint::start([Reply::token()]).await;
     let error = fly(&quick(&endpoint).max_attempts(0)).await.0.unwrap_err();
-    assert_eq!((error.kind(), endpoint.count()), (ErrorKind::InvalidConfig, 0));
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    assert_eq!(endpoint.count(), 0);
 }
 
 #[tokio::test]
@@ -113,7 +114,8 @@ async fn without_a_refresh_token_there_is_nothing_to_ask_with() {
     for tokens in [Tokens::empty(), Tokens::new("a").unwrap()] {
         assert!(!refresher.can_refresh(&tokens));
         let error = refresher.refresh(&RefreshContext::new(Log::new(tokens))).await.unwrap_err();
-        assert_eq!((error.kind(), error.nothing_to_ask_with()), (ErrorKind::LoginRequired, true));
+        assert_eq!(error.kind(), ErrorKind::LoginRequired);
+        assert!(error.nothing_to_ask_with());
         assert_eq!(error.attempts(), 0);
     }
     assert!(refresher.can_refresh(&Tokens::from_refresh_token("r").unwrap()));

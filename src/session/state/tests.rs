@@ -218,10 +218,12 @@ fn the_error_of_a_cool_down_says_what_its_cause_said() {
         .with_retry_after(7 * SECOND);
     let told = cooling_down(&cause);
     assert_eq!(told.kind(), ErrorKind::CoolingDown);
-    assert_eq!((told.status(), told.retry_after()), (cause.status(), Some(7 * SECOND)));
+    assert_eq!(told.status(), cause.status());
+    assert_eq!(told.retry_after(), Some(7 * SECOND));
     assert!(std::error::Error::source(&told).is_some());
     let told = cooling_down(&error(ErrorKind::BadResponse));
-    assert_eq!((told.status(), told.retry_after()), (None, None));
+    assert_eq!(told.status(), None);
+    assert_eq!(told.retry_after(), None);
 }
 
 #[test]
@@ -260,7 +262,8 @@ fn what_a_flight_brings_replaces_what_it_has_and_leaves_the_rest() {
 
     let mut state = before();
     state.adopt_tokens(&Tokens::new("new").unwrap(), None, None, pause);
-    assert_eq!((state.generation, state.login), (8, 0));
+    assert_eq!(state.generation, 8);
+    assert_eq!(state.login, 0);
     assert!(
         !state.rejected
             && state.is_on_probation()
@@ -300,7 +303,8 @@ fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
         ..good(now)
     };
     assert!(state.replace(&Tokens::new("new").unwrap(), None, None).is_some());
-    assert_eq!((state.generation, state.login), (8, 1));
+    assert_eq!(state.generation, 8);
+    assert_eq!(state.login, 1);
     assert!(
         state.in_flight.is_none()
             && state.refresh.is_none()
@@ -309,7 +313,9 @@ fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
     );
     assert_eq!(state.public(now), SessionState::Active);
     assert!(state.has_tokens() && state.replace(&Tokens::empty(), None, None).is_none());
-    assert_eq!((state.generation, state.login, state.has_tokens()), (9, 2, false));
+    assert_eq!(state.generation, 9);
+    assert_eq!(state.login, 2);
+    assert!(!state.has_tokens());
 
     let mut state = State { in_flight: flight(), ..good(now) };
     assert!(state.clear().is_some() && !state.has_tokens());
