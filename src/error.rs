@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn text_names_both_servers_and_leaves_the_cause_to_source() {
+    fn text_names_both_servers_and_not_the_cause() {
         let error = Error::new(ErrorKind::Unavailable, "the cause")
             .with_status(StatusCode::BAD_GATEWAY)
             .with_attempts(6)
@@ -608,7 +608,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_says_all_that_is_known_and_nothing_else() {
+    fn debug_says_what_is_known() {
         assert_eq!(format!("{:?}", Error::of(ErrorKind::Closed)), "Error { kind: Closed }");
         let error = Error::of(ErrorKind::Unavailable).with_attempts(1).with_possibly_consumed();
         assert_eq!(

@@ -141,7 +141,7 @@ fn a_session_is_counted_in_its_state() {
 }
 
 #[test]
-fn a_named_session_is_on_every_metric_and_all_are_described() {
+fn metrics_are_named_and_described() {
     let counts = recorded(async {
         let server = AuthServer::start().await;
         let session = Session::builder(server.login()).name("seqera").origin(server.origin());

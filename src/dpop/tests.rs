@@ -113,7 +113,7 @@ async fn signed(key: &DpopKey) -> (String, Vec<u8>, Value) {
 }
 
 #[tokio::test]
-async fn every_kind_of_key_signs_what_its_jwk_verifies() {
+async fn each_key_signs_what_its_jwk_verifies() {
     let table = [
         (pem!("p256-sec1"), DpopAlg::Es256),
         (pem!("p256-pkcs8"), DpopAlg::Es256),
@@ -178,7 +178,7 @@ fn a_key_that_cannot_serve_is_an_error() {
 }
 
 #[test]
-fn a_signers_jwk_is_public_and_fits_its_algorithm() {
+fn a_signers_jwk_fits_its_algorithm() {
     let with = |jwk: &str, alg| DpopKey::with_signer(jwk, alg, |_| std::future::ready(Ok(vec![])));
     assert!(with(EXAMPLE, DpopAlg::Es256).is_ok());
     let private = EXAMPLE.replace(r#""kty""#, r#""d":"AAAA","kty""#);
@@ -230,7 +230,7 @@ fn a_key_shows_its_thumbprint_alone() {
 }
 
 #[test]
-fn nonces_have_the_characters_that_rfc_9449_allows() {
+fn nonces_are_rfc_9449_characters() {
     let long = "n".repeat(512);
     let too_long = "n".repeat(513);
     let table: [(&[&str], Option<&str>); 9] = [
@@ -271,7 +271,7 @@ fn a_nonce_is_kept_for_its_origin_and_role() {
 }
 
 #[test]
-fn of_nine_servers_the_least_recently_used_goes() {
+fn the_least_recently_used_server_goes() {
     let nonces = Nonces::default();
     let at = |n: usize| url(&format!("https://s{n}.example.com/"));
     for n in 0..8 {

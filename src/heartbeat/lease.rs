@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_suspend_counts_and_a_clock_that_drifts_does_not() {
+    fn a_suspend_counts_and_drift_does_not() {
         let start = Moment::now();
         let seconds = Duration::from_secs;
         let lease = Lease::new(seconds(30), start);

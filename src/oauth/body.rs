@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_grows_to_what_was_appended_and_only_by_our_growth() {
+    fn a_body_buffer_grows_by_our_steps_alone() {
         let mut bytes = Zeroizing::new(Vec::new());
         // How much comes, and how much there is room for then. `Vec`'s own growth would make other
         // sizes.

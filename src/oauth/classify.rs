@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::too_many_lines, reason = "a table of cases")]
-    fn only_a_whole_answer_with_a_bearer_token_is_a_grant() {
+    fn only_a_whole_bearer_response_is_a_grant() {
         use End::{Cut, TooLarge, Whole};
         use Failure::{Busy, GrantOver, Lost, Rejected, Salvaged, Unusable};
         let ok = |access: &str, refresh: Option<&str>| {
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_believed_of_a_refusal_than_its_code() {
+    fn an_error_response_gives_its_code_alone() {
         let body = r#"{"error":"invalid_client","access_token":"a","refresh_token":"new"}"#;
         assert_eq!(
             seen(&judged(401, &["JWT=c"], body, End::Whole)),

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn late_parameters_stand_where_they_were_given() {
+    async fn late_parameters_keep_their_place() {
         let refresher = OAuthRefresh::client_credentials("https://t.example.com/token")
             .param("a", "1")
             .param_with("b", || async { Ok("2".into()) })

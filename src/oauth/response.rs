@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_cannot_be_read_spoils_only_itself() {
+    fn an_unreadable_member_spoils_only_itself() {
         let bad = [
             "1e400",
             "-1e400",
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn outer_blanks_and_the_scheme_are_no_part_of_a_token() {
+    fn blanks_and_scheme_are_cut_from_a_token() {
         for text in ["T1", "Bearer T1", "bearer  T1 ", " T1\\n", "\\tT1"] {
             let members = read(format!(r#"{{"access_token":"{text}","refresh_token":"{text}"}}"#));
             assert_eq!(access(&members), Some("T1"), "{text}");
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_object_nor_form_has_no_members() {
+    fn only_objects_and_forms_have_members() {
         let utf16: Vec<u8> =
             r#"{"access_token":"a"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let deep = "[".repeat(10_000).into_bytes();

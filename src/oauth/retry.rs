@@ -133,7 +133,7 @@ mod tests {
     ];
 
     #[test]
-    fn four_failures_are_retried_and_a_lost_answer_only_if_allowed() {
+    fn lost_responses_are_retried_if_allowed() {
         for (retry_lost, expected) in [(true, 4), (false, 3)] {
             let pace = Pace { retry_lost, ..Pace::default() };
             let retried = FAILURES.map(|failure| {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_double_up_to_the_longest_and_a_lost_answer_takes_the_first() {
+    fn backoff_doubles_and_lost_takes_the_first() {
         let pace = Pace { max_attempts: u32::MAX, deadline: Duration::MAX, ..Pace::default() };
         let waits = |failure, roll| {
             [1, 2, 3, 4, 5, 6, 7, u32::MAX - 1].map(|n| pace.next(failure, n, None, MS(0), roll))
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn thirty_runs_of_three_steps_are_within_bounds_and_not_alike() {
+    fn backoff_jitter_is_bounded_and_varies() {
         let pace = Pace::default();
         let runs: Vec<[Duration; 3]> = (0..30)
             .map(|_| {

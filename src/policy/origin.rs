@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_is_written_otherwise_is_still_of_the_origin() {
+    fn equal_origins_are_spelled_differently() {
         // Never with the prefix that a normalised URL has, so that scheme, host and port decide.
         let table = [
             ("https://api.example.com", "https://user@api.example.com/", true),

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_is_of_the_token_and_of_whom_it_goes_to() {
+    fn a_fingerprint_covers_token_and_endpoint() {
         let token = |text: &str| RefreshToken::new(text).unwrap();
         let of = fingerprint(&token("r"), &["https://a", "id"]);
         assert_eq!(of.len(), 64);

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_and_unknown_members_come_back_from_a_rewrite() {
+    fn a_rewrite_keeps_unknown_members() {
         let at = UNIX_EPOCH + Duration::new(1_800_000_000, 123_456_789);
         let old = parse(
             r#"{"version":1,"access_token":"old","note":{"a":[1e400,-0.0]},"q\"\\\u0007":"x","n":18446744073709551616}"#,
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_is_written_without_growing_its_buffer() {
+    fn the_document_fits_its_first_buffer() {
         let rest =
             parse(r#"{"version":1,"\u0001\u0001\u0001\u0001":[1,2,3],"b":"x"}"#).unwrap().rest;
         let at = UNIX_EPOCH + Duration::new(1_800_000_000, 1);
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_and_newer_documents_are_told_apart_and_quote_nothing() {
+    fn broken_and_newer_documents_are_distinct() {
         let broken = [
             "",
             "{",

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn attempts_and_ends_of_refreshes_share_a_line_a_minute() {
+    async fn refresh_failures_share_a_line_a_minute() {
         let telemetry = Telemetry::default();
         let status = Some(StatusCode::BAD_GATEWAY);
         let delay = Duration::from_secs(1);

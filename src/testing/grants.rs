@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strict_server_takes_the_newest_token_alone() {
+    fn a_strict_server_takes_the_newest_token() {
         let mut grants = grants(ten_seconds().only_newest_token());
         let login = grants.login("a", 1000.0);
         let next = grants.refresh(&login.refresh.unwrap(), 1000.0).unwrap();

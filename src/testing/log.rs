@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_completed_by_its_number_and_one_that_is_gone_never() {
+    fn a_record_is_completed_by_its_number() {
         let mut records = Records::default();
         let first = records.add(record(Bytes::new()));
         records.forget();

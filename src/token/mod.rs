@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lifetime_is_counted_from_receipt_or_taken_from_the_local_clock() {
+    async fn a_lifetime_counts_from_receipt_or_exp() {
         let start = Instant::now();
         let token = || Tokens::new("opaque").unwrap();
         let relative = token().with_expires_in(HOUR);

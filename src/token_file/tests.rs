@@ -49,7 +49,7 @@ async fn a_token_ends_at_its_own_exp() {
 }
 
 #[tokio::test]
-async fn neither_the_same_token_nor_an_expired_one_is_news() {
+async fn the_same_or_an_expired_token_is_no_news() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("token");
     let file = FileRefresh::new(&path);

@@ -121,7 +121,7 @@ async fn an_error_of_ours_inside_a_closures_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closure_that_hangs_or_panics_is_a_failed_beat() {
+async fn a_hanging_or_panicking_beat_fails() {
     let mut number = 0;
     let handle = Heartbeat::from_fn(move || {
         number += 1;
@@ -241,7 +241,7 @@ async fn a_rule_can_say_that_a_404_is_alive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_on_comes_first_and_the_servers_word_counts_more() {
+async fn stop_on_comes_before_read_response() {
     for (word, by_word) in [("cancel", true), ("", false)] {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (ruled, read) = (Arc::clone(&asked), Arc::clone(&asked));
@@ -379,7 +379,7 @@ async fn an_api_that_flaps_keeps_the_lease() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_beat_is_repeated_at_half_of_what_is_left() {
+async fn a_failed_beat_repeats_at_half_the_lease() {
     let api = Api::statuses([500]);
     let beats = heartbeat(api.client()).every(50 * SECOND).lease(60 * SECOND);
     let (at, _) = ended(beats).await;
@@ -404,7 +404,7 @@ async fn the_lease_goes_before_max_failures() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_tells_when_the_last_good_beat_was_sent() {
+async fn last_success_is_when_the_beat_was_sent() {
     let api = Api::new(|_, _| async {
         std::thread::sleep(Duration::from_millis(30));
         Ok(answer(200))
@@ -461,7 +461,7 @@ fn httpdate(at: SystemTime) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_that_says_when_neither_counts_nor_resets() {
+async fn a_429_with_a_wait_does_not_count() {
     let api = Api::new(|number, _| async move {
         Ok(match number {
             0 | 2 => answer(500),
@@ -549,7 +549,7 @@ async fn it_ends_with_its_session_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clients_own_session_that_is_closed_ends_it_too() {
+async fn the_clients_closed_session_ends_it_too() {
     let session = session(&Issuer::new([]));
     let api = Api::statuses([200]);
     let handle = heartbeat(api.signed_in(&session)).spawn().unwrap();
@@ -561,7 +561,7 @@ async fn a_clients_own_session_that_is_closed_ends_it_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_frees_a_beat_from_a_token_endpoint_that_hangs() {
+async fn closing_frees_a_beat_that_waits() {
     let issuer = Issuer::new([Turn::Issue(60 * SECOND, None)]);
     let session = session(&issuer);
     let handle = heartbeat(wants_t1().signed_in(&session))
@@ -579,7 +579,7 @@ async fn closing_frees_a_beat_from_a_token_endpoint_that_hangs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn abort_gives_up_the_beat_and_leaves_the_refresh() {
+async fn abort_leaves_the_refresh() {
     let issuer = Issuer::new([Turn::Issue(30 * SECOND, None)]);
     let session = session(&issuer);
     let handle = heartbeat(wants_t1().signed_in(&session)).timeout(100 * SECOND).spawn().unwrap();
@@ -754,7 +754,7 @@ async fn an_hour_of_outage_is_150_warnings_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_loss_of_a_login_is_one_error_and_a_logout_none() {
+async fn a_lost_login_is_one_error_a_logout_none() {
     let log = Log::default();
     let _guard = log.here();
     let (_session, _, beats) = logged_out(None);
@@ -775,7 +775,7 @@ async fn the_loss_of_a_login_is_one_error_and_a_logout_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reason_is_whole_for_the_program_and_short_in_the_log() {
+async fn a_reason_is_shortened_in_the_log_alone() {
     let log = Log::default();
     let _guard = log.here();
     let reason = format!("line\nbreak {}", "x".repeat(5000));
@@ -792,7 +792,7 @@ async fn a_reason_is_whole_for_the_program_and_short_in_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_listener_that_panics_is_told_once_in_five_minutes() {
+async fn listener_panics_are_told_each_five_minutes() {
     let log = Log::default();
     let _guard = log.here();
     let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap();

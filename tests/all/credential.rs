@@ -134,7 +134,7 @@ async fn a_token_near_its_end_is_renewed_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_cannot_refresh_gives_what_it_has() {
+async fn without_a_refresher_it_gives_what_it_has() {
     let tokens = Tokens::new("t0").unwrap().with_expires_in(HOUR);
     let session = Session::builder(tokens).origin(ORIGIN).build().unwrap();
     advance(2 * HOUR).await;
@@ -186,7 +186,7 @@ async fn rejecting_an_old_token_costs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_credential_of_another_session_rejects_nothing() {
+async fn another_sessions_credential_is_ignored() {
     let ((one, issuer), (other, _)) = (session([]), session([]));
     one.reject(&other.credential(ORIGIN).await.unwrap());
     assert_eq!(token(&one).await, Ok("t0".to_owned()));
@@ -220,7 +220,7 @@ async fn what_the_chain_saw_rejected_is_not_given() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_token_that_is_rejected_too_is_not_renewed() {
+async fn a_rejected_new_token_is_not_renewed() {
     let (session, issuer) = session([]);
     session.reject(&session.credential(ORIGIN).await.unwrap());
     let second = session.credential(ORIGIN).await.unwrap();
@@ -257,7 +257,7 @@ async fn a_token_can_be_wanted_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_good_is_given_if_a_longer_life_cannot_be_had() {
+async fn a_good_token_is_given_if_none_lives_longer() {
     let (session, issuer) = session([fail()]);
     advance(HOUR / 4).await;
     for _ in 0..5 {
@@ -464,7 +464,7 @@ async fn a_foreign_response_is_judged_as_in_the_chain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_captured_pair_is_taken_from_a_foreign_response() {
+async fn a_pair_is_captured_from_a_foreign_reply() {
     let issuer = Issuer::new([]);
     let events = Events::default();
     let session = builder(&issuer)

@@ -72,7 +72,7 @@ async fn a_nonce_is_learned_from_the_challenge() {
 }
 
 #[tokio::test]
-async fn a_thousand_requests_one_after_the_other_are_challenged_once() {
+async fn a_thousand_requests_meet_one_challenge() {
     let server = start(Dpop::new().api_nonces(1)).await;
     let client = client(&bound(&server).build().unwrap());
     for _ in 0..1000 {
@@ -163,7 +163,7 @@ async fn a_stream_is_not_sent_again_for_a_nonce() {
 }
 
 #[tokio::test]
-async fn a_rejected_token_is_replaced_with_a_new_proof_and_nonce() {
+async fn a_replay_has_a_new_proof_and_nonce() {
     let server = start(Dpop::new().api_nonces(1)).await;
     let login = server.login();
     let subject = "login-1";
@@ -263,7 +263,7 @@ async fn a_signer_that_fails_fails_the_request_unsent() {
 }
 
 #[tokio::test]
-async fn a_captured_token_is_taken_from_a_challenge_too() {
+async fn a_challenge_may_bring_a_token() {
     let server = start(Dpop::new().api_nonces(1)).await;
     let seen = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&seen);
@@ -370,7 +370,7 @@ async fn a_failed_attempt_brings_a_nonce_too() {
 }
 
 #[tokio::test]
-async fn a_challenge_that_spent_the_refresh_token_is_told() {
+async fn a_challenge_that_spent_the_token_is_told() {
     let server = start(Dpop::new().token_endpoint_nonces(1).spend_first()).await;
     let session = renewing(&server).build().unwrap();
     let error = session.refresh().await.unwrap_err();
@@ -380,7 +380,7 @@ async fn a_challenge_that_spent_the_refresh_token_is_told() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_always_asks_is_a_rejected_client() {
+async fn endless_challenges_are_client_rejected() {
     let server = start(Dpop::new()).await;
     let challenge = |nonce: &'static str| {
         let response = http::Response::builder()

@@ -124,7 +124,7 @@ async fn a_panicking_background_refresh_cools_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_background_refresh_that_broke_off_uses_nothing_up() {
+async fn a_cut_off_refresh_uses_nothing_up() {
     let issuer = Issuer::new([Turn::Panic]);
     let session = builder(&issuer, pair("t0", "r0").with_expires_in(100 * SECOND)).build().unwrap();
     advance(85 * SECOND).await;

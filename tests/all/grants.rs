@@ -91,7 +91,7 @@ async fn a_logout_ends_a_service_account_too() {
 }
 
 #[tokio::test]
-async fn a_dead_refresh_token_is_forgotten_at_the_switch() {
+async fn a_dead_refresh_token_is_forgotten() {
     let first = scripted([said("invalid_grant")]).await;
     let second = scripted([issued("t1"), issued("t2")]).await;
     let refresher = OAuthRefresh::new(first.url("/token")).or_else(credentials(&second));
@@ -118,7 +118,7 @@ async fn a_dead_refresh_token_is_forgotten_at_the_switch() {
 }
 
 #[tokio::test]
-async fn what_the_store_holds_is_tried_before_the_switch() {
+async fn the_store_is_tried_before_the_switch() {
     let first = Server::simple(|seen| {
         let form = String::from_utf8_lossy(&seen.body).into_owned();
         if form.contains("refresh_token=stored") { issued("t1") } else { said("invalid_grant") }
@@ -138,7 +138,7 @@ async fn what_the_store_holds_is_tried_before_the_switch() {
 }
 
 #[tokio::test]
-async fn the_switch_waits_for_what_another_process_stored() {
+async fn the_switch_waits_for_the_store() {
     let store = MemoryStore::default();
     let other_process = store.clone();
     let second = scripted([issued("t2")]).await;

@@ -36,7 +36,7 @@ fn job() -> Runtime {
 }
 
 #[test]
-fn beats_and_refreshes_go_on_while_a_job_blocks() {
+fn beats_go_on_while_a_job_blocks() {
     let (_servers, server, session) = start();
     let handle = heartbeat(&server, &session).every(MS(50)).spawn_thread().unwrap();
     job().block_on(async {
@@ -58,7 +58,7 @@ fn beats_and_refreshes_go_on_while_a_job_blocks() {
 }
 
 #[test]
-fn abort_ends_the_loop_and_the_thread_after_its_refresh() {
+fn abort_ends_the_thread_after_its_refresh() {
     let (_servers, server, session) = start();
     let hold = server.hold_token_calls();
     server.expire_now();
@@ -81,7 +81,7 @@ fn abort_ends_the_loop_and_the_thread_after_its_refresh() {
 }
 
 #[test]
-fn after_the_end_refreshes_run_where_they_are_asked_for() {
+fn after_the_end_refreshes_run_at_the_caller() {
     let (_servers, server, session) = start();
     let handle = heartbeat(&server, &session).spawn_thread().unwrap();
     job().block_on(async {

@@ -53,7 +53,7 @@ async fn a_capture_does_not_mix_logins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn restore_without_a_refresher_keeps_the_good_token() {
+async fn restore_without_a_refresher_keeps_it() {
     let store = FakeStore::holding(expired());
     let given = Tokens::new("b0").unwrap().with_expires_in(3600 * SECOND);
     let session =
@@ -124,7 +124,7 @@ async fn a_dead_stored_refresh_token_yields() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grant_without_a_refresh_token_keeps_the_stored_one() {
+async fn a_grant_alone_keeps_the_stored_refresh_token() {
     let bring = Turn::Bring(Duration::ZERO, Tokens::new("a1").unwrap());
     let (issuer, store) = (Issuer::new([bring]), FakeStore::holding(expired()));
     let session = builder(&issuer, &store).restore().await.unwrap();
@@ -187,7 +187,7 @@ async fn close_saves_a_capture_that_met_a_lock_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_without_a_refresh_token_is_saved_with_the_old() {
+async fn the_old_refresh_token_is_saved_beside() {
     let bring = Turn::Bring(Duration::ZERO, Tokens::new("b1").unwrap());
     let (issuer, store) = (Issuer::new([bring]), FakeStore::default());
     let session = builder(&issuer, &store).build().unwrap();
@@ -262,7 +262,7 @@ async fn renewals(captured: bool) -> std::collections::BTreeSet<u128> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_are_renewed_with_jitter_whoever_brought_them() {
+async fn each_kind_of_token_is_renewed_with_jitter() {
     for captured in [false, true] {
         let renewals = renewals(captured).await;
         assert!(renewals.len() > 3, "{captured}: {renewals:?}");

@@ -206,7 +206,7 @@ async fn neither_close_nor_a_new_login_revokes() {
 }
 
 #[tokio::test]
-async fn what_the_store_held_is_revoked_if_it_is_of_this_login() {
+async fn a_stored_token_of_this_login_is_revoked() {
     let table = [
         // What the store holds, and what is revoked of it.
         (pair("old", "first"), None),
@@ -229,7 +229,7 @@ async fn what_the_store_held_is_revoked_if_it_is_of_this_login() {
 }
 
 #[tokio::test]
-async fn what_this_session_loaded_is_revoked_whoever_changed_it() {
+async fn what_was_loaded_is_revoked() {
     let (issuer, events) = (Issuer::new(Then::Succeed), Events::default());
     let store = MemoryStore::default();
     let lock = store.lock().await.unwrap();

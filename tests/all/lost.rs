@@ -212,7 +212,7 @@ fn a_synchronous_wrapper_holds_others_up_once() {
 }
 
 #[test]
-fn a_superseded_refresh_that_stands_still_gives_way() {
+fn a_superseded_refresh_gives_way() {
     let issuer = Issuer::new([Turn::Hang]);
     let session = short(&issuer).build().unwrap();
     let (still, here) = (thread_runtime(), thread_runtime());

@@ -259,7 +259,7 @@ async fn ruled(script: Vec<Reply>, rule: Rule) -> Provider {
 }
 
 #[tokio::test]
-async fn the_built_in_reading_handed_back_changes_nothing() {
+async fn the_built_in_reading_changes_nothing() {
     let rows = [
         (400, "", ErrorKind::ClientRejected),
         (400, r#"{"error":"invalid_grant"}"#, ErrorKind::LoginRequired),

@@ -165,7 +165,7 @@ async fn no_refresher_no_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_on_trial_is_not_renewed_until_the_pause_is_over() {
+async fn a_token_on_trial_waits_for_the_cool_down() {
     let issuer = Issuer::new([]);
     let session = builder(&issuer).build().unwrap();
     let refusing = Api::accepting(|_| false);
@@ -329,7 +329,7 @@ async fn a_refresh_before_sending_is_the_only_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_background_refresh_that_failed_uses_nothing_up() {
+async fn a_failed_background_refresh_costs_nothing() {
     let issuer = Issuer::new([Turn::Fail(Duration::ZERO, unavailable())]);
     let tokens = pair("t0", "r0").with_expires_in(100 * SECOND);
     let session = Session::builder(tokens)

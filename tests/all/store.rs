@@ -150,7 +150,7 @@ async fn child() {
 }
 
 #[tokio::test]
-async fn clones_of_a_memory_store_share_tokens_and_lock() {
+async fn memory_store_clones_share_all() {
     let store = MemoryStore::default();
     let other = store.clone();
     assert!(store.load().await.unwrap().is_none());
@@ -435,7 +435,7 @@ async fn a_link_is_followed_and_shares_the_lock() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_symbolic_link_to_itself_is_an_error_and_stays() {
+async fn a_link_to_itself_is_an_error_and_stays() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
     std::os::unix::fs::symlink("tokens.json", &path).unwrap();

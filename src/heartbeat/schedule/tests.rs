@@ -14,7 +14,7 @@ fn seconds(seconds: f64) -> Duration {
 }
 
 #[test]
-fn ticks_are_whole_periods_and_missed_ones_are_left_out() {
+fn missed_ticks_are_skipped() {
     let start = Instant::now();
     // How long the beat at 0 took, and when the next one is.
     for (took, next) in [(0.0, 10.0), (9.9, 10.0), (10.0, 20.0), (10.1, 20.0), (95.0, 100.0)] {
@@ -26,7 +26,7 @@ fn ticks_are_whole_periods_and_missed_ones_are_left_out() {
 }
 
 #[test]
-fn jitter_is_early_and_at_most_a_twentieth_of_the_period() {
+fn jitter_is_early_by_at_most_a_twentieth() {
     let start = Instant::now();
     for (jitter, next) in [(0.0, 20.0), (0.5, 19.75), (1.0, 19.5), (7.0, 19.5)] {
         let mut schedule = Schedule::new(start, seconds(10.0), None, None);
@@ -55,7 +55,7 @@ fn a_beat_that_was_asked_for_moves_no_tick() {
 }
 
 #[test]
-fn two_beats_fall_into_the_last_part_of_the_life() {
+fn two_beats_fall_into_the_window() {
     let start = Instant::now();
     let token = Lifetime { from: start, until: start + seconds(10.0) };
     // The last beat, now, and the next with a tick at 9; `None`: the tick.
@@ -94,7 +94,7 @@ fn a_tick_in_the_window_stays_a_tick() {
 }
 
 #[test]
-fn a_moved_beat_takes_the_following_ones_with_it() {
+fn a_moved_beat_moves_the_following_ones() {
     let start = Instant::now();
     let token = Lifetime { from: start, until: start + seconds(10.0) };
     let mut schedule = Schedule::new(start, seconds(9.0), None, Some(0.8));
@@ -111,7 +111,7 @@ fn a_moved_beat_takes_the_following_ones_with_it() {
 }
 
 #[test]
-fn without_window_or_expiry_there_are_only_ticks() {
+fn without_a_window_there_are_only_ticks() {
     let start = Instant::now();
     let token = Some(Lifetime { from: start, until: start + seconds(10.0) });
     for (window, lifetime) in [(None, token), (Some(0.8), None)] {
@@ -125,7 +125,7 @@ fn without_window_or_expiry_there_are_only_ticks() {
 }
 
 #[test]
-fn odd_periods_and_lifetimes_neither_panic_nor_spin() {
+fn odd_periods_neither_panic_nor_spin() {
     let start = Instant::now();
     for every in [Duration::from_nanos(1), Duration::MAX] {
         let mut schedule = Schedule::new(start, every, None, Some(0.999));
@@ -141,7 +141,7 @@ fn odd_periods_and_lifetimes_neither_panic_nor_spin() {
 }
 
 #[test]
-fn a_slow_beat_over_the_first_place_is_no_beat_in_it() {
+fn a_slow_beat_does_not_count_in_the_window() {
     let start = Instant::now();
     let at = |second| start + seconds(second);
     let token = Some(Lifetime { from: start, until: at(10.0) });
@@ -240,7 +240,7 @@ fn jitter_brings_no_beat_before_retry_after() {
 }
 
 #[test]
-fn a_wait_that_was_asked_for_holds_until_a_success() {
+fn a_requested_wait_holds_until_a_success() {
     let start = Instant::now();
     let mut schedule = Schedule::new(start, seconds(10.0), None, None);
     let first = beaten(Cause::Tick, start, start, 0.0);
@@ -255,7 +255,7 @@ fn a_wait_that_was_asked_for_holds_until_a_success() {
 }
 
 #[test]
-fn after_a_suspend_a_beat_comes_before_the_tokens_end() {
+fn after_a_suspend_a_beat_precedes_expiry() {
     let start = Instant::now();
     let at = |second: f64| start + seconds(second);
     let (second, day) = (seconds(1.0), seconds(86_400.0));

@@ -80,7 +80,7 @@ async fn a_logout_cookie_is_no_token() {
 }
 
 #[tokio::test]
-async fn a_whole_answer_that_is_no_token_answer_is_not_asked_for_again() {
+async fn a_useless_200_is_not_retried() {
     let utf16: Vec<u8> =
         r#"{"access_token":"a"}"#.encode_utf16().flat_map(u16::to_be_bytes).collect();
     let large = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(1024 * 1024));
@@ -193,7 +193,7 @@ fn broken_gzip() -> Reply {
 }
 
 #[tokio::test]
-async fn a_refresh_token_before_the_gzip_breaks_is_kept() {
+async fn a_refresh_token_in_broken_gzip_is_kept() {
     let endpoint = TokenEndpoint::start([broken_gzip(), Reply::token()]).await;
     let (result, log) = fly(&quick(&endpoint)).await;
     assert_eq!(access(&result.unwrap()), "new-access");
@@ -257,7 +257,7 @@ async fn each_code_has_its_kind_at_any_status() {
 }
 
 #[tokio::test]
-async fn a_new_refresh_token_without_an_access_token_is_kept_and_used() {
+async fn a_lone_refresh_token_is_kept_and_used() {
     let rescued = r#""refresh_token":"rescued-token""#;
     for first in [
         Reply::json(200, format!("{{{rescued}}}")),
@@ -281,7 +281,7 @@ async fn a_new_refresh_token_without_an_access_token_is_kept_and_used() {
 }
 
 #[tokio::test]
-async fn a_rescued_token_is_kept_before_anything_else_is_judged() {
+async fn a_refresh_token_is_kept_before_judging() {
     let body = |member: &str| {
         format!(r#"{{"access_token":"a",{member},"refresh_token":"rescued-token"}}"#)
     };

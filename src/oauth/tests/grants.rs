@@ -77,7 +77,7 @@ async fn a_refresh_token_alone_is_no_token() {
 }
 
 #[test]
-fn grant_types_are_neither_empty_nor_the_refresh_token() {
+fn grant_type_is_not_empty_or_refresh_token() {
     let check = |grant: &str| OAuthRefresh::grant("https://t.example.com", grant).check();
     for grant in ["", " ", "refresh_token"] {
         assert_eq!(check(grant).unwrap_err().kind(), ErrorKind::InvalidConfig, "{grant:?}");
@@ -150,7 +150,7 @@ async fn a_file_is_read_anew_at_each_attempt() {
 }
 
 #[tokio::test]
-async fn a_parameter_that_cannot_be_made_is_tried_again() {
+async fn a_failed_late_parameter_is_retried() {
     let endpoint = TokenEndpoint::start([Reply::token()]).await;
     let made = AtomicU32::new(0);
     let refresher = credentials(&endpoint).param_with("x", move || {
@@ -288,7 +288,7 @@ async fn the_other_is_asked_for_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_grant_that_would_end_a_login_falls_back_too() {
+async fn a_grant_with_an_ending_code_falls_back() {
     let first = TokenEndpoint::start([said("invalid_grant")]).await;
     let second = TokenEndpoint::start([Reply::token()]).await;
     let bearer = OAuthRefresh::grant(&first.url, "urn:ietf:params:oauth:grant-type:jwt-bearer");

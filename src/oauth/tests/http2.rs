@@ -25,7 +25,7 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 const STREAM: u32 = 1;
 
 #[tokio::test]
-async fn only_a_server_that_says_so_has_not_seen_the_request() {
+async fn only_refused_stream_is_known_unsent() {
     let table = [
         (reset(REFUSED_STREAM), true),
         (reset(NO_ERROR), false),

@@ -64,7 +64,7 @@ async fn waits(
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_default_six_attempts_with_a_jittered_doubling_backoff() {
+async fn six_attempts_and_backoff_by_default() {
     let mut all = Vec::new();
     for _ in 0..30 {
         let (told, error) = waits(None, |refresher| refresher).await;
@@ -81,7 +81,7 @@ async fn by_default_six_attempts_with_a_jittered_doubling_backoff() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_default_a_minute_is_the_end_and_half_of_one_the_longest_retry_after() {
+async fn deadline_and_retry_after_defaults() {
     let begun = Instant::now();
     let (told, error) = waits(Some("30"), |refresher| refresher).await;
     assert_eq!(told.len(), 1);
@@ -101,7 +101,7 @@ async fn by_default_a_minute_is_the_end_and_half_of_one_the_longest_retry_after(
 }
 
 #[tokio::test]
-async fn what_a_server_says_it_cannot_do_now_is_asked_again() {
+async fn passing_codes_are_retried() {
     for status in [408, 409, 423, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529] {
         let endpoint = TokenEndpoint::start([
             Reply::status(status),
@@ -170,7 +170,7 @@ async fn other_failures_are_not_asked_about_again() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_asked_for_again_after_the_first_step() {
+async fn a_lost_response_waits_the_first_step() {
     let lost = [
         Reply::reset(),
         Reply::cut(200, r#"{"access_token":"a""#),
@@ -221,7 +221,7 @@ async fn without_retry_lost_a_lost_answer_ends_it() {
 }
 
 #[tokio::test]
-async fn a_gateways_status_is_repeated_after_the_first_step() {
+async fn a_gateway_status_waits_the_first_step() {
     let first = Duration::from_millis(10);
     let script = [502, 504, 408, 520, 524].map(Reply::status);
     let endpoint = TokenEndpoint::start(script.into_iter().chain([Reply::token()])).await;
@@ -294,7 +294,7 @@ async fn headers_and_body_share_the_attempt_timeout() {
 }
 
 #[tokio::test]
-async fn what_follows_a_lost_answer_says_that_the_token_may_be_spent() {
+async fn after_a_lost_response_possibly_consumed() {
     let invalid_grant = || Reply::json(400, r#"{"error":"invalid_grant"}"#);
     let rescue = || Reply::json(200, r#"{"refresh_token":"rescued-token"}"#);
     let table = [
@@ -376,7 +376,7 @@ impl RefreshLog for StuckKeep {
 }
 
 #[tokio::test]
-async fn the_deadline_is_over_the_keeping_too_and_what_was_rescued_is_not_lost() {
+async fn the_deadline_covers_the_rescue_save() {
     let endpoint =
         TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"rescued-token"}"#)]).await;
     let log = Log::new(Tokens::from_refresh_token(OLD).unwrap());
@@ -416,7 +416,7 @@ async fn retry_after_is_the_least_wait() {
 }
 
 #[tokio::test]
-async fn a_retry_after_that_is_too_long_ends_it_at_once() {
+async fn too_long_a_retry_after_ends_it() {
     for (value, seconds) in [("86400", 86_400), ("31", 31), ("99999999999999999999", u64::MAX)] {
         let (result, log, endpoint) =
             answered(Reply::with(503, &[&format!("Retry-After: {value}")], "")).await;
@@ -439,7 +439,7 @@ async fn what_was_asked_for_last_stays_with_the_error() {
 }
 
 #[tokio::test]
-async fn a_status_that_was_answered_is_told_though_the_last_answer_was_lost() {
+async fn the_last_status_outlives_a_lost_response() {
     let endpoint = TokenEndpoint::start([Reply::status(502), Reply::reset()]).await;
     let error = fly(&quick(&endpoint).max_attempts(2)).await.0.unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::BAD_GATEWAY));

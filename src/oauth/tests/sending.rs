@@ -76,7 +76,7 @@ async fn each_way_of_naming_the_client() {
 }
 
 #[tokio::test]
-async fn redirects_are_not_followed_and_the_form_reaches_nobody_else() {
+async fn redirects_of_the_form_are_not_followed() {
     let other = TokenEndpoint::start([Reply::token()]).await;
     for status in [301, 302, 303, 307, 308] {
         let (result, _, endpoint) =
@@ -140,7 +140,7 @@ async fn a_redirect_to_another_origin_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_client_passed_in_is_used_whole_at_every_attempt() {
+async fn a_passed_in_client_is_used_whole() {
     let first = TokenEndpoint::start([
         Reply::status(503),
         Reply::with(307, &["Location: /other"], ""),
@@ -160,7 +160,7 @@ async fn a_client_passed_in_is_used_whole_at_every_attempt() {
 }
 
 #[tokio::test]
-async fn a_redirect_loop_of_a_client_passed_in_is_a_rejection() {
+async fn a_redirect_loop_is_client_rejected() {
     let endpoint = TokenEndpoint::start([Reply::with(307, &["Location: /token"], "")]).await;
     let client = Client::builder().redirect(redirect::Policy::limited(2)).build().unwrap();
     let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
@@ -187,7 +187,7 @@ impl Middleware for Refuses {
 }
 
 #[tokio::test]
-async fn a_client_that_will_not_send_is_unavailable_at_once_and_quotes_no_secret() {
+async fn an_unsendable_request_quotes_no_secret() {
     let endpoint = TokenEndpoint::start([Reply::token()]).await;
     let table: [(Refusal, &str); 3] = [
         (
@@ -228,7 +228,7 @@ async fn closed_port() -> String {
 }
 
 #[tokio::test]
-async fn connections_that_fail_are_retried_through_any_wrapping_and_consume_nothing() {
+async fn connect_errors_consume_nothing() {
     let url = closed_port().await;
     let refresher = || {
         OAuthRefresh::new(&url)
@@ -323,7 +323,7 @@ impl Middleware for ErrorForStatus {
 }
 
 #[tokio::test]
-async fn a_client_that_makes_errors_of_statuses_is_understood() {
+async fn a_client_that_errors_on_status_works() {
     for wrapped in [false, true] {
         let endpoint = TokenEndpoint::start([Reply::status(503), Reply::status(403)]).await;
         let client = ClientBuilder::new(Client::new());

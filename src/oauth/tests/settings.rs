@@ -50,7 +50,7 @@ fn endpoints_are_https_or_on_loopback() {
 }
 
 #[test]
-fn limits_are_not_zero_and_members_not_said_twice() {
+fn zero_limits_and_doubled_members_fail() {
     let new = || OAuthRefresh::new("https://t.example.com");
     let bad = [
         new().max_attempts(0),
@@ -87,7 +87,7 @@ fn limits_are_not_zero_and_members_not_said_twice() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_with_settings_that_cannot_work() {
+async fn invalid_settings_send_nothing() {
     let endpoint = TokenEndpoint::start([Reply::token()]).await;
     let error = fly(&quick(&endpoint).max_attempts(0)).await.0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidConfig);
@@ -108,7 +108,7 @@ async fn absurd_durations_are_no_limit() {
 }
 
 #[tokio::test]
-async fn without_a_refresh_token_there_is_nothing_to_ask_with() {
+async fn without_a_refresh_token_nothing_is_sent() {
     let endpoint = TokenEndpoint::start([Reply::token()]).await;
     let refresher = quick(&endpoint);
     for tokens in [Tokens::empty(), Tokens::new("a").unwrap()] {
@@ -123,7 +123,7 @@ async fn without_a_refresh_token_there_is_nothing_to_ask_with() {
 }
 
 #[test]
-fn the_default_client_outlives_the_runtime_that_first_used_it() {
+fn the_default_client_outlives_its_runtime() {
     for _ in 0..3 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

@@ -155,7 +155,7 @@ fn what_each_state_says_to_everybody_who_asks() {
 }
 
 #[test]
-fn the_short_cut_is_for_good_tokens_and_reads_the_clock_only_for_those_that_end() {
+fn the_short_cut_reads_the_clock_for_expiry() {
     let now = now();
     assert!(good(now).is_quiet(|| now));
     let never = || panic!("the clock was read");
@@ -173,7 +173,7 @@ fn the_short_cut_is_for_good_tokens_and_reads_the_clock_only_for_those_that_end(
 }
 
 #[test]
-fn a_failed_flight_leaves_behind_what_its_kind_asks_for() {
+fn a_failed_refresh_leaves_what_its_kind_asks() {
     let now = now();
     let after = |error: &Error, cooldown: u32| {
         let mut state = good(now);
@@ -212,7 +212,7 @@ fn a_failed_flight_leaves_behind_what_its_kind_asks_for() {
 }
 
 #[test]
-fn the_error_of_a_cool_down_says_what_its_cause_said() {
+fn a_cool_down_error_repeats_its_cause() {
     let cause = error(ErrorKind::Unavailable)
         .with_status(http::StatusCode::BAD_GATEWAY)
         .with_retry_after(7 * SECOND);
@@ -227,7 +227,7 @@ fn the_error_of_a_cool_down_says_what_its_cause_said() {
 }
 
 #[test]
-fn only_an_answer_to_the_present_generation_brings_a_token() {
+fn only_the_present_generation_captures() {
     let now = now();
     let token = AccessToken::new("new").unwrap();
     let lifetime = Some(Lifetime { from: now, until: now + SECOND });
@@ -254,7 +254,7 @@ fn only_an_answer_to_the_present_generation_brings_a_token() {
 }
 
 #[test]
-fn what_a_flight_brings_replaces_what_it_has_and_leaves_the_rest() {
+fn a_refresh_replaces_only_what_it_brings() {
     let now = now();
     let pause = Some(now + SECOND);
     let before =
@@ -291,7 +291,7 @@ fn what_a_flight_brings_replaces_what_it_has_and_leaves_the_rest() {
 }
 
 #[test]
-fn a_new_login_forgets_all_and_gives_back_the_flight_that_it_overtakes() {
+fn a_new_login_supersedes_the_refresh() {
     let now = now();
     let pause = Some(now + SECOND);
     let dead = Phase::LoginRequired(error(ErrorKind::LoginRequired));

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_that_are_dropped_together_share_one_budget() {
+    fn dropped_together_share_one_budget() {
         let mut budget = Budget { last: None, left: LIMIT };
         let start = Instant::now();
         assert_eq!(budget.left(start), LIMIT);

@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_becomes_of_the_connection_and_no_word_of_the_servers() {
+    fn errors_judge_the_connection_and_quote_nothing() {
         let of = |kind| RedisError::from((kind, "s3cret", "s3cret".to_owned()));
         let io = |kind: io::ErrorKind| RedisError::from(io::Error::from(kind));
         // Worn out, final, and what is said.
