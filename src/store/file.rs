@@ -27,7 +27,9 @@ const LONGEST_POLL: Duration = Duration::from_millis(50);
 ///
 /// The file is JSON:
 /// `{"version":1,"access_token":"…","refresh_token":"…","expires_at":1800000000.5}`, the expiry in
-/// Unix seconds. Members that this crate does not know survive a rewrite. The file has mode 0600.
+/// Unix seconds. Tokens that are bound to a key (DPoP) have version 2 and the key's thumbprint,
+/// `"cnf":{"jkt":"…"}`. Members that this crate does not know survive a rewrite. The file has mode
+/// 0600.
 /// Without [`encrypt_with`](Self::encrypt_with) the tokens in it are not encrypted.
 ///
 /// - Neither the group nor others may write the file's directory, whoever owns it: use neither the

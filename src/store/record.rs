@@ -1,5 +1,7 @@
 //! The JSON document that the file and the Redis store share:
-//! `{"version":1,"access_token":…,"refresh_token":…,"expires_at":<unix seconds>}`.
+//! `{"version":1,"access_token":…,"refresh_token":…,"expires_at":<unix seconds>}`. Tokens that are
+//! bound to a key have `"version":2` and `"cnf":{"jkt":…}` (RFC 7800, RFC 9449 §6.1), so that a first
+//! edition, which has no keys, leaves them alone.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +15,10 @@ use zeroize::Zeroizing;
 use crate::token::{AccessToken, RefreshToken, Tokens, trim_token};
 
 const VERSION: u64 = 1;
+/// With a key.
+const BOUND: u64 = 2;
+/// The longest thumbprint that is read, in bytes. One of SHA-256 has 43.
+const MAX_THUMBPRINT: usize = 128;
 /// The longest document that is read, in bytes.
 pub(super) const MAX_BYTES: usize = 1024 * 1024;
 
@@ -54,7 +60,8 @@ impl Record {
                     error.column()
                 ))
             })?;
-        check_version(members.get("version").copied())?;
+        let bound_to = thumbprint(members.get("cnf").copied())?;
+        check_version(members.get("version").copied(), bound_to.is_some())?;
         let access = token(&members, "access_token", AccessToken::new)?;
         let refresh = token(&members, "refresh_token", RefreshToken::new)?;
         let expires_at = members.get("expires_at").and_then(|value| parse_time(value.get()));
@@ -63,10 +70,10 @@ impl Record {
             tokens = tokens.with_expires_at(at);
         }
         let rotates = members.get("rotates").is_some_and(|value| value.get() == "true");
-        tokens = tokens.with_rotates(rotates);
+        tokens = tokens.with_rotates(rotates).bound_to(bound_to.as_deref());
         let rest = members
             .into_iter()
-            .filter(|(name, _)| !is_ours(name))
+            .filter(|(name, _)| !is_ours(name) && (*name != "cnf" || bound_to.is_none()))
             .map(|(name, value)| (name, value.to_owned()));
         Ok(Self { tokens, rest: Rest(rest.collect()) })
     }
@@ -91,12 +98,15 @@ impl Rest {
     pub(super) fn with(&self, tokens: &Tokens) -> Zeroizing<String> {
         let access = tokens.access_token().map(AccessToken::expose_secret);
         let refresh = tokens.refresh_token().map(RefreshToken::expose_secret);
-        let rest: usize =
+        let beside: usize =
             self.0.iter().map(|(name, value)| 6 * name.len() + value.get().len() + 8).sum();
+        let rest = beside + tokens.key_thumbprint().map_or(0, |thumbprint| 6 * thumbprint.len());
         // Room for all of it at once: a buffer that grows leaves copies behind.
         let room = 2 * (access.map_or(0, str::len) + refresh.map_or(0, str::len)) + rest + 256;
         let mut out = Zeroizing::new(String::with_capacity(room));
-        out.push_str("{\"version\":1");
+        let bound_to = tokens.key_thumbprint().filter(|_| access.or(refresh).is_some());
+        let version = if bound_to.is_some() { BOUND } else { VERSION };
+        let _ = write!(out, "{{\"version\":{version}");
         for (name, value) in [("access_token", access), ("refresh_token", refresh)] {
             if let Some(value) = value {
                 push_member(&mut out, name);
@@ -111,7 +121,14 @@ impl Rest {
             push_member(&mut out, "rotates");
             out.push_str("true");
         }
-        for (name, value) in &self.0 {
+        if let Some(thumbprint) = bound_to {
+            push_member(&mut out, "cnf");
+            out.push_str("{\"jkt\":");
+            push_text(&mut out, thumbprint);
+            out.push('}');
+        }
+        for (name, value) in self.0.iter().filter(|(name, _)| *name != "cnf" || bound_to.is_none())
+        {
             push_member(&mut out, name);
             out.push_str(value.get());
         }
@@ -131,10 +148,7 @@ impl fmt::Display for Unreadable {
         match self {
             Self::Broken(why) => write!(f, "is broken: it {why}"),
             Self::Newer(version) => {
-                write!(
-                    f,
-                    "has version {version}, written by a later reqwest-reauth; this one knows version {VERSION}"
-                )
+                write!(f, "has version {version}, written by a later reqwest-reauth")
             }
         }
     }
@@ -148,13 +162,33 @@ fn is_ours(name: &str) -> bool {
     matches!(name, "version" | "access_token" | "refresh_token" | "expires_at" | "rotates")
 }
 
-fn check_version(member: Option<&RawValue>) -> Result<(), Unreadable> {
+fn check_version(member: Option<&RawValue>, is_bound: bool) -> Result<(), Unreadable> {
     match member.map(|value| value.get().parse::<u64>()) {
         Some(Ok(VERSION)) => Ok(()),
+        Some(Ok(BOUND)) if is_bound => Ok(()),
         Some(Ok(newer)) if newer > VERSION => Err(Unreadable::Newer(newer)),
         Some(_) => Err(broken("has an unknown version")),
         None => Err(broken("has no version")),
     }
+}
+
+/// The `jkt` of a `cnf`. Another confirmation method is none of ours. A thumbprint in an odd form
+/// breaks the document: without it, its tokens would pass for tokens of any key.
+fn thumbprint(cnf: Option<&RawValue>) -> Result<Option<String>, Unreadable> {
+    let Some(Ok(methods)) =
+        cnf.map(|cnf| serde_json::from_str::<BTreeMap<String, &RawValue>>(cnf.get()))
+    else {
+        return Ok(None);
+    };
+    let Some(jkt) = methods.get("jkt") else { return Ok(None) };
+    serde_json::from_str::<String>(jkt.get())
+        .ok()
+        .filter(|jkt| {
+            let visible = jkt.bytes().all(|byte| byte.is_ascii_graphic());
+            visible && (1..=MAX_THUMBPRINT).contains(&jkt.len())
+        })
+        .map(Some)
+        .ok_or_else(|| broken("has a thumbprint (jkt) that no key can have"))
 }
 
 fn token<T>(
@@ -380,8 +414,45 @@ mod tests {
             Record::parse(&longest).unwrap_err(),
             Unreadable::Broken("is over 1 MiB".to_owned())
         );
-        let newer = parse(r#"{"version":2,"access_token":["anything"]}"#).unwrap_err();
-        assert_eq!(newer, Unreadable::Newer(2));
-        assert!(newer.to_string().contains("version 2"));
+        for newer in [
+            r#"{"version":2,"access_token":["anything"]}"#,
+            r#"{"version":2,"cnf":{"x5t#S256":"x"}}"#,
+        ] {
+            let why = parse(newer).unwrap_err();
+            assert_eq!(why, Unreadable::Newer(2));
+            assert!(why.to_string().contains("version 2"));
+        }
+        let bound = parse(r#"{"version":3,"cnf":{"jkt":"key"}}"#).unwrap_err();
+        assert_eq!(bound, Unreadable::Newer(3));
+    }
+
+    #[test]
+    fn a_bound_login_names_its_key() {
+        let tokens = Tokens::from_refresh_token("r").unwrap().with_key_thumbprint("key-1");
+        let written = Rest::default().with(&tokens);
+        assert_eq!(*written, r#"{"version":2,"refresh_token":"r","cnf":{"jkt":"key-1"}}"#);
+        let read = parse(&written).unwrap();
+        assert_eq!(read.tokens.key_thumbprint(), Some("key-1"));
+        assert_eq!(*read.rest.with(&read.tokens), *written, "it is not written twice");
+        assert_eq!(*read.rest.with(&Tokens::empty()), r#"{"version":1}"#);
+        let unbound = Tokens::from_refresh_token("s").unwrap();
+        assert_eq!(*read.rest.with(&unbound), r#"{"version":1,"refresh_token":"s"}"#);
+    }
+
+    #[test]
+    fn other_confirmations_are_none_of_ours() {
+        let text = r#"{"version":1,"refresh_token":"r","cnf":{"x5t#S256":"c"}}"#;
+        let other = parse(text).unwrap();
+        assert_eq!(other.tokens.key_thumbprint(), None);
+        assert_eq!(*other.rest.with(&other.tokens), text, "and are kept");
+        let bound = other.tokens.clone().with_key_thumbprint("k");
+        let written = other.rest.with(&bound);
+        assert_eq!(*written, r#"{"version":2,"refresh_token":"r","cnf":{"jkt":"k"}}"#);
+        for jkt in ["5", "\"\"", "\"a b\"", "null", "{}"] {
+            let document = format!(r#"{{"version":2,"cnf":{{"jkt":{jkt}}}}}"#);
+            assert!(matches!(parse(&document), Err(Unreadable::Broken(_))), "{jkt}");
+        }
+        let long = format!(r#"{{"version":2,"cnf":{{"jkt":"{}"}}}}"#, "k".repeat(129));
+        assert!(matches!(parse(&long), Err(Unreadable::Broken(_))));
     }
 }

@@ -3,7 +3,10 @@
 mod claims;
 mod secret;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::Instant;
 
@@ -27,6 +30,8 @@ pub struct Tokens {
     expiry: Option<Expiry>,
     /// Refresh tokens of this login are known to rotate: each can be sent once.
     rotates: bool,
+    /// Of the key that they are bound to.
+    key_thumbprint: Option<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +132,23 @@ impl Tokens {
         self
     }
 
+    /// Says that the tokens are bound to the key with this SHA-256 thumbprint (RFC 7638), as `jkt`
+    /// in the `cnf` of RFC 7800 does (RFC 9449 §6.1). Default: none.
+    ///
+    /// For a [`TokenStore`](crate::TokenStore) that keeps the thumbprint beside the tokens. A session
+    /// saves the thumbprint of its own key, and neither adopts nor overwrites a stored login that
+    /// is bound to another one.
+    pub fn with_key_thumbprint(mut self, thumbprint: impl Into<String>) -> Self {
+        self.key_thumbprint = Some(thumbprint.into().into());
+        self
+    }
+
+    /// The thumbprint of the key that the tokens are bound to; `None` if they are bound to none, or
+    /// it is not known.
+    pub fn key_thumbprint(&self) -> Option<&str> {
+        self.key_thumbprint.as_deref()
+    }
+
     /// The access token, if there is one.
     pub fn access_token(&self) -> Option<&AccessToken> {
         self.access.as_ref()
@@ -188,6 +210,11 @@ impl Tokens {
             self.access.clone().filter(|access| other.access.as_ref() != Some(access)),
             self.refresh.clone().filter(|refresh| other.refresh.as_ref() != Some(refresh)),
         )
+    }
+
+    pub(crate) fn bound_to(mut self, thumbprint: Option<&str>) -> Self {
+        self.key_thumbprint = thumbprint.map(Arc::from);
+        self
     }
 
     pub(crate) fn rotates(&self) -> bool {
