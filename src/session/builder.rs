@@ -410,7 +410,7 @@ impl SessionBuilder {
     pub async fn restore(self) -> Result<Session, Error> {
         let session = self.build()?;
         if let Some(store) = &session.0.store {
-            match store.open().await {
+            match store.open(&session).await {
                 Ok(Some(stored)) => session.adopt_stored(&stored),
                 Ok(None) => session.starts_logged_out(),
                 Err(error) if session.load().has_tokens() => {

@@ -328,6 +328,14 @@ impl Session {
         self.0.dpop.as_ref()
     }
 
+    /// Of the key that the session's tokens are bound to.
+    pub(crate) fn key_thumbprint(&self) -> Option<&str> {
+        #[cfg(feature = "dpop")]
+        return self.0.dpop.as_ref().map(|dpop| dpop.key().thumbprint());
+        #[cfg(not(feature = "dpop"))]
+        None
+    }
+
     pub(crate) fn channels(&self) -> &Channels {
         &self.0.channels
     }

@@ -293,6 +293,9 @@ impl State {
             (Phase::Closed, _) => Err(Error::of(ErrorKind::Closed)),
             (_, Some(access)) => Ok(access),
             (Phase::LoginRequired(cause), None) => Err(cause.clone()),
+            (Phase::CoolingDown { cause, .. }, None) if cause.nothing_to_ask_with() => {
+                Err(cause.clone())
+            }
             (_, None) => Err(no_token()),
         }
     }

@@ -253,7 +253,10 @@ impl Session {
     pub(super) fn starts_logged_out(&self) {
         let can_ask = |refresher: &dyn Refresher| can_refresh(refresher, &Tokens::empty());
         if !self.load().has_tokens() && !self.0.refresher.as_deref().is_some_and(can_ask) {
-            self.update(|state| state.phase = Phase::LoginRequired(no_token()));
+            let store = self.0.store.as_deref();
+            let cause =
+                store.and_then(|store| store.bound_elsewhere(self)).unwrap_or_else(no_token);
+            self.update(|state| state.phase = Phase::LoginRequired(cause));
         }
     }
 }

@@ -689,7 +689,7 @@ async fn a_session_that_the_closure_gives_wins() {
 // ---- what an operator sees
 
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -702,13 +702,13 @@ impl io::Write for Log {
 }
 
 impl Log {
-    fn lines(&self, level: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, level: &str) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         let lines = text.lines().map(str::trim).filter(|line| line.starts_with(level));
         lines.map(str::to_owned).collect()
     }
 
-    fn here(&self) -> tracing::subscriber::DefaultGuard {
+    pub(crate) fn here(&self) -> tracing::subscriber::DefaultGuard {
         let log = self.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).without_time();
         let subscriber = subscriber.with_max_level(tracing::Level::DEBUG);

@@ -11,6 +11,7 @@ mod workers;
 mod api;
 mod auth_server;
 mod beats;
+mod bound_logins;
 mod budget;
 mod buffer;
 mod cancel;

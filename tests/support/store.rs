@@ -78,6 +78,10 @@ impl FakeStore {
         *self.0.held.lock().unwrap() = Some(tokens);
     }
 
+    pub fn stored(&self) -> Option<Tokens> {
+        self.0.held.lock().unwrap().clone()
+    }
+
     /// Access and refresh token that are stored.
     pub fn held(&self) -> Option<(String, String)> {
         self.0.held.lock().unwrap().as_ref().map(texts)

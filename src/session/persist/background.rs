@@ -79,6 +79,9 @@ impl BackgroundSave {
             // Without one nothing can be lost, and a broken file is mended by the save.
             Look::Same | Look::Changed(_) | Look::Failed => {}
         }
+        if store.known().is_kept_out() {
+            return;
+        }
         let state = session.load();
         if state.has_tokens() {
             let _ = store.save(session, login, &lock, &state.tokens()).await;

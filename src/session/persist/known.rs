@@ -40,6 +40,13 @@ pub(super) struct Known {
     dead: VecDeque<RefreshToken>,
     /// When the store was last looked into for another login.
     looked_for_login: Option<Instant>,
+    /// The stored login is bound to another key than the session's (RFC 7800): it is neither adopted
+    /// nor overwritten.
+    elsewhere: Option<Tokens>,
+    /// The last key that was told as one of those.
+    told_of: Option<Box<str>>,
+    /// The caller has given tokens that are not saved yet. They take the place of any login.
+    replaces: bool,
     /// A grant has brought another refresh token than the one that was sent: each can be sent once.
     rotates: bool,
     /// A capture waits to be saved.
@@ -142,6 +149,11 @@ impl Known {
         self.unsaved.is_some() || self.dirty && !self.saving
     }
 
+    /// The stored login, if it is bound to another key than the session's.
+    pub(super) fn elsewhere(&self) -> Option<&Tokens> {
+        self.elsewhere.as_ref()
+    }
+
     // ---- a look into the store
 
     /// The newest login. Asked before the store is loaded, for [`finds`](Self::finds).
@@ -176,8 +188,40 @@ impl Known {
         self.sees(found);
         if theirs {
             self.unsaved = None;
+            self.replaces = false;
         }
         theirs
+    }
+
+    /// Keeps a stored login away that is bound to another key than `own`. Returns the others, and
+    /// the thumbprint of that key where it is to be told.
+    pub(super) fn check_key(
+        &mut self,
+        found: Option<Tokens>,
+        own: Option<&str>,
+    ) -> (Option<Tokens>, Option<String>) {
+        let theirs = found.as_ref().and_then(Tokens::key_thumbprint);
+        let Some(theirs) = theirs.filter(|theirs| Some(*theirs) != own) else {
+            self.elsewhere = None;
+            return (found, None);
+        };
+        let told = self.told_of.as_deref() == Some(theirs);
+        let news = (!told).then(|| theirs.to_owned());
+        if !told {
+            self.told_of = Some(theirs.into());
+        }
+        self.elsewhere = found;
+        (None, news)
+    }
+
+    /// Whether a login that is bound to another key is in the way of a save. What was to be saved
+    /// then waits no longer.
+    pub(super) fn is_kept_out(&mut self) -> bool {
+        let kept_out = self.elsewhere.is_some() && !self.replaces;
+        if kept_out {
+            self.unsaved = None;
+        }
+        kept_out
     }
 
     /// The store holds nothing.
@@ -210,6 +254,7 @@ impl Known {
     pub(super) fn announce(&mut self, login: u64, tokens: &Tokens) {
         self.unsaved = Some(tokens.clone());
         (self.announced, self.dirty) = (true, false);
+        self.replaces = true;
         self.login = login;
         self.candidate = None;
         self.given = tokens.refresh_token().cloned();
@@ -261,6 +306,7 @@ impl Known {
     pub(super) fn saved(&mut self, tokens: &Tokens, current: bool) {
         self.sees(tokens);
         self.settles(tokens);
+        self.elsewhere = None;
         if current {
             self.dirty = false;
         }
@@ -269,7 +315,7 @@ impl Known {
     /// These tokens are saved, or no longer to be.
     pub(super) fn settles(&mut self, tokens: &Tokens) {
         if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(tokens)) {
-            (self.unsaved, self.announced) = (None, false);
+            (self.unsaved, self.announced, self.replaces) = (None, false, false);
         }
     }
 
@@ -299,6 +345,7 @@ impl Known {
         self.login = old.login;
         if !cleared {
             (self.seen, self.tried) = (old.seen, old.tried);
+            (self.elsewhere, self.told_of) = (old.elsewhere, old.told_of);
         }
     }
 
@@ -357,6 +404,39 @@ mod tests {
             "what was announced is newer than any of them"
         );
         assert!(known.has_unsaved(), "and is still to be saved");
+    }
+
+    #[test]
+    fn a_login_of_another_key_is_kept_as_it_is() {
+        let of = |key: &str| Some(pair("a", "r").with_key_thumbprint(key));
+        let mut known = Known::default();
+        for own in [None, Some("own")] {
+            let (found, _) = known.check_key(of("other"), own);
+            assert!(found.is_none() && known.is_kept_out(), "{own:?}");
+        }
+        let (found, told) = known.check_key(of("own"), Some("own"));
+        assert!(found.is_some() && told.is_none() && !known.is_kept_out());
+        let (found, _) = known.check_key(Some(pair("a", "r")), Some("own"));
+        assert!(found.is_some(), "no key is named");
+        let told: Vec<_> = ["other", "third", "third", "other"]
+            .map(|key| known.check_key(of(key), Some("own")).1)
+            .into_iter()
+            .flatten()
+            .collect();
+        assert_eq!(told, ["third", "other"], "each once in a row");
+    }
+
+    #[test]
+    fn given_tokens_take_the_place_of_any_login() {
+        let mut known = Known::default();
+        known.check_key(Some(pair("a", "r").with_key_thumbprint("other")), None);
+        let given = pair("b", "s");
+        known.announce(1, &given);
+        assert!(!known.is_kept_out() && known.has_unsaved());
+        known.saved(&given, true);
+        known.check_key(Some(pair("c", "t").with_key_thumbprint("other")), None);
+        assert!(known.intends(1, &given, None) && known.is_kept_out());
+        assert!(!known.has_unsaved(), "what is kept out waits no longer");
     }
 
     #[test]

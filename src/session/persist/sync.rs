@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     catch_panic::{StorePanicked, catch_panic},
-    error::{Error, ErrorKind},
+    error::{Error, ErrorKind, printable},
     event::Event,
     store::{StoreLock, TokenStore, is_lock_lapsed},
     time::within,
@@ -77,8 +77,39 @@ impl StoreSync {
         catch_panic(self.store.lock()).await.unwrap_or_else(|| Err(panicked()))
     }
 
-    async fn load(&self) -> Result<Option<Tokens>, Error> {
-        self.bounded(self.store.load()).await
+    /// What the store holds for this session.
+    async fn load(&self, session: &Session) -> Result<Option<Tokens>, Error> {
+        let found = self.bounded(self.store.load()).await?;
+        Ok(self.of_own_key(session, found))
+    }
+
+    /// What was found in the store, unless it is bound to another key than the session's: then
+    /// there is nothing (contract 16.5).
+    pub(in crate::session) fn of_own_key(
+        &self,
+        session: &Session,
+        found: Option<Tokens>,
+    ) -> Option<Tokens> {
+        let (found, told) = self.known().check_key(found, session.key_thumbprint());
+        if let Some(thumbprint) = told {
+            session.emit(&Event::StoredLoginIgnored { thumbprint });
+        }
+        found
+    }
+
+    /// Why there is no login, if the stored one is bound to another key.
+    pub(in crate::session) fn bound_elsewhere(&self, session: &Session) -> Option<Error> {
+        let known = self.known();
+        let theirs = printable(known.elsewhere()?.key_thumbprint()?);
+        let own = match session.key_thumbprint() {
+            Some(own) => format!("the session's is {own}"),
+            None => "the session has none".to_owned(),
+        };
+        let text = format!("the stored login is bound to the key {theirs}, and {own}");
+        let error = Error::new(ErrorKind::LoginRequired, text);
+        // With a token of its own the session goes on.
+        let goes_on = session.load().has_tokens();
+        Some(if goes_on { error.with_nothing_to_ask_with() } else { error })
     }
 
     async fn bounded<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -100,7 +131,7 @@ impl StoreSync {
     /// Looks into the store. One that fails is passed over with an event.
     pub(in crate::session) async fn look(&self, session: &Session) -> Look {
         let before = self.known().login();
-        match self.load().await {
+        match self.load(session).await {
             Ok(Some(found)) => {
                 let theirs = self.known().finds(&found, &session.load().tokens(), before);
                 if theirs { Look::Changed(found) } else { Look::Same }
@@ -119,7 +150,7 @@ impl StoreSync {
     /// Looks into the store, and leaves what somebody else has stored to the next refresh.
     pub(super) async fn peek(&self, session: &Session) -> Look {
         let before = self.known().login();
-        match self.load().await {
+        match self.load(session).await {
             Ok(Some(found)) => {
                 let own = session.load().tokens();
                 let mut known = self.known();
@@ -162,8 +193,11 @@ impl StoreSync {
 
     /// What the store holds at the start, for
     /// [`SessionBuilder::restore`](super::SessionBuilder::restore).
-    pub(in crate::session) async fn open(&self) -> Result<Option<Tokens>, Error> {
-        let found = self.load().await?;
+    pub(in crate::session) async fn open(
+        &self,
+        session: &Session,
+    ) -> Result<Option<Tokens>, Error> {
+        let found = self.load(session).await?;
         match &found {
             Some(found) => self.known().sees(found),
             None => self.known().finds_nothing(0),
@@ -209,7 +243,7 @@ impl StoreSync {
         session: &Session,
         dead: &Tokens,
     ) -> Option<Tokens> {
-        let found = match self.load().await {
+        let found = match self.load(session).await {
             Ok(found) => found?,
             Err(error) => {
                 session.emit(&Event::StoreFailed { error });
@@ -248,8 +282,8 @@ impl StoreSync {
 
     /// Somebody else has stored it since this session last looked, though not before the answer to
     /// `asked` was known.
-    async fn is_theirs(&self, asked: Option<&RefreshToken>) -> bool {
-        let Ok(Some(found)) = self.load().await else {
+    async fn is_theirs(&self, session: &Session, asked: Option<&RefreshToken>) -> bool {
+        let Ok(Some(found)) = self.load(session).await else {
             return false;
         };
         self.known().is_theirs(&found, asked)
@@ -267,10 +301,11 @@ impl StoreSync {
         if !self.known().intends(login, tokens, None) {
             return Ok(());
         }
-        let tokens = &tokens.clone().with_rotates(self.known().rotates());
+        let tokens = tokens.clone().with_rotates(self.known().rotates());
+        let tokens = &tokens.bound_to(session.key_thumbprint());
         self.known().tries(tokens);
         let mut saved = self.bounded(self.store.save(lock, tokens)).await;
-        if saved.as_ref().is_err_and(is_lock_lapsed) && self.save_again(tokens).await {
+        if saved.as_ref().is_err_and(is_lock_lapsed) && self.save_again(session, tokens).await {
             saved = Ok(());
         }
         match &saved {
@@ -290,11 +325,12 @@ impl StoreSync {
 
     /// The lock lapsed while its holder stood still: once more under a new one, if the store still
     /// holds what this session last saw there (contract 10.5).
-    async fn save_again(&self, tokens: &Tokens) -> bool {
+    async fn save_again(&self, session: &Session, tokens: &Tokens) -> bool {
         let again = async {
             let lock = self.bounded(self.store.lock()).await?;
-            let found = self.load().await?;
-            if found.is_some_and(|found| !self.known().knows(&found)) {
+            let found = self.load(session).await?;
+            let theirs = found.is_some_and(|found| !self.known().knows(&found));
+            if theirs || self.known().is_kept_out() {
                 return Ok(false);
             }
             self.bounded(self.store.save(&lock, tokens)).await.map(|()| true)
@@ -332,8 +368,13 @@ impl StoreSync {
         };
         // The user may have spoken while this waited, or another process while nobody held the
         // lock: the next flight takes theirs.
-        if !session.is_current(refresh.login()) || !has_looked && self.is_theirs(asked).await {
+        if !session.is_current(refresh.login())
+            || !has_looked && self.is_theirs(session, asked).await
+        {
             return self.known().settles(tokens);
+        }
+        if self.known().is_kept_out() {
+            return;
         }
         let _ = self.save(session, refresh.login(), &lock, tokens).await;
     }
@@ -395,7 +436,7 @@ impl StoreSync {
             }
             *stored = self.known().seen().cloned();
             if let Some(held) = held
-                && let Ok(found) = self.load().await
+                && let Ok(found) = self.load(session).await
             {
                 *stored = found.filter(|found| self.known().is_same_login(found, held));
             }

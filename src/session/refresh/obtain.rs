@@ -209,6 +209,11 @@ impl<'a> Search<'a> {
         if let Some(next) = self.look_again().await {
             return Ok(next);
         }
+        if error.nothing_to_ask_with()
+            && let Some(error) = self.store.bound_elsewhere(self.session)
+        {
+            return Err(error);
+        }
         // A process that died may have spent it without leaving a trace.
         let maybe_spent = self.progress.searched().shared && !error.nothing_to_ask_with();
         Err(if maybe_spent { error.with_possibly_consumed() } else { error })
