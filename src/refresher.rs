@@ -207,6 +207,11 @@ pub(crate) trait RefreshLog: Send + Sync {
     }
     async fn keep(&self, refresh_token: RefreshToken);
 
+    /// Whether the token endpoint may be asked now, with what [`tokens`](Self::tokens) has then.
+    async fn may_ask(&self) -> bool {
+        true
+    }
+
     /// The login seems to be over. Whether the store has nothing newer either, so that another
     /// refresher may be asked.
     async fn may_fall_back(&self) -> bool {
@@ -329,6 +334,16 @@ impl RefreshContext {
         self.log.keep(refresh_token).await;
     }
 
+    /// Makes sure that the session still has its store's lock. To be awaited before each attempt,
+    /// before [`tokens`](Self::tokens) is read for it: where the lock may have lapsed, the session
+    /// takes it again and looks into the store, and may then have another refresh token.
+    ///
+    /// `false` if the token endpoint is not to be asked any more, e.g. because another process has
+    /// stored new tokens. Return any error then: the session knows better.
+    pub async fn may_ask(&self) -> bool {
+        self.log.may_ask().await
+    }
+
     /// Whether the refresh token may be on its way, or spent by a call whose response was lost. A
     /// session assumes it from the call of the refresher on, until this says otherwise.
     pub(crate) fn sending(&self, maybe_sent: bool) {
@@ -438,6 +453,10 @@ impl RefreshLog for ForNext {
     async fn keep(&self, refresh_token: RefreshToken) {
         *lock(&self.kept) = Some(refresh_token.clone());
         self.log.keep(refresh_token).await;
+    }
+
+    async fn may_ask(&self) -> bool {
+        self.log.may_ask().await
     }
 
     async fn may_fall_back(&self) -> bool {

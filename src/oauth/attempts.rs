@@ -189,6 +189,13 @@ impl Attempts {
             ended.next = Next::End;
             return;
         }
+        if !flight.may_ask().await {
+            self.state().last = Some(Ended::without_answer(
+                Failure::Unreached,
+                "another process has used the store meanwhile".into(),
+            ));
+            return;
+        }
         let spends = settings.grant.spends_refresh_token();
         let asked_with = flight.tokens().refresh_token().cloned().filter(|_| spends);
         if spends && asked_with.is_none() {
@@ -216,6 +223,10 @@ impl Attempts {
             &mut limit,
             &Prover::of(flight),
             || settings.token_request(endpoint, asked_with.as_ref()),
+            || async {
+                let may_ask = flight.may_ask().await;
+                may_ask && (!spends || flight.tokens().refresh_token() == asked_with.as_ref())
+            },
             |request| {
                 {
                     let mut state = self.state();
@@ -226,6 +237,7 @@ impl Attempts {
             },
         )
         .await;
+        let overtaken = matches!(answer, Err(NoAnswer::Overtaken));
         let (ended, rotated) = self.0.judged(answer, asked_with.as_ref());
         let failed = match ended.verdict {
             Verdict::Granted(_) => None,
@@ -277,6 +289,10 @@ impl Attempts {
             Next::End
         } else {
             self.0.pace.next(failure, attempts, asked_wait, self.0.begun.elapsed(), fastrand::f64())
+        };
+        let next = match next {
+            Next::TryAfter(_) if overtaken => Next::TryAfter(Duration::ZERO),
+            next => next,
         };
         if let Some(ended) = &mut self.state().last {
             ended.next = next;
@@ -380,6 +396,9 @@ impl Inner {
                 (ended, rotated.map(|token| Rotated { token, is_doubtful }))
             }
             Err(no_answer) => {
+                if matches!(no_answer, NoAnswer::Overtaken) {
+                    self.state.lock().unwrap_or_else(PoisonError::into_inner).challenged = true;
+                }
                 let made = self.state.lock().unwrap_or_else(PoisonError::into_inner).made.clone();
                 let secrets = self.secrets(&Members::default(), &made);
                 let Unanswered { failure, status, cause } = no_answer.read(&secrets);

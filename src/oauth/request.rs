@@ -52,6 +52,8 @@ pub(super) enum NoAnswer {
     NotMade(NotMade),
     /// The parameters were not made in time.
     NotMadeInTime,
+    /// The session has another refresh token by now, or must not ask any more.
+    Overtaken,
     TimedOut,
     /// The client followed a redirect, and what answered is of this origin.
     Strayed(StatusCode, String),
@@ -71,6 +73,9 @@ impl NoAnswer {
             Self::NotMade(not_made) => (not_made.failure(), None, not_made.cause(secrets)),
             Self::NotMadeInTime => {
                 (Failure::Unreached, None, "the parameters were not made in time".into())
+            }
+            Self::Overtaken => {
+                (Failure::Unreached, None, "another process has used the store meanwhile".into())
             }
             Self::TimedOut => (Failure::Lost, None, "the attempt timed out".into()),
             Self::Strayed(status, origin) => {
@@ -105,16 +110,18 @@ impl NoAnswer {
 /// the headers are there, what they say counts.
 ///
 /// With a key, the request carries a proof, and if the endpoint asks for a nonce it is made anew and
-/// sent once more. `sends` is told of each request before it is sent.
-pub(super) async fn exchange<R>(
+/// sent once more, if it `may_repeat`. `sends` is told of each request before it is sent.
+pub(super) async fn exchange<R, M>(
     http: &ClientWithMiddleware,
     limit: &mut Limit,
     prover: &Prover,
     make: impl Fn() -> R,
+    may_repeat: impl Fn() -> M,
     mut sends: impl FnMut(&mut TokenRequest),
 ) -> Result<Answer, NoAnswer>
 where
     R: Future<Output = Result<TokenRequest, NotMade>>,
+    M: Future<Output = bool>,
 {
     let mut was_challenged = false;
     loop {
@@ -127,6 +134,9 @@ where
             answer.is_bound = prover.is_bound();
             answer.was_challenged = was_challenged;
             return Ok(answer);
+        }
+        if !may_repeat().await {
+            return Err(NoAnswer::Overtaken);
         }
         was_challenged = true;
     }

@@ -114,6 +114,7 @@ impl Revocation<'_> {
             &mut limit,
             &Prover::of_logout(),
             || settings.revocation_request(token_endpoint, endpoint, token, hint),
+            || std::future::ready(true),
             |request| made = std::mem::take(&mut request.made),
         )
         .await;

@@ -172,17 +172,18 @@ forward!(Box);
 pub struct StoreLock {
     guard: Option<Arc<dyn Any + Send + Sync>>,
     fence: Option<u64>,
+    is_held: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
 }
 
 impl StoreLock {
     /// For a store without a lock.
     pub fn none() -> Self {
-        Self { guard: None, fence: None }
+        Self { guard: None, fence: None, is_held: None }
     }
 
     /// Held as long as `guard` lives.
     pub fn holding<T: Send + Sync + 'static>(guard: T) -> Self {
-        Self { guard: Some(Arc::new(guard)), fence: None }
+        Self { guard: Some(Arc::new(guard)), fence: None, is_held: None }
     }
 
     /// Adds a number that rises with each holder, by which the store tells a holder that stalled
@@ -197,9 +198,28 @@ impl StoreLock {
         self.fence
     }
 
+    /// Adds the answer to [`is_held`](Self::is_held), for a lock that can end under its holder: a
+    /// lease, a connection that may break. It must not block. A panic in it counts as `false`.
+    pub fn with_check(mut self, is_held: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.is_held = Some(Arc::new(is_held));
+        self
+    }
+
+    /// Whether the lock is certainly still held, for about as long as one call of the token
+    /// endpoint takes. `true` for a lock [without a check](Self::with_check).
+    ///
+    /// A session asks before each attempt to refresh. If it is not certain, it takes the lock again,
+    /// and looks into the store first.
+    pub fn is_held(&self) -> bool {
+        let ask = |is_held: &Arc<dyn Fn() -> bool + Send + Sync>| {
+            catch_unwind(AssertUnwindSafe(|| is_held())).unwrap_or(false)
+        };
+        self.is_held.as_ref().is_none_or(ask)
+    }
+
     /// The same lock once more: for work that goes on when the caller has given up on it.
     pub(crate) fn share(&self) -> Self {
-        Self { guard: self.guard.clone(), fence: self.fence }
+        Self { guard: self.guard.clone(), fence: self.fence, is_held: self.is_held.clone() }
     }
 
     /// The guard that it was made with by [`holding`](Self::holding), if that is a `T`. A store

@@ -47,6 +47,8 @@ const SPREAD: Duration = Duration::from_millis(20);
 /// - The lock is a [lease](Self::lease), renewed at a third of its length while it is held, and
 ///   given back when it is dropped, so that only a holder that dies or stalls makes others wait for
 ///   its end. Dropping a runtime waits for that at most half a second, whatever the number of locks.
+///   A session makes sure before each call of the token endpoint that a third of the lease is left,
+///   by two clocks.
 /// - Each holder gets a higher [fence](StoreLock::fence). A save or clear needs both its fence and
 ///   its lock, and is rejected with a [`Store`](ErrorKind::Store) error otherwise: a holder that was
 ///   stopped cannot overwrite what is newer, nor can the first of two that a failover has let in.
@@ -210,7 +212,10 @@ impl TokenStore for RedisStore {
             let left = match taken {
                 Taken::Held(held) => {
                     let fence = held.fence();
-                    return Ok(StoreLock::holding(held).with_fence(fence));
+                    let lease = Arc::clone(held.lease());
+                    return Ok(StoreLock::holding(held)
+                        .with_fence(fence)
+                        .with_check(move || lease.is_held()));
                 }
                 Taken::ByOther { left } => left,
             };

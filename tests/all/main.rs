@@ -28,6 +28,7 @@ mod grants;
 mod heartbeat;
 mod heartbeat_thread;
 mod hostile;
+mod lapsed;
 mod logins;
 mod logout;
 mod long_jobs;

@@ -23,7 +23,10 @@ const SLACK: Duration = Duration::from_secs(5);
 pub(crate) async fn worker() {
     if let Some(job) = Job::from_env() {
         let store = RedisStore::connect(&job.store, "login").await.unwrap();
-        job.run(store.lease(LEASE)).await;
+        // Those who are neither killed nor stopped have the usual lease: a machine may be so busy
+        // that they are not run for a while.
+        let store = if job.is_to_be_stopped() { store.lease(LEASE) } else { store };
+        job.run(store).await;
     }
 }
 

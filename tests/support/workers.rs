@@ -161,6 +161,11 @@ impl Job {
         })
     }
 
+    /// Whether the test kills the process, or stops it.
+    pub fn is_to_be_stopped(&self) -> bool {
+        self.task != "serve"
+    }
+
     pub async fn run(self, store: impl TokenStore) {
         let session = session(self.given.clone(), &self.api, &self.name).store(store);
         match self.task.as_str() {

@@ -72,7 +72,7 @@ async fn obtain(
         next = match (result, found) {
             (Err(error), Some(found)) => {
                 progress.searched().shared |= error.possibly_consumed();
-                found
+                found?
             }
             (Err(error), None) if error.kind() == ErrorKind::LoginRequired => {
                 search.after_login_required(error).await?
@@ -114,6 +114,10 @@ async fn ask(refresher: &dyn Refresher, progress: &Arc<Progress>) -> Result<NewT
     }
     if progress.is_over() {
         // The process was not run while this waited, and the refresh token would be spent in vain.
+        return Err(progress.cut_short());
+    }
+    if !progress.may_ask().await {
+        // What was found instead counts.
         return Err(progress.cut_short());
     }
     let context = RefreshContext::new(Arc::clone(progress) as Arc<dyn RefreshLog>);
@@ -164,18 +168,52 @@ impl<'a> Search<'a> {
     /// the refresh token is known to rotate: others would send it too, and a strict server would
     /// revoke them all (contract 10.1).
     async fn lock_and_look(&self) -> Result<Next, Error> {
-        self.progress.is_at(Stage::Locking);
-        let locked = self.store.lock().await;
-        let is_locked = locked.is_ok();
-        match locked {
-            Ok(lock) => self.in_flight.set_lock(Some(lock)),
-            Err(error) => self.session.emit(&Event::StoreFailed { error }),
-        }
+        let is_locked = self.lock().await;
         self.progress.is_at(Stage::Looking);
         let look = self.store.look(self.session).await;
         if !self.progress.catch_up() || !self.store.is_newest(self.in_flight.login()) {
             return Ok(Next::Superseded);
         }
+        if let Some(next) = self.look_under_lock(is_locked, look).await? {
+            return Ok(next);
+        }
+        if let Some(candidate) = self.store.candidate(self.in_flight.login()) {
+            self.progress.ask_with(candidate);
+        }
+        Ok(Next::Ask)
+    }
+
+    /// Takes the lock once more, since it may have lapsed: another process may have had it, and have
+    /// spent the refresh token (contract 10.5). `Ask` goes on with what is asked with by then.
+    pub(super) async fn lock_again(&self) -> Result<Next, Error> {
+        self.in_flight.set_lock(None);
+        self.progress.searched().shared = true;
+        let is_locked = self.lock().await;
+        let look = self.store.look(self.session).await;
+        let login = self.in_flight.login();
+        if !self.session.is_current(login) || !self.store.is_newest(login) {
+            return Ok(Next::Superseded);
+        }
+        Ok(self.look_under_lock(is_locked, look).await?.unwrap_or(Next::Ask))
+    }
+
+    /// Whether it has the lock now.
+    async fn lock(&self) -> bool {
+        self.progress.is_at(Stage::Locking);
+        match self.store.lock().await {
+            Ok(lock) => {
+                self.in_flight.set_lock(Some(lock));
+                true
+            }
+            Err(error) => {
+                self.session.emit(&Event::StoreFailed { error });
+                false
+            }
+        }
+    }
+
+    /// What the first look under a lock offers, if anything.
+    async fn look_under_lock(&self, is_locked: bool, look: Look) -> Result<Option<Next>, Error> {
         let is_alone = !is_locked || matches!(look, Look::Failed);
         let has_refresh = self.progress.tokens().refresh_token().is_some();
         if is_alone && has_refresh && self.store.is_needed() {
@@ -189,13 +227,7 @@ impl<'a> Search<'a> {
             // The last save failed: what it should have kept must be safe before it is spent.
             self.session.save_under(self.in_flight, None, &self.progress.tokens()).await;
         }
-        if let Some(next) = self.consider(look) {
-            return Ok(next);
-        }
-        if let Some(candidate) = self.store.candidate(self.in_flight.login()) {
-            self.progress.ask_with(candidate);
-        }
-        Ok(Next::Ask)
+        Ok(self.consider(look))
     }
 
     /// The token endpoint rejected the refresh token.
@@ -230,6 +262,8 @@ impl<'a> Search<'a> {
         {
             let mut searched = self.progress.searched();
             searched.shared |= asked.as_ref().is_some_and(|asked| self.store.is_shared(asked));
+            // Another process may have had it meanwhile.
+            searched.shared |= self.in_flight.lock().is_some_and(|lock| !lock.is_held());
             searched.tried.extend(asked);
         }
         let look = self.store.look(self.session).await;

@@ -41,8 +41,8 @@ pub(super) struct Searched {
     pub(super) tried: Vec<RefreshToken>,
     /// One of them is, or was, in the store: another process may have spent it, and died.
     pub(super) shared: bool,
-    /// What was found when the refresher asked whether it may fall back.
-    pub(super) found: Option<Next>,
+    /// What was found when the refresher asked whether it may go on, or fall back.
+    pub(super) found: Option<Result<Next, Error>>,
     /// The refresh token is dead, and something else has brought a token.
     pub(super) forgets: bool,
     /// The refresh token that the refresher kept last.
@@ -79,6 +79,10 @@ impl Progress {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
     }
 
+    fn stage(&self) -> Stage {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether its time is up. The response to a call that begins now could not be waited for.
     pub(super) fn is_over(&self) -> bool {
         self.limit.is_over()
@@ -89,7 +93,7 @@ impl Progress {
         let too_long = || {
             Error::new(ErrorKind::Unavailable, "the refresh took longer than the refresh timeout")
         };
-        match *self.stage.lock().unwrap_or_else(PoisonError::into_inner) {
+        match self.stage() {
             Stage::Waiting | Stage::Looking => too_long(),
             Stage::Locking => Error::new(ErrorKind::Store, "the store's lock was not free in time"),
             Stage::Asking { failed_attempts } => {
@@ -174,17 +178,36 @@ impl RefreshLog for Progress {
         }
     }
 
+    async fn may_ask(&self) -> bool {
+        let Some(store) = self.session.0.store.as_deref() else { return true };
+        if self.searched().found.is_some() {
+            // It has been told already.
+            return false;
+        }
+        if self.in_flight.lock().is_none_or(|lock| lock.is_held()) {
+            return true;
+        }
+        let stage = self.stage();
+        let next = Search::new(&self.session, store, &self.in_flight, self).lock_again().await;
+        self.is_at(stage);
+        if matches!(next, Ok(Next::Ask)) {
+            return true;
+        }
+        self.searched().found = Some(next);
+        false
+    }
+
     async fn may_fall_back(&self) -> bool {
         let Some(store) = self.session.0.store.as_deref() else {
             self.searched().tried.extend(self.tokens().refresh_token().cloned());
             let Some(held) = self.captured_meanwhile() else { return true };
             self.ask_with(held);
-            self.searched().found = Some(Next::Ask);
+            self.searched().found = Some(Ok(Next::Ask));
             return false;
         };
         let found = Search::new(&self.session, store, &self.in_flight, self).look_again().await;
         let nothing = found.is_none();
-        self.searched().found = found;
+        self.searched().found = found.map(Ok);
         nothing
     }
 

@@ -1,7 +1,7 @@
 //! The lock as long as it is held: renewed by a task, which gives it back at the end.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant as StdInstant},
 };
 
@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{Shared, farewell, link::Question, script::Holder};
-use crate::error::Error;
+use crate::{error::Error, time::Now};
 
 /// Between two tries to give the lock back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -20,6 +20,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Held {
     fence: u64,
     owner: String,
+    lease: Arc<Lease>,
     /// Its drop tells the task.
     _alive: oneshot::Sender<()>,
 }
@@ -42,6 +43,7 @@ impl Held {
         let mut claim =
             Claim { shared, owner: format!("{:032x}", fastrand::u128(..)), lease, taken: true };
         let taken = claim.shared.scripts.take(&claim.owner, lease, ask_how_long);
+        let asked = Now::read();
         let (fence, left): (u64, i64) = match claim.shared.ask(Question::Script(&taken)).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -59,8 +61,9 @@ impl Held {
         }
         let owner = claim.owner.clone();
         let (alive, dropped) = oneshot::channel();
-        tokio::spawn(claim.keep(fence, dropped));
-        Ok(Taken::Held(Self { fence, owner, _alive: alive }))
+        let lease = Arc::new(Lease::since(asked, lease));
+        tokio::spawn(claim.keep(fence, Arc::clone(&lease), dropped));
+        Ok(Taken::Held(Self { fence, owner, lease, _alive: alive }))
     }
 
     pub(super) fn fence(&self) -> u64 {
@@ -69,6 +72,43 @@ impl Held {
 
     pub(super) fn holder(&self) -> Holder<'_> {
         Holder { fence: self.fence, owner: &self.owner }
+    }
+
+    pub(super) fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+}
+
+/// How long the lock lasts, by both clocks: a machine that was suspended has lost it.
+pub(super) struct Lease {
+    length: Duration,
+    /// When Redis was asked for it last, and granted it. `None` once it is lost.
+    since: Mutex<Option<Now>>,
+}
+
+impl Lease {
+    fn since(asked: Now, length: Duration) -> Self {
+        Self { length, since: Mutex::new(Some(asked)) }
+    }
+
+    fn renewed(&self, asked: Option<Now>) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+    }
+
+    /// Whether a third of it is left: ten seconds by default, the time that an attempt may take. As
+    /// long as the process is run, two thirds are.
+    pub(super) fn is_held(&self) -> bool {
+        self.is_held_at(Now::read())
+    }
+
+    fn is_held_at(&self, now: Now) -> bool {
+        let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| {
+            let monotonic = now.monotonic.saturating_duration_since(since.monotonic);
+            // A wall clock that was set back shows nothing.
+            let wall = now.wall.duration_since(since.wall).unwrap_or_default();
+            monotonic.max(wall) < self.length / 3 * 2
+        })
     }
 }
 
@@ -82,14 +122,19 @@ struct Claim {
 impl Claim {
     /// Renews until the lock is dropped or lost. A renewal is never broken off: it could overtake
     /// the release.
-    async fn keep(mut self, fence: u64, mut dropped: oneshot::Receiver<()>) {
+    async fn keep(mut self, fence: u64, held: Arc<Lease>, mut dropped: oneshot::Receiver<()>) {
         let lease = self.lease;
         let mut wait = lease / 3;
         while timeout(wait, &mut dropped).await.is_err() {
             let renew = self.shared.scripts.renew(&self.owner, fence, lease);
+            let asked = Now::read();
             wait = match self.shared.ask::<bool>(Question::Script(&renew)).await {
-                Ok(true) => lease / 3,
+                Ok(true) => {
+                    held.renewed(Some(asked));
+                    lease / 3
+                }
                 Ok(false) => {
+                    held.renewed(None);
                     drop(renew);
                     self.taken = false;
                     return;
@@ -127,5 +172,38 @@ impl Drop for Claim {
                 let _ = shared.link.call_blocking::<bool>(&shared.scripts.release(&owner));
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lease_lapses_by_either_clock() {
+        let length = Duration::from_secs(30);
+        let begun = Now::read();
+        let lease = Lease::since(begun, length);
+        let after = |monotonic, wall| Now {
+            monotonic: begun.monotonic + Duration::from_secs(monotonic),
+            wall: begun.wall + Duration::from_secs(wall),
+        };
+        let table = [
+            (after(0, 0), true),
+            (after(19, 19), true),
+            (after(20, 20), false),
+            // Suspended: the monotonic clock stood still.
+            (after(1, 3600), false),
+            (after(40, 1), false),
+        ];
+        for (now, is_held) in table {
+            assert_eq!(lease.is_held_at(now), is_held, "{now:?}");
+        }
+        let set_back = Now { wall: begun.wall - length, ..after(1, 0) };
+        assert!(lease.is_held_at(set_back));
+        lease.renewed(Some(after(18, 18)));
+        assert!(lease.is_held_at(after(30, 30)));
+        lease.renewed(None);
+        assert!(!lease.is_held_at(after(18, 18)));
     }
 }
