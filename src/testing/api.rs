@@ -9,7 +9,7 @@ use super::{
     answer::json_response,
     grants::Standing,
     settings::Refusal,
-    shared::{Shared, State, now},
+    shared::{Shared, State},
 };
 
 const REISSUED: HeaderName = HeaderName::from_static("refreshed-api-token");
@@ -21,7 +21,7 @@ pub(super) fn answer(
     body: &Bytes,
     number: usize,
 ) -> Response<Bytes> {
-    let now = now();
+    let now = shared.now();
     let state = &mut *shared.state();
     let Some(token) = presented(shared, parts) else {
         note(state, number, None, true, false);
@@ -91,6 +91,7 @@ mod proof {
     use crate::testing::{
         answer::json_response,
         dpop::{At, Fault, Proven},
+        shared::wall,
     };
 
     pub(super) fn fault(
@@ -107,7 +108,7 @@ mod proof {
             url: &url,
             access_token: Some(token),
         };
-        let checked = state.dpop.as_mut()?.check(At::Api, &request, now);
+        let checked = state.dpop.as_mut()?.check(At::Api, &request, wall());
         let subject = state.grants.judge(token, now).0.map(|presented| presented.subject);
         match (checked, subject) {
             (Ok(key), Some(subject)) if !state.grants.is_bound_to(&subject, &key) => {

@@ -98,7 +98,8 @@ use crate::{error::Error, token::Tokens};
 /// An API and a token endpoint on one port of 127.0.0.1, until it is dropped: see the
 /// [module](self).
 ///
-/// It runs on the runtime that it was started on. When it is dropped, it answers what has begun,
+/// It runs on the runtime that it was started on. Its clock is the wall clock, ahead by what a test
+/// has [advanced](tokio::time::advance) that runtime's: a test can let a token end in no time. When it is dropped, it answers what has begun,
 /// takes no new connection, and cuts those that [hang](Answer::Hang). Its memory is bounded: it
 /// keeps the newest 16,384 requests, 1 MiB of the body of each and 64 MiB together, and a few
 /// counters a login.
@@ -178,7 +179,7 @@ impl AuthServer {
     /// If the tokens would be over 64 KiB, for a subject or [claims](AuthServerBuilder::claim) of
     /// that size.
     pub fn login_as(&self, subject: &str) -> Tokens {
-        let issued = self.shared.state().grants.login(subject, shared::now());
+        let issued = self.shared.state().grants.login(subject, self.shared.now());
         let tokens = Tokens::new(issued.access).and_then(|tokens| match issued.refresh {
             Some(refresh) => tokens.with_refresh_token(refresh),
             None => Ok(tokens),

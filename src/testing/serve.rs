@@ -21,7 +21,7 @@ use super::{
     answer::{self, Answer},
     api,
     log::Recorded,
-    shared::{Shared, now},
+    shared::Shared,
     token_endpoint::{self, Style},
     wire::{Loopback, Wire},
 };
@@ -65,8 +65,8 @@ async fn api_request(
     };
     let (number, scripted) = {
         let mut state = shared.state();
-        let presented =
-            api::presented(&shared, &parts).and_then(|token| state.grants.judge(token, now()).0);
+        let presented = api::presented(&shared, &parts)
+            .and_then(|token| state.grants.judge(token, shared.now()).0);
         let (subject, id) = presented.map(|presented| (presented.subject, presented.id)).unzip();
         state.log.count(subject.as_deref(), |counts| counts.api_hits += 1);
         let number = state.log.api.add(record(&parts, &body, subject, id));

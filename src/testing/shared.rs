@@ -28,6 +28,7 @@ pub(super) struct Shared {
     pub(super) stopped: watch::Sender<bool>,
     pub(super) calls_now: AtomicUsize,
     pub(super) calls_max: AtomicUsize,
+    clock: Clock,
     state: Mutex<State>,
 }
 
@@ -66,6 +67,7 @@ impl Shared {
             stopped: watch::Sender::new(false),
             calls_now: AtomicUsize::new(0),
             calls_max: AtomicUsize::new(0),
+            clock: Clock::start(),
             state: Mutex::new(state),
         }
     }
@@ -73,6 +75,11 @@ impl Shared {
     /// Never held across an await.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Seconds since the epoch, by the server's clock.
+    pub(super) fn now(&self) -> f64 {
+        self.clock.now()
     }
 
     pub(super) fn refusal_status(&self) -> StatusCode {
@@ -96,7 +103,25 @@ impl Shared {
     }
 }
 
-/// Seconds since the epoch.
-pub(super) fn now() -> f64 {
+/// The wall clock, ahead by what a test has advanced tokio's: tokens end for the server when they
+/// end for a session on the same runtime.
+struct Clock {
+    tokio: tokio::time::Instant,
+    real: std::time::Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { tokio: tokio::time::Instant::now(), real: std::time::Instant::now() }
+    }
+
+    fn now(&self) -> f64 {
+        let ahead = self.tokio.elapsed().saturating_sub(self.real.elapsed());
+        wall() + ahead.as_secs_f64()
+    }
+}
+
+/// Seconds since the epoch, by the wall clock.
+pub(super) fn wall() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

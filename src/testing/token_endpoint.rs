@@ -9,7 +9,7 @@ use super::{
     answer::json_response,
     grants::{Issued, NotIssued},
     settings::Settings,
-    shared::{Shared, now},
+    shared::Shared,
 };
 
 /// How tokens are handed out.
@@ -47,7 +47,7 @@ pub(super) fn answer(
     if let Some(response) = proof::fault(shared, state, parts, &token) {
         return response;
     }
-    match state.grants.refresh(&token, now()) {
+    match state.grants.refresh(&token, shared.now()) {
         Ok(issued) => {
             state.log.count(Some(&issued.subject), |counts| counts.tokens_issued += 1);
             match style {
@@ -67,10 +67,10 @@ pub(super) fn answer(
 /// What the token endpoint says of a proof that it does not take (RFC 9449 §5 and §8).
 #[cfg(feature = "dpop")]
 mod proof {
-    use super::{Bytes, Parts, Response, Shared, now, refuse};
+    use super::{Bytes, Parts, Response, Shared, refuse};
     use crate::testing::{
         dpop::{At, Fault, Proven},
-        shared::State,
+        shared::{State, wall},
     };
 
     pub(super) fn fault(
@@ -86,7 +86,7 @@ mod proof {
             url: &url,
             access_token: None,
         };
-        let checked = state.dpop.as_mut()?.check(At::TokenEndpoint, &request, now());
+        let checked = state.dpop.as_mut()?.check(At::TokenEndpoint, &request, wall());
         let subject = state.grants.subject_of(refresh_token);
         let error = match (checked, subject) {
             (Ok(key), Some(subject)) if !state.grants.is_bound_to(&subject, &key) => {
@@ -97,7 +97,7 @@ mod proof {
             (Err(Fault::Invalid(why)), _) => refuse("invalid_dpop_proof", why),
         };
         if shared.settings.dpop.as_ref()?.spends_first {
-            let _ = state.grants.refresh(refresh_token, now());
+            let _ = state.grants.refresh(refresh_token, shared.now());
         }
         Some(error)
     }

@@ -9,7 +9,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     task::Poll,
     time::Duration,
@@ -27,11 +27,7 @@ use reqwest_reauth::{
     testing::{Answer, AuthServer},
 };
 use serde_json::Value;
-use tokio::{
-    runtime::Builder,
-    task::{JoinSet, yield_now},
-    time::Instant,
-};
+use tokio::{runtime::Builder, sync::watch, task::JoinSet, time::Instant};
 use tokio_util::io::ReaderStream;
 
 fn scoped_client() -> ClientWithMiddleware {
@@ -565,6 +561,19 @@ fn storm_requests() -> usize {
     std::env::var(REQUESTS_VARIABLE).map_or(50, |text| text.parse().unwrap())
 }
 
+/// Signs in, and is in no hurry: no time limit counts, and no cool-down.
+fn patient(server: &AuthServer, name: &str) -> Session {
+    const LONG: Duration = Duration::from_secs(3600);
+    let refresher = OAuthRefresh::new(server.token_endpoint()).param("task", name);
+    Session::builder(server.login_as(name))
+        .origin(server.origin())
+        .refresher(refresher.attempt_timeout(LONG).deadline(LONG))
+        .refresh_timeout(LONG)
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap()
+}
+
 /// Polls a future this many times, and then lets it be dropped, or panics in the middle of it.
 async fn interrupted<F: Future>(future: F, polls: usize, panics: bool) -> Option<F::Output> {
     let mut future = pin!(future);
@@ -624,6 +633,7 @@ async fn supervise(
     name: String,
     seed: u64,
     tally: Arc<Tally>,
+    weather: Arc<Weather>,
 ) {
     let mut random = fastrand::Rng::with_seed(seed);
     let started = Arc::new(AtomicUsize::new(0));
@@ -637,9 +647,11 @@ async fn supervise(
         let (client, url, name, mut random) =
             (client.clone(), url.clone(), name.clone(), random.fork());
         let (renews, started, counts) = (session.clone(), Arc::clone(&started), Arc::clone(&tally));
+        let weather = Arc::clone(&weather);
         let work = async move {
             for _ in 0..burst {
                 started.fetch_add(1, Ordering::Relaxed);
+                weather.moves_on();
                 let request = request(&client, &url, &name, &counts);
                 match random.usize(..10) {
                     0 => Tally::add(
@@ -668,12 +680,11 @@ async fn supervise(
     }
 }
 
-/// Has no session, and runs on the same threads: whatever a scope left behind, it would send.
-async fn prowl(client: ClientWithMiddleware, url: String, over: Arc<AtomicBool>) {
-    while !over.load(Ordering::Relaxed) {
+/// Has no session, and runs on the same threads: whatever a scope left behind, it would send. Tries
+/// after each request that the storm has begun.
+async fn prowl(client: ClientWithMiddleware, url: String, mut storm: watch::Receiver<usize>) {
+    while storm.changed().await.is_ok() {
         assert_eq!(kind(&client.get(&url).send().await.unwrap_err()), ErrorKind::NoSession);
-        yield_now().await;
-        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -692,51 +703,51 @@ fn assert_none_crossed(server: &AuthServer) {
 }
 
 /// The server keeps this many records.
-const KEPT: u64 = 16 * 1024;
+const KEPT: usize = 16 * 1024;
+
+/// The server's part of a storm: each request of a task is counted, and moves it on.
+struct Weather {
+    server: AuthServer,
+    begun: watch::Sender<usize>,
+}
+
+impl Weather {
+    /// Has tokens reissued, calls all of them off now and then, and looks at the records before the
+    /// oldest ones fall out.
+    fn moves_on(&self) {
+        let mut begun = 0;
+        self.begun.send_modify(|count| {
+            *count += 1;
+            begun = *count;
+        });
+        if begun % 5 == 0 {
+            self.server.reissue_next(1);
+        }
+        if begun % (TASKS * storm_requests() / 10) == 0 {
+            self.server.expire_now();
+        }
+        if begun % (KEPT / 4) == 0 {
+            assert_none_crossed(&self.server);
+        }
+    }
+}
 
 async fn storm(workers: usize) {
-    let server = Arc::new(AuthServer::builder().lifetime(Duration::from_secs(30)).start().await);
+    let server = AuthServer::start().await;
+    let weather = Arc::new(Weather { server, begun: watch::Sender::new(0) });
+    let server = &weather.server;
     let client = scoped_client();
     let tally = Arc::<Tally>::default();
-    let over = Arc::new(AtomicBool::new(false));
     let prowlers: Vec<_> = (0..workers * 2)
-        .map(|_| tokio::spawn(prowl(client.clone(), server.url("/nobody"), Arc::clone(&over))))
+        .map(|_| {
+            tokio::spawn(prowl(client.clone(), server.url("/nobody"), weather.begun.subscribe()))
+        })
         .collect();
-    // Looks at the records before the oldest ones fall out, has tokens reissued, and calls all of
-    // them off now and then.
-    let watcher = tokio::spawn({
-        let (server, over) = (Arc::clone(&server), Arc::clone(&over));
-        async move {
-            let (mut looked_at, mut reissued_for, mut called_off) = (0, 0, 0);
-            while !over.load(Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                let hits = server.api_hits();
-                server.reissue_next(usize::try_from((hits - reissued_for) / 5).unwrap());
-                reissued_for = hits;
-                if hits - called_off > (TASKS * storm_requests() / 10) as u64 {
-                    server.expire_now();
-                    called_off = hits;
-                }
-                if hits - looked_at > KEPT / 4 {
-                    assert_none_crossed(&server);
-                    assert!(
-                        server.api_hits() - looked_at < KEPT,
-                        "records were lost before they were looked at"
-                    );
-                    looked_at = hits;
-                }
-            }
-            assert!(
-                server.api_hits() - looked_at < KEPT,
-                "records were lost before they were looked at"
-            );
-        }
-    });
 
     let mut tasks = JoinSet::new();
     for number in 0..TASKS {
         let name = format!("task-{number}");
-        let (session, url) = (sign_in(&server, &name), server.url(&format!("/{name}")));
+        let (session, url) = (patient(server, &name), server.url(&format!("/{name}")));
         tasks.spawn(supervise(
             client.clone(),
             session,
@@ -744,18 +755,20 @@ async fn storm(workers: usize) {
             name,
             number as u64,
             Arc::clone(&tally),
+            Arc::clone(&weather),
         ));
     }
     while let Some(task) = tasks.join_next().await {
         task.unwrap();
     }
-    over.store(true, Ordering::Relaxed);
-    watcher.await.unwrap();
+    assert_none_crossed(server);
+    // The storm is over: nobody begins a request any more.
+    let Ok(Weather { server, begun }) = Arc::try_unwrap(weather) else { panic!("a task is left") };
+    drop(begun);
     for prowler in prowlers {
         prowler.await.unwrap();
     }
 
-    assert_none_crossed(&server);
     let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
     println!(
         "{workers} workers: {} requests seen, {} served, {} refused, {} refreshed, {} captured, {} panics, {} cancels, {} token calls",

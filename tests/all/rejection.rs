@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use crate::raw::{Counter, Reply, Server};
+use crate::{
+    raw::{Counter, Reply, Server},
+    support::pass,
+};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
     ClientBuilderExt, NotReplayed, Outcome, Session, SessionBuilder, Tokens, Verdict,
@@ -137,11 +140,12 @@ async fn a_bare_403_rejects_an_expired_token() {
 
 #[tokio::test]
 async fn a_token_that_expires_on_the_way_is_renewed() {
+    let lifetime = Duration::from_secs(3600);
     // The API answers only when the token is over, by the same clock that the session has.
-    let server = Server::start(|seen| async move {
+    let server = Server::start(move |seen| async move {
         match seen.token() {
             Some("old") => {
-                tokio::time::sleep(Duration::from_millis(1600)).await;
+                pass(lifetime).await;
                 Reply::status(403).json(r#"{"detail":"Invalid auth token"}"#)
             }
             _ => Reply::status(200),
@@ -149,13 +153,12 @@ async fn a_token_that_expires_on_the_way_is_renewed() {
     })
     .await;
     let counter = Counter::default();
-    let session =
-        Session::builder(Tokens::new("old").unwrap().with_expires_in(Duration::from_millis(1500)))
-            .origin(server.origin())
-            .refresh_ahead(Duration::ZERO)
-            .refresher(counter.clone())
-            .build()
-            .unwrap();
+    let session = Session::builder(Tokens::new("old").unwrap().with_expires_in(lifetime))
+        .origin(server.origin())
+        .refresh_ahead(Duration::ZERO)
+        .refresher(counter.clone())
+        .build()
+        .unwrap();
     let response = client(&session).get(server.url("/")).send().await.unwrap();
     assert_eq!(response.status().as_u16(), 200);
     assert_eq!(counter.calls(), 1);

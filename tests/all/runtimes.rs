@@ -80,13 +80,9 @@ fn a_save_cut_off_with_its_runtime_is_kept() {
         let session = session.clone();
         async move { session.refresh().await }
     });
-    waits.block_on(issuer.until_called(1));
     // The store hangs in its first save; the refresh token is kept by then.
-    let begun = Instant::now();
-    while held(&session).1 != "r1" {
-        assert!(begun.elapsed() < BOUND, "the refresh token is not kept before it is saved");
-        std::thread::yield_now();
-    }
+    waits.block_on(store.until_begun(Call::Save));
+    assert_eq!(held(&session).1, "r1", "the refresh token is not kept before it is saved");
     leads.shutdown_timeout(BOUND);
     assert!(store.is_free());
     waits.block_on(session.refresh()).unwrap();
@@ -130,8 +126,7 @@ fn a_captures_save_outlives_its_runtime() {
     let api =
         Api::new(|_| async { crate::support::answer(200).header("refreshed-api-token", "c1") });
     first.block_on(api.client(&session).get(url("/")).send()).unwrap();
-    // The saver has looked, and goes on to the save in the same step.
-    first.block_on(store.until(|ops| ops.contains(&Op::Load)));
+    first.block_on(store.until_begun(Call::Save));
     first.shutdown_timeout(BOUND);
     assert_eq!(store.held(), None);
     second.block_on(session.refresh()).unwrap();

@@ -174,6 +174,13 @@ pub async fn until(session: &Session, state: SessionState) {
     session.subscribe().wait_for(|now| *now == state).await.unwrap();
 }
 
+/// Lets this long pass by tokio's clock, in no time. The clock runs on from there.
+pub async fn pass(span: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(span).await;
+    tokio::time::resume();
+}
+
 /// Lets everything run that can run without time passing.
 pub async fn settle() {
     for _ in 0..64 {

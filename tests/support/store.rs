@@ -47,6 +47,7 @@ pub struct FakeStore(Arc<Shared>);
 struct Shared {
     held: Mutex<Option<Tokens>>,
     ops: watch::Sender<Vec<Op>>,
+    begun: watch::Sender<Vec<Call>>,
     script: Mutex<VecDeque<(Call, Fate)>>,
     always: Mutex<Vec<(Call, Fate)>>,
     lock: Arc<Semaphore>,
@@ -58,6 +59,7 @@ impl Default for FakeStore {
         Self(Arc::new(Shared {
             held: Mutex::default(),
             ops: watch::Sender::default(),
+            begun: watch::Sender::default(),
             script: Mutex::default(),
             always: Mutex::default(),
             lock: Arc::new(Semaphore::new(1)),
@@ -125,6 +127,11 @@ impl FakeStore {
         self.0.ops.subscribe().wait_for(|ops| wanted(ops)).await.unwrap();
     }
 
+    /// Waits until a call of this kind has begun, whatever its fate.
+    pub async fn until_begun(&self, call: Call) {
+        self.0.begun.subscribe().wait_for(|calls| calls.contains(&call)).await.unwrap();
+    }
+
     /// Takes the lock, as another process does.
     pub async fn occupy(&self) -> impl Send + 'static {
         Arc::clone(&self.0.lock).acquire_owned().await.unwrap()
@@ -170,7 +177,9 @@ impl FakeStore {
         let always = || {
             self.0.always.lock().unwrap().iter().find(|(of, _)| *of == call).map(|(_, fate)| *fate)
         };
-        match scripted.or_else(always).unwrap_or(Fate::Well) {
+        let fate = scripted.or_else(always).unwrap_or(Fate::Well);
+        self.0.begun.send_modify(|calls| calls.push(call));
+        match fate {
             Fate::Well => Ok(true),
             Fate::Down => Err(down()),
             Fate::Hang => std::future::pending().await,

@@ -3,7 +3,7 @@
 use http::Extensions;
 use reqwest::{Client, Request, Response};
 use reqwest_middleware::{ClientBuilder, Middleware, Next};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{server::head, *};
 
@@ -169,6 +169,30 @@ async fn other_failures_are_not_asked_about_again() {
     }
 }
 
+/// Lets this long pass by tokio's clock, in no time.
+async fn pass(span: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(span).await;
+    tokio::time::resume();
+}
+
+/// One refresh, whose attempt timeout passes as soon as a reply stalls, and never before.
+async fn fly_past(
+    endpoint: &TokenEndpoint,
+    stalls: usize,
+    refresher: OAuthRefresh,
+) -> (Result<Tokens, Error>, Arc<Log>) {
+    let limit = Duration::from_secs(600);
+    let refresher = refresher.attempt_timeout(limit).deadline(limit * 100);
+    let passing = async {
+        for stalled in 1..=stalls {
+            endpoint.until_stalled(stalled).await;
+            pass(limit).await;
+        }
+    };
+    tokio::join!(fly(&refresher), passing).0
+}
+
 #[tokio::test]
 async fn a_lost_response_waits_the_first_step() {
     let lost = [
@@ -181,10 +205,8 @@ async fn a_lost_response_waits_the_first_step() {
     let script = lost.into_iter().chain([Reply::token()]);
     let endpoint = TokenEndpoint::start(script).await;
     let first = Duration::from_millis(10);
-    let refresher = OAuthRefresh::new(&endpoint.url)
-        .backoff(first, Duration::from_secs(9))
-        .attempt_timeout(Duration::from_millis(250));
-    let (result, log) = fly(&refresher).await;
+    let refresher = OAuthRefresh::new(&endpoint.url).backoff(first, Duration::from_secs(9));
+    let (result, log) = fly_past(&endpoint, 2, refresher).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(
         log.retried_statuses(),
@@ -207,10 +229,10 @@ async fn without_retry_lost_a_lost_answer_ends_it() {
         Reply::status(504),
         Reply::status(520),
     ] {
+        let stalls = usize::from(matches!(reply, Reply::Stall(_)));
         let endpoint = TokenEndpoint::start([reply]).await;
-        let refresher =
-            quick(&endpoint).retry_lost(false).attempt_timeout(Duration::from_millis(250));
-        let (result, log) = fly(&refresher).await;
+        let refresher = quick(&endpoint).retry_lost(false);
+        let (result, log) = fly_past(&endpoint, stalls, refresher).await;
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(error.attempts(), 1);
@@ -326,9 +348,8 @@ async fn a_stalled_refusal_is_judged_by_its_headers() {
         [(403, ErrorKind::ClientRejected, 1), (503, ErrorKind::Unavailable, 2)]
     {
         let endpoint = TokenEndpoint::start([Reply::Stall(head(status, &[], Some(9)))]).await;
-        let refresher =
-            quick(&endpoint).attempt_timeout(Duration::from_millis(100)).max_attempts(2);
-        let error = fly(&refresher).await.0.unwrap_err();
+        let refresher = quick(&endpoint).max_attempts(2);
+        let error = fly_past(&endpoint, count, refresher).await.0.unwrap_err();
         assert_eq!(error.kind(), kind);
         assert!(!error.possibly_consumed());
         assert_eq!(endpoint.count(), count);
@@ -339,11 +360,17 @@ async fn a_stalled_refusal_is_judged_by_its_headers() {
 async fn the_deadline_is_over_everything() {
     let endpoint = TokenEndpoint::start([Reply::Stall(Vec::new())]).await;
     let begun = Instant::now();
-    let error = fly(&quick(&endpoint).deadline(Duration::from_millis(200))).await.0.unwrap_err();
+    let deadline = Duration::from_secs(600);
+    let refresher = quick(&endpoint).attempt_timeout(deadline * 100).deadline(deadline);
+    let passing = async {
+        endpoint.until_stalled(1).await;
+        pass(deadline).await;
+    };
+    let error = tokio::join!(fly(&refresher), passing).0.0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.attempts(), 1);
     assert!(error.possibly_consumed());
-    assert!(begun.elapsed() < Duration::from_secs(5), "the attempt's ten seconds were waited for");
+    assert!(begun.elapsed() < deadline * 2, "the attempt's timeout was waited for");
 
     // A wait that would end later is not begun.
     let endpoint = TokenEndpoint::start([Reply::status(503)]).await;
@@ -355,11 +382,11 @@ async fn the_deadline_is_over_everything() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.attempts(), 1);
     assert_eq!(log.retries().len(), 0);
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < deadline * 2);
 }
 
 /// A session whose store hangs.
-struct StuckKeep(Arc<Log>);
+struct StuckKeep(Arc<Log>, Arc<Notify>);
 
 #[async_trait]
 impl RefreshLog for StuckKeep {
@@ -371,6 +398,7 @@ impl RefreshLog for StuckKeep {
 
     async fn keep(&self, refresh_token: RefreshToken) {
         self.0.keep(refresh_token).await;
+        self.1.notify_one();
         std::future::pending::<()>().await;
     }
 }
@@ -380,9 +408,15 @@ async fn the_deadline_covers_the_rescue_save() {
     let endpoint =
         TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"rescued-token"}"#)]).await;
     let log = Log::new(Tokens::from_refresh_token(OLD).unwrap());
-    let flight = RefreshContext::new(Arc::new(StuckKeep(Arc::clone(&log))));
-    let error =
-        quick(&endpoint).deadline(Duration::from_millis(500)).refresh(&flight).await.unwrap_err();
+    let stuck = Arc::new(Notify::new());
+    let flight = RefreshContext::new(Arc::new(StuckKeep(Arc::clone(&log), Arc::clone(&stuck))));
+    let deadline = Duration::from_secs(600);
+    let refresher = quick(&endpoint).attempt_timeout(deadline).deadline(deadline);
+    let passing = async {
+        stuck.notified().await;
+        pass(deadline).await;
+    };
+    let error = tokio::join!(refresher.refresh(&flight), passing).0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadResponse);
     assert!(!error.possibly_consumed());
     assert_eq!(log.kept(), ["rescued-token"]);

@@ -1,13 +1,11 @@
 //! A token endpoint that answers from a script, byte for byte, and writes down what it saw.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
 };
 
 #[derive(Clone)]
@@ -91,7 +89,8 @@ impl Seen {
 
 pub(super) struct TokenEndpoint {
     pub(super) url: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<watch::Sender<Vec<Seen>>>,
+    stalled: Arc<watch::Sender<usize>>,
 }
 
 impl TokenEndpoint {
@@ -100,34 +99,41 @@ impl TokenEndpoint {
         let script: Vec<Reply> = script.into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/token", listener.local_addr().unwrap());
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let notes = Arc::clone(&seen);
+        let seen = Arc::new(watch::Sender::new(Vec::new()));
+        let stalled = Arc::new(watch::Sender::new(0));
+        let (notes, stalls) = (Arc::clone(&seen), Arc::clone(&stalled));
         tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let (script, notes) = (script.clone(), Arc::clone(&notes));
+                let (script, notes, stalls) =
+                    (script.clone(), Arc::clone(&notes), Arc::clone(&stalls));
                 tokio::spawn(async move {
                     let Some(request) = read(&mut stream).await else {
                         return;
                     };
-                    let number = {
-                        let mut notes = notes.lock().unwrap();
+                    let mut number = 0;
+                    notes.send_modify(|notes| {
                         notes.push(request);
-                        notes.len()
-                    };
-                    answer(stream, script[number.min(script.len()) - 1].clone()).await;
+                        number = notes.len();
+                    });
+                    answer(stream, script[number.min(script.len()) - 1].clone(), &stalls).await;
                 });
             }
         });
-        Self { url, seen }
+        Self { url, seen, stalled }
     }
 
     pub(super) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+        self.seen.borrow().clone()
     }
 
     pub(super) fn count(&self) -> usize {
-        self.seen.lock().unwrap().len()
+        self.seen.borrow().len()
+    }
+
+    /// Waits until this many replies stall.
+    pub(super) async fn until_stalled(&self, times: usize) {
+        self.stalled.subscribe().wait_for(|stalled| *stalled >= times).await.unwrap();
     }
 
     /// The refresh tokens it was asked with, in order.
@@ -162,7 +168,7 @@ async fn read(stream: &mut TcpStream) -> Option<Seen> {
     }
 }
 
-async fn answer(mut stream: TcpStream, reply: Reply) {
+async fn answer(mut stream: TcpStream, reply: Reply, stalled: &watch::Sender<usize>) {
     // A client that has heard enough goes away: no failure of the server's.
     match reply {
         Reply::Bytes(bytes) => {
@@ -178,6 +184,7 @@ async fn answer(mut stream: TcpStream, reply: Reply) {
         }
         Reply::Stall(bytes) => {
             let _ = stream.write_all(&bytes).await;
+            stalled.send_modify(|stalled| *stalled += 1);
             let _ = stream.read(&mut [0]).await;
         }
         Reply::Endless(bytes) => {
