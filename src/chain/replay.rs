@@ -419,3 +419,28 @@ impl fmt::Debug for ReplayBody {
         f.write_str("ReplayBody(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::{StreamExt as _, stream};
+
+    use super::*;
+
+    /// The time does not run: the number of bytes alone ends it.
+    #[tokio::test(start_paused = true)]
+    async fn a_rejections_body_is_read_for_64_kib() {
+        const CHUNK: usize = 4096;
+        let read = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&read);
+        let chunks = stream::repeat(vec![b'x'; CHUNK]).take(1000).map(move |chunk| {
+            counted.fetch_add(chunk.len(), Ordering::Relaxed);
+            Ok::<_, io::Error>(chunk)
+        });
+        drain(http::Response::new(Body::wrap_stream(chunks)).into()).await;
+        let read = read.load(Ordering::Relaxed);
+        assert!(read >= DRAIN_BYTES, "{read}");
+        assert!(read <= DRAIN_BYTES + 2 * CHUNK, "{read}");
+    }
+}

@@ -366,6 +366,26 @@ async fn endless_new_tokens_are_one_replay() {
     assert_eq!(token(&session), "n2");
 }
 
+/// The budget of a request is one replay, whatever brought its token.
+#[tokio::test]
+async fn a_rejected_captured_token_asks_nobody() {
+    for status in [401, 403] {
+        let server = Server::simple(move |seen| match seen.token() {
+            Some("old") => Reply::status(status).header(HEADER, "new"),
+            _ => Reply::status(401).header("WWW-Authenticate", "Bearer error=\"invalid_token\""),
+        })
+        .await;
+        let counter = Counter::default();
+        let session =
+            session(&server, "old", &Events::default()).refresher(counter.clone()).build().unwrap();
+        let response = client(&session).get(server.url("/")).send().await.unwrap();
+        assert_eq!(response.status(), 401, "{status}");
+        assert_eq!(outcome(&response).not_replayed, Some(NotReplayed::AlreadyReplayed));
+        assert_eq!(server.tokens(), [Some("old".into()), Some("new".into())]);
+        assert_eq!(counter.calls(), 0, "{status}");
+    }
+}
+
 #[tokio::test]
 async fn a_rejection_without_a_new_token_refreshes() {
     for value in ["old", "no token", ""] {

@@ -55,6 +55,8 @@ mod store;
 mod store_conformance;
 mod store_sealed;
 #[cfg(unix)]
+mod store_steps;
+#[cfg(unix)]
 mod store_trust;
 mod stored_logins;
 mod subsets;

@@ -13,6 +13,7 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
     ClientBuilderExt, NotReplayed, Outcome, Session, SessionBuilder, Tokens, Verdict,
 };
+use tokio::sync::{Notify, Semaphore};
 
 fn builder(server: &Server) -> SessionBuilder {
     Session::builder(Tokens::new("old").unwrap()).origin(server.origin())
@@ -165,6 +166,56 @@ async fn a_token_that_expires_on_the_way_is_renewed() {
     assert_eq!(server.tokens(), [Some("old".into()), Some("t1".into())]);
 }
 
+/// A request was sent before its token's end, and is answered after it, when another request has
+/// renewed the token.
+#[tokio::test]
+async fn the_verdict_is_about_the_token_that_was_sent() {
+    let lifetime = Duration::from_secs(3600);
+    let (arrived, held) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
+    let server = Server::start({
+        let (arrived, held) = (Arc::clone(&arrived), Arc::clone(&held));
+        move |seen| {
+            let (arrived, held) = (Arc::clone(&arrived), Arc::clone(&held));
+            async move {
+                if seen.token() != Some("old") {
+                    return Reply::status(200);
+                }
+                arrived.notify_one();
+                held.acquire().await.unwrap().forget();
+                Reply::status(403)
+            }
+        }
+    })
+    .await;
+    let (counter, told) = (Counter::default(), Told::default());
+    let session = Session::builder(Tokens::new("old").unwrap().with_expires_in(lifetime))
+        .origin(server.origin())
+        .refresh_ahead(Duration::ZERO)
+        .refresher(counter.clone())
+        .rejected_if({
+            let told = Arc::clone(&told);
+            move |response, verdict| {
+                told.lock().unwrap().push((response.status().as_u16(), verdict));
+                verdict.rejected
+            }
+        })
+        .build()
+        .unwrap();
+    let late = tokio::spawn(client(&session).get(server.url("/")).send());
+    arrived.notified().await;
+    pass(lifetime).await;
+    assert_eq!(client(&session).get(server.url("/")).send().await.unwrap().status(), 200);
+    held.add_permits(1);
+    assert_eq!(late.await.unwrap().unwrap().status(), 200);
+    assert_eq!(counter.calls(), 1);
+    let sent = [Some("old".into()), Some("t1".into()), Some("t1".into())];
+    assert_eq!(server.tokens(), sent);
+    let told = told.lock().unwrap();
+    let late = told.iter().find(|(status, _)| *status == 403).unwrap().1;
+    assert!(late.rejected);
+    assert!(late.token_expired);
+}
+
 #[tokio::test]
 async fn a_rule_of_the_user_replaces_the_built_in_one() {
     // What no built-in rule takes for a refusal.
@@ -223,7 +274,7 @@ async fn without_a_refresher_rejections_pass() {
 
 #[tokio::test]
 async fn an_old_tokens_rejection_is_only_replayed() {
-    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let held = Arc::new(Semaphore::new(0));
     let server = Server::start({
         let held = Arc::clone(&held);
         move |seen| {

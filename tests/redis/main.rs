@@ -8,6 +8,7 @@ mod trials;
 #[path = "../support/workers.rs"]
 mod workers;
 
+mod faults;
 mod fleet;
 mod store;
 
@@ -16,6 +17,10 @@ use libtest_mimic::Arguments;
 fn main() {
     let missing = redis_server::missing();
     let mut tests = trials::trials![
+        faults with missing.clone() => [
+            a_renewal_that_fails_keeps_the_lock,
+            a_connection_whose_callers_left_is_given_up,
+        ]
         fleet with missing.clone() => [
             four_processes_refresh_one_at_a_time,
             a_redis_that_goes_away_fails_no_request,
