@@ -93,6 +93,7 @@
 //! | `rustls`, `rustls-no-provider`, `native-tls`, `http2`, `system-proxy` | reqwest's features of the same names |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod anonymous;
 mod catch_panic;
@@ -116,6 +117,7 @@ mod session;
 mod store;
 mod telemetry;
 #[cfg(feature = "test-util")]
+#[allow(clippy::disallowed_methods, reason = "a test's own server")]
 pub mod testing;
 mod time;
 mod token;

@@ -69,6 +69,7 @@ fn expected_length(headers: &HeaderMap, body: &Body) -> Option<u64> {
 }
 
 /// Reads until the end, the limit or the deadline. What has been read then is sent first.
+#[allow(clippy::disallowed_methods, reason = "early or late, the request goes out whole")]
 async fn collect(mut body: Body, limit: usize, deadline: Instant) -> Result<Body> {
     let mut read: VecDeque<Frame<Bytes>> = VecDeque::new();
     let mut length = 0;

@@ -245,6 +245,7 @@ fn not_replayed(session: &Session, reason: NotReplayed, mut response: Response) 
 }
 
 /// Keeps the connection, where a little reading is all that it takes.
+#[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
 async fn drain(mut response: Response) {
     let read = async {
         let mut left = DRAIN_BYTES;

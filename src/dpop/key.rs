@@ -1,11 +1,4 @@
-use std::{
-    error::Error as StdError,
-    fmt,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{error::Error as StdError, fmt, future::Future, pin::Pin, sync::Arc, time::UNIX_EPOCH};
 
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der},
@@ -32,6 +25,7 @@ use super::{
 use crate::{
     catch_panic::catch_panic,
     error::{Error, ErrorKind},
+    time::wall,
 };
 
 /// How a [`DpopKey`] signs (RFC 7518 §3.1, RFC 8037 §3.1).
@@ -240,7 +234,7 @@ impl DpopKey {
         SystemRandom::new()
             .fill(&mut random)
             .map_err(|_| Error::new(ErrorKind::Internal, "the system gave no random bytes"))?;
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_1970 = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
         let issued_at = since_1970.as_secs();
         let claims = Claims { method, url, access_token, nonce, issued_at, random };
         self.sign_claims(&claims).await

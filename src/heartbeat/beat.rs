@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use http::{StatusCode, header::DATE};
@@ -16,8 +16,12 @@ use reqwest_middleware::{ClientWithMiddleware, RequestBuilder};
 use super::status::Failure;
 pub use crate::error::BoxError;
 use crate::{
-    catch_panic::catch_panic, error::Error, oauth::asked_wait, outcome::Outcome, session::Session,
-    time::within,
+    catch_panic::catch_panic,
+    error::Error,
+    oauth::asked_wait,
+    outcome::Outcome,
+    session::Session,
+    time::{wall, within},
 };
 
 /// What a beat came to. Each of them counts as a beat.
@@ -180,7 +184,7 @@ fn wait_of(response: &Response) -> Option<Duration> {
     let headers = response.headers();
     let date =
         headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
-    let wait = asked_wait(headers, date.unwrap_or_else(SystemTime::now))?;
+    let wait = asked_wait(headers, date.unwrap_or_else(wall))?;
     Some(wait.min(LONGEST_WAIT))
 }
 

@@ -31,6 +31,7 @@ pub(super) fn subscribe() -> watch::Receiver<()> {
     receiver
 }
 
+#[allow(clippy::disallowed_methods, reason = "a thread that no runtime drives")]
 fn watch_the_clocks() {
     let mut last = (Instant::now(), SystemTime::now());
     loop {

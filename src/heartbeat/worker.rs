@@ -23,6 +23,7 @@ use crate::{
     error::{ErrorKind, printable},
     session::{Session, SessionState},
     telemetry::{BeatTold, EndTold, Telemetry},
+    time::wall,
 };
 
 /// How often a login is looked for where no session says how long its cool-down is.
@@ -138,7 +139,7 @@ impl Worker {
     /// One beat, with all that follows from it. `Err` if it was the last.
     async fn beat(&mut self, progress: &mut Progress, cause: Cause) -> Result<(), Stopped> {
         let asked = *self.signals.asked.borrow_and_update();
-        let (began, sent) = (Moment::now(), SystemTime::now());
+        let (began, sent) = (Moment::now(), wall());
         progress.last = began;
         let lease_end = progress.lease.as_ref().map(|lease| lease.end(began));
         let session = self.beats.session.clone();
@@ -234,7 +235,7 @@ impl Worker {
             health.last_failure = failure.cloned();
             if failure.is_none() {
                 health.consecutive_failures = 0;
-                health.last_success = Some(SystemTime::now());
+                health.last_success = Some(wall());
                 health.last_success_sent = Some(sent);
             } else if !pardoned {
                 health.consecutive_failures = health.consecutive_failures.saturating_add(1);
@@ -254,6 +255,7 @@ impl Worker {
     }
 
     /// Until the next beat is due.
+    #[allow(clippy::disallowed_methods, reason = "it starts a beat, and gives nothing up")]
     async fn wait(&mut self, progress: &mut Progress) -> Result<Cause, Stopped> {
         if progress.login_limit.is_some() {
             return self.wait_for_login(progress).await;
@@ -354,6 +356,7 @@ async fn closed(session: Option<&Session>) {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "a lease has no look (contract 11.6)")]
 async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     refresher::RefreshContext,
-    time::Limit,
+    time::{Limit, wall},
     token::{RefreshToken, Tokens},
 };
 
@@ -327,6 +327,7 @@ impl RetryableStrategy for Attempts {
 }
 
 impl RetryPolicy for Attempts {
+    #[allow(clippy::disallowed_methods, reason = "the retry subtracts the same clock at once")]
     fn should_retry(&self, _: SystemTime, _: u32) -> RetryDecision {
         let (attempt, next) = {
             let state = self.state();
@@ -371,10 +372,10 @@ impl Inner {
             Ok(answer) => {
                 let status = Some(answer.status);
                 let was_challenged = answer.was_challenged;
-                let skew = clock_skew(&answer.headers, SystemTime::now());
+                let skew = clock_skew(&answer.headers, wall());
                 let rule = self.settings.read_response.as_ref();
                 let Judgement { verdict, rotated, is_doubtful, asked_wait, said } =
-                    judge_by(rule, answer, asked_with, SystemTime::now());
+                    judge_by(rule, answer, asked_with, wall());
                 let is_over = matches!(verdict, Verdict::Failed(Failure::GrantOver));
                 // A server that looks at the refresh token before it looks at the proof has spent it
                 // with the call that it challenged (bluesky-social/atproto#3859).

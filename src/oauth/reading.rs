@@ -21,7 +21,10 @@ use super::{
     request::Answer,
     response::Members,
 };
-use crate::token::{RefreshToken, Tokens};
+use crate::{
+    time::wall,
+    token::{RefreshToken, Tokens},
+};
 
 /// A rule of [`OAuthRefresh::read_response`](crate::OAuthRefresh::read_response).
 pub(super) type Rule = Arc<dyn Fn(&TokenResponse, Reading) -> Reading + Send + Sync>;
@@ -110,7 +113,7 @@ impl TokenResponse {
     }
 
     fn judged(&self) -> Judgement {
-        judge(&self.answer, self.asked_with.as_ref(), std::time::SystemTime::now())
+        judge(&self.answer, self.asked_with.as_ref(), wall())
     }
 }
 

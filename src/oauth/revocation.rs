@@ -1,6 +1,6 @@
 //! Tells the revocation endpoint that tokens are no longer in use (RFC 7009).
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::StatusCode;
 use reqwest_middleware::ClientWithMiddleware;
@@ -26,7 +26,7 @@ use super::{
 use crate::{
     error::Error,
     refresher::Several,
-    time::{Limit, within},
+    time::{Limit, wall, within},
     token::{AccessToken, RefreshToken, Tokens},
 };
 
@@ -147,7 +147,7 @@ impl Revocation<'_> {
         FailedAttempt {
             failure,
             status: Some(answer.status),
-            asked_wait: asked_wait(&answer.headers, SystemTime::now()),
+            asked_wait: asked_wait(&answer.headers, wall()),
             error,
         }
     }

@@ -1,7 +1,5 @@
 //! Tokens that the API's responses bring.
 
-use std::time::SystemTime;
-
 use http::HeaderMap;
 use url::Url;
 
@@ -9,6 +7,7 @@ use super::{Captured, Session};
 use crate::{
     event::{CaptureIgnored, Event},
     policy::Brought,
+    time::wall,
     token::{Arrival, Tokens},
 };
 
@@ -25,7 +24,7 @@ impl Session {
     /// Takes the tokens that a response to a request of generation `sent` brought, if it brought
     /// any, and tells what became of them.
     pub(crate) fn take(&self, sent: u64, url: &Url, headers: &HeaderMap) -> Taken {
-        let brought = match self.0.channels.read(headers, SystemTime::now()) {
+        let brought = match self.0.channels.read(headers, wall()) {
             Ok(None) => return Taken::default(),
             _ if self.origin_of(url).is_none() => Err(CaptureIgnored::UntrustedOrigin),
             Ok(Some(brought)) => Ok(brought),

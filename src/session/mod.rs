@@ -246,6 +246,7 @@ impl Session {
     /// # Errors
     /// [`TimedOut`](ErrorKind::TimedOut) if something was left: a refresh that had not ended, or
     /// tokens that the store did not take.
+    #[allow(clippy::disallowed_methods, reason = "a look would be too late (contract 12.4)")]
     pub async fn close_within(&self, limit: Duration) -> Result<(), Error> {
         let closing = async {
             if let Some(store) = &self.0.store {

@@ -41,6 +41,7 @@ impl Drop for Running {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "it gives nothing up: a late word is a late word")]
 async fn run(
     mut settings: watch::Receiver<Option<Instant>>,
     session: Weak<Inner>,

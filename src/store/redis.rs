@@ -195,6 +195,7 @@ impl TokenStore for RedisStore {
 
     /// Waits to be told that the lock is free. A holder that dies tells nothing: whoever has waited
     /// for a second asks how much of the holder's lease is left, and comes back then.
+    #[allow(clippy::disallowed_methods, reason = "between two looks at the lock")]
     async fn lock(&self) -> Result<StoreLock, Error> {
         let mut changes = self.shared.link.changes();
         let mut poll = FIRST_POLL;

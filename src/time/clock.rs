@@ -44,6 +44,7 @@ impl Now {
 
 /// The wall clock.
 #[cfg(not(test))]
+#[allow(clippy::disallowed_methods, reason = "the one place where it is read")]
 pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }

@@ -77,6 +77,7 @@ impl Limit {
         self.poll(Box::pin(work))
     }
 
+    #[allow(clippy::disallowed_methods, reason = "the one limit is made of it")]
     async fn poll<F: Future>(&mut self, mut work: Pin<Box<F>>) -> Result<F::Output, Elapsed> {
         // Work that is always ready would use up tokio's budget for this task, and the timer would
         // never be asked.

@@ -13,6 +13,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::AccessToken;
+use crate::time::wall;
 
 /// Members are kept raw, since `serde_json` refuses a whole document for one number that is out of
 /// range.
@@ -35,10 +36,7 @@ pub(super) fn lifetime(token: &AccessToken) -> Option<Duration> {
         Some(iat) => Some(exp.saturating_sub(iat)),
         // Without `iat` there is only the local clock to hold `exp` against.
         None => Some(
-            SystemTime::UNIX_EPOCH
-                .checked_add(exp)?
-                .duration_since(SystemTime::now())
-                .unwrap_or_default(),
+            SystemTime::UNIX_EPOCH.checked_add(exp)?.duration_since(wall()).unwrap_or_default(),
         ),
     }
 }

@@ -66,6 +66,7 @@ pub(super) fn say(now: Instant, work: impl FnOnce() + Send + 'static) {
     if left.is_zero() {
         return;
     }
+    #[allow(clippy::disallowed_methods, reason = "no runtime drives this thread")]
     let begun = Instant::now();
     let _ = is_done.recv_timeout(left);
     self::queue().budget.spend(begun.elapsed());

@@ -122,6 +122,7 @@ struct Claim {
 impl Claim {
     /// Renews until the lock is dropped or lost. A renewal is never broken off: it could overtake
     /// the release.
+    #[allow(clippy::disallowed_methods, reason = "it starts a renewal, and gives nothing up")]
     async fn keep(mut self, fence: u64, held: Arc<Lease>, mut dropped: oneshot::Receiver<()>) {
         let lease = self.lease;
         let mut wait = lease / 3;
@@ -165,6 +166,7 @@ impl Claim {
 impl Drop for Claim {
     /// The runtime is shut down, often because the program ends: others need not wait for the
     /// lease.
+    #[allow(clippy::disallowed_methods, reason = "there may be no runtime any more")]
     fn drop(&mut self) {
         if self.taken {
             let (shared, owner) = (Arc::clone(&self.shared), std::mem::take(&mut self.owner));
