@@ -1,4 +1,4 @@
-//! Three sessions and a heartbeat on a bad day, for Prometheus to look at.
+//! Three sessions and two heartbeats on a bad day, for Prometheus to look at.
 //!
 //! ```text
 //! cargo run --example observe -- --help
@@ -21,7 +21,7 @@ use clap::Parser;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
-    ClientBuilderExt, OAuthRefresh, Session,
+    ClientBuilderExt, FileStore, OAuthRefresh, Session, SessionBuilder,
     heartbeat::{Heartbeat, HeartbeatHandle},
     testing::{Answer, AuthServer},
 };
@@ -29,10 +29,11 @@ use tokio::{net::TcpListener, time::sleep};
 
 type AnyError = Box<dyn StdError + Send + Sync>;
 
-/// Three sessions and a heartbeat against a failing server, with metrics for Prometheus.
+/// Three sessions and two heartbeats against a failing server, with metrics for Prometheus.
 ///
 /// "healthy" refreshes every few seconds. "outage" asks a token endpoint that answers 503 and
-/// nothing else. "revoked" loses its login at once. The heartbeat belongs to "outage".
+/// nothing else. "revoked" loses its login at once, and its store cannot be read. "outage" and
+/// "revoked" have a heartbeat each: the first goes on, the second ends with its login.
 #[derive(Debug, Parser)]
 #[command(name = "observe")]
 struct Options {
@@ -82,15 +83,17 @@ async fn run(options: &Options) -> Result<(), AnyError> {
     let down = AuthServer::builder().lifetime(Duration::from_secs(5)).start().await;
     // More than anybody will wait for.
     down.script_token_endpoint((0..100_000).map(|_| Answer::Status(503)));
-    let healthy = session("healthy", &good, "healthy")?;
-    let outage = session("outage", &down, "outage")?;
-    let revoked = session("revoked", &good, "revoked")?;
+    let healthy = session("healthy", &good).build()?;
+    let outage = session("outage", &down).build()?;
+    // A directory is no file.
+    let unreadable = FileStore::new(std::env::temp_dir());
+    let revoked = session("revoked", &good).store(unreadable).build()?;
     good.revoke("revoked");
 
     for (session, server) in [(&healthy, &good), (&outage, &down), (&revoked, &good)] {
         tokio::spawn(requests(client(session), server.url("/jobs")));
     }
-    let _heartbeat = heartbeat(&outage, &down)?;
+    let _heartbeats = [heartbeat(&outage, &down)?, heartbeat(&revoked, &good)?];
     say(&format!("metrics:    http://{address}/metrics"))?;
     say("dashboard:  docs/dashboard.json (Grafana: Dashboards, New, Import)")?;
     say("alerts:     docs/alerts.yml (Prometheus: rule_files)")?;
@@ -101,15 +104,14 @@ async fn run(options: &Options) -> Result<(), AnyError> {
     Ok(())
 }
 
-fn session(name: &str, server: &AuthServer, subject: &str) -> Result<Session, AnyError> {
+fn session(name: &str, server: &AuthServer) -> SessionBuilder {
     let step = Duration::from_millis(100);
     let refresher = OAuthRefresh::new(server.token_endpoint()).backoff(step, step).max_attempts(2);
-    let session = Session::builder(server.login_as(subject))
+    Session::builder(server.login_as(name))
         .name(name)
         .origin(server.origin())
         .refresher(refresher)
-        .cooldown(Duration::from_secs(2));
-    Ok(session.build()?)
+        .cooldown(Duration::from_secs(2))
 }
 
 fn client(session: &Session) -> ClientWithMiddleware {

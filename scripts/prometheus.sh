@@ -63,14 +63,16 @@ def api(path, **query):
 def query(text):
     return api("query", query=text)["result"]
 
-# What examples/observe shows. It has no store, and its heartbeat goes on.
+# What examples/observe shows.
 METRICS = {
     "reauth_flights", "reauth_flight_duration_bucket", "reauth_flight_retries", "reauth_wait_duration_bucket",
     "reauth_requests_failed", "reauth_session_state", "reauth_heartbeat_beats", "reauth_heartbeat_beat_duration_bucket",
+    "reauth_heartbeat_ended", "reauth_store_failures",
 }
 FIRING = {
     ("ReauthLoginRequired", "revoked"), ("ReauthRefreshFailing", "outage"), ("ReauthRequestsFailing", "outage"),
     ("ReauthRequestsFailing", "revoked"), ("ReauthHeartbeatFailing", "outage"),
+    ("ReauthHeartbeatLost", "revoked"), ("ReauthStoreFailing", "revoked"),
 }
 
 deadline = time.monotonic() + 120

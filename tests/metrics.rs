@@ -13,10 +13,11 @@ use metrics::{
 };
 use reqwest_middleware::ClientBuilder;
 use reqwest_reauth::{
-    ClientBuilderExt, Error, ErrorKind, FileStore, OAuthRefresh, Session, Tokens,
+    ClientBuilderExt, DpopKey, Error, ErrorKind, FileStore, OAuthRefresh, Placement, Session,
+    Tokens,
     heartbeat::{Heartbeat, Stopped},
     refresh_with,
-    testing::{Answer, AuthServer},
+    testing::{Answer, AuthServer, Dpop},
 };
 
 /// Counters, and how many values each histogram got.
@@ -138,6 +139,25 @@ fn a_session_is_counted_in_its_state() {
         drop((one, other, named));
         assert_eq!(states(), []);
     });
+}
+
+#[test]
+fn repeats_for_a_nonce_are_counted() {
+    let counts = recorded(async {
+        let server = AuthServer::builder().dpop(Dpop::new().api_nonces(1)).start().await;
+        let session = Session::builder(server.login())
+            .origin(server.origin())
+            .placement(Placement::dpop(DpopKey::generate().unwrap()))
+            .build()
+            .unwrap();
+        let client = session.wrap(reqwest::Client::new());
+        for _ in 0..3 {
+            client.get(server.url("/a")).send().await.unwrap();
+        }
+    });
+    let repeats: Vec<_> =
+        counts.all().into_iter().filter(|(name, _)| name.starts_with("reauth.dpop")).collect();
+    assert_eq!(repeats, [("reauth.dpop.nonce_repeats{}".to_owned(), 1)]);
 }
 
 #[test]

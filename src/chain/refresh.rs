@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     SessionSource,
-    sent::{Budget, Sent, note_outcome},
+    sent::{Budget, Proof, Sent, note_outcome},
     source::{Handling, Pinned},
 };
 use crate::{
@@ -197,7 +197,8 @@ pub(super) async fn up(
     };
     let generation = sent.state.generation();
     if !sent.is_rejected(&mut response) {
-        if sent.state.is_on_probation() && !is_inconclusive(response.status()) {
+        let says_nothing = sent.proof != Proof::Fine || is_inconclusive(response.status());
+        if sent.state.is_on_probation() && !says_nothing {
             sent.session.accepted(generation);
         }
         return Ok(response);

@@ -227,7 +227,7 @@ impl DpopKey {
         &self,
         method: &Method,
         url: &Url,
-        access_token: Option<&str>,
+        ath: Option<&str>,
         nonce: Option<&str>,
     ) -> Result<HeaderValue, Error> {
         let mut random = [0; 16];
@@ -236,7 +236,7 @@ impl DpopKey {
             .map_err(|_| Error::new(ErrorKind::Internal, "the system gave no random bytes"))?;
         let since_1970 = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
         let issued_at = since_1970.as_secs();
-        let claims = Claims { method, url, access_token, nonce, issued_at, random };
+        let claims = Claims { method, url, ath, nonce, issued_at, random };
         self.sign_claims(&claims).await
     }
 

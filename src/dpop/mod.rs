@@ -22,7 +22,7 @@ use self::nonce::Nonces;
 pub(crate) use self::nonce::{
     Challenge, Role, USE_DPOP_NONCE, api_challenge, dpop_error, says_use_nonce,
 };
-use crate::error::Error;
+use crate::{error::Error, token::AccessToken};
 
 /// The request header that carries a proof.
 pub(crate) const DPOP: HeaderName = HeaderName::from_static("dpop");
@@ -69,10 +69,13 @@ impl Dpop {
         role: Role,
         method: &Method,
         url: &Url,
-        access_token: Option<&str>,
+        access_token: Option<&AccessToken>,
     ) -> Result<(HeaderValue, Carried), Error> {
         let nonce = self.nonces.get(url, role);
-        let proof = self.key.sign(method, url, access_token, nonce.as_deref()).await?;
+        let proof = self
+            .key
+            .sign(method, url, access_token.map(AccessToken::hash), nonce.as_deref())
+            .await?;
         Ok((proof, nonce))
     }
 

@@ -3,7 +3,6 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Method;
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 use url::{Position, Url};
 
 /// Everything that a proof depends on, but for the key.
@@ -11,8 +10,8 @@ use url::{Position, Url};
 pub(super) struct Claims<'a> {
     pub(super) method: &'a Method,
     pub(super) url: &'a Url,
-    /// The access token that the proof goes with: `None` at a token endpoint.
-    pub(super) access_token: Option<&'a str>,
+    /// The hash of the access token that the proof goes with: `None` at a token endpoint.
+    pub(super) ath: Option<&'a str>,
     pub(super) nonce: Option<&'a str>,
     /// Seconds since 1970, when it is signed.
     pub(super) issued_at: u64,
@@ -27,7 +26,7 @@ struct Payload<'a> {
     htu: String,
     iat: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    ath: Option<String>,
+    ath: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nonce: Option<&'a str>,
 }
@@ -39,7 +38,7 @@ pub(super) fn signing_input(header: &str, claims: &Claims<'_>) -> String {
         htm: claims.method.as_str(),
         htu: target(claims.url),
         iat: claims.issued_at,
-        ath: claims.access_token.map(|token| URL_SAFE_NO_PAD.encode(Sha256::digest(token))),
+        ath: claims.ath,
         nonce: claims.nonce,
     };
     // Texts and a number: there is nothing here that JSON cannot hold.

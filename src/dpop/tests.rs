@@ -13,7 +13,10 @@ use super::{
     nonce::{Challenge, Nonces, Role, api_challenge, nonce_in, says_use_nonce},
     proof::{Claims, header, signing_input},
 };
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    token::AccessToken,
+};
 
 macro_rules! pem {
     ($name:literal) => {
@@ -60,10 +63,11 @@ fn thumbprints_are_those_of_the_rfcs() {
 fn a_proof_says_what_rfc_9449_asks_for() {
     let jwk = Jwk::parse(EXAMPLE, DpopAlg::Es256).unwrap();
     let target = url("https://user:pass@resource.example.org/protectedresource?q=1#frag");
+    let token = AccessToken::new("Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU").unwrap();
     let claims = Claims {
         method: &Method::GET,
         url: &target,
-        access_token: Some("Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU"),
+        ath: Some(token.hash()),
         nonce: Some("eyJ7S_zG.eyJH0-Z.HX4w-7v"),
         issued_at: 1_562_262_618,
         random: [7; 16],
@@ -92,7 +96,7 @@ fn what_is_not_known_is_left_out_of_a_proof() {
     let claims = Claims {
         method: &Method::POST,
         url: &target,
-        access_token: None,
+        ath: None,
         nonce: None,
         issued_at: 1,
         random: [0; 16],

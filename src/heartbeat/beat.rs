@@ -18,10 +18,9 @@ pub use crate::error::BoxError;
 use crate::{
     catch_panic::catch_panic,
     error::Error,
-    oauth::asked_wait,
     outcome::Outcome,
     session::Session,
-    time::{wall, within},
+    time::{asked_wait, wall, within},
 };
 
 /// What a beat came to. Each of them counts as a beat.

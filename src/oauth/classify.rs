@@ -14,9 +14,12 @@ use super::{
     failure::Failure,
     request::Answer,
     response::Members,
-    retry::{AskedWait, asked_wait},
+    retry::AskedWait,
 };
-use crate::token::{AccessToken, RefreshToken, Tokens};
+use crate::{
+    time::asked_wait,
+    token::{AccessToken, RefreshToken, Tokens},
+};
 
 /// How long Microsoft Entra wants a client that it throttles to stay away.
 const THROTTLED: Duration = Duration::from_secs(60);

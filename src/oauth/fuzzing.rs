@@ -12,9 +12,11 @@ use super::{
     reading::judge_by,
     redact::Secrets,
     request::Answer,
-    retry,
 };
-use crate::token::{AccessToken, RefreshToken, Tokens};
+use crate::{
+    time::asked_wait,
+    token::{AccessToken, RefreshToken, Tokens},
+};
 
 /// The tokens of an answer, the refresh token that is to be kept, and what an error's text would
 /// say of it.
@@ -49,5 +51,5 @@ pub fn cookies(
 
 /// How long a `Retry-After` asks to wait.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    retry::asked_wait(headers, now)
+    asked_wait(headers, now)
 }

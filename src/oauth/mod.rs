@@ -41,7 +41,6 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 pub use self::reading::{Reading, TokenResponse};
-pub(crate) use self::retry::asked_wait;
 use self::{
     attempts::{Attempts, Failed},
     grant::Grant,

@@ -1,8 +1,6 @@
 //! What is retried, when, and how often: functions over durations.
 
-use std::time::{Duration, SystemTime};
-
-use http::{HeaderMap, header::RETRY_AFTER};
+use std::time::Duration;
 
 use super::failure::Failure;
 
@@ -97,22 +95,8 @@ fn jittered(step: Duration, roll: f64) -> Duration {
     )
 }
 
-/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date held against `now`, which is the server's
-/// own clock where it is known. Malformed is as if absent. Digits without end are a wait without
-/// end.
-pub(crate) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> AskedWait {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let at = httpdate::parse_http_date(text).ok()?;
-    Some(at.duration_since(now).unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -234,31 +218,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now = httpdate::parse_http_date("Wed, 01 Jan 2025 00:00:00 GMT").unwrap();
-        let table = [
-            ("0", Some(0)),
-            ("120", Some(120)),
-            (" 7 ", Some(7)),
-            ("99999999999999999999", Some(u64::MAX)),
-            ("Wed, 01 Jan 2025 00:00:09 GMT", Some(9)),
-            ("Wed, 01 Jan 2020 00:00:00 GMT", Some(0)),
-            ("Wednesday, 01-Jan-25 00:00:05 GMT", Some(5)),
-            ("", None),
-            ("-1", None),
-            ("+1", None),
-            ("1.5", None),
-            ("1s", None),
-            ("soon", None),
-            ("Wed, 99 Jan 2025 00:00:00 GMT", None),
-        ];
-        for (value, expected) in table {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
-            assert_eq!(asked_wait(&headers, now), expected.map(Duration::from_secs), "{value:?}");
-        }
-        assert_eq!(asked_wait(&HeaderMap::new(), now), None);
     }
 }

@@ -20,13 +20,13 @@ use super::{
     proof::Prover,
     request::{self, Answer, Unanswered},
     response::Members,
-    retry::{AskedWait, Next, Pace, asked_wait},
+    retry::{AskedWait, Next, Pace},
     settings::Settings,
 };
 use crate::{
     error::Error,
     refresher::Several,
-    time::{Limit, wall, within},
+    time::{Limit, asked_wait, wall, within},
     token::{AccessToken, RefreshToken, Tokens},
 };
 

@@ -78,8 +78,7 @@ impl Credential {
             time::within,
         };
         let Some(dpop) = self.session.dpop() else { return Ok(()) };
-        let token = self.access.expose_secret();
-        let proving = dpop.prove(Role::Api, method, url, Some(token));
+        let proving = dpop.prove(Role::Api, method, url, Some(&self.access));
         let proved = match self.session.wait_limit(None) {
             Some(limit) => within(limit, proving).await,
             None => Ok(proving.await),

@@ -20,6 +20,7 @@ mod chain;
 mod channels;
 mod credential;
 mod dpop;
+mod dpop_rules;
 mod expiry;
 mod fleet;
 mod foreign_code;

@@ -10,6 +10,7 @@ mod trials;
 
 mod api_faults;
 mod client_auth;
+mod dpop;
 mod grants;
 mod long_run;
 mod peers;
@@ -29,6 +30,14 @@ fn main() {
         client_auth with missing.clone() => [
             each_client_authentication_works,
             a_wrong_secret_costs_no_refresh_token,
+        ]
+        dpop with missing.clone() => [
+            a_refresh_learns_the_providers_nonce,
+            nonces_that_end_cost_one_request_each,
+            a_login_of_another_key_is_over,
+            a_restart_needs_the_login_and_its_key,
+            each_retry_of_a_refresh_is_signed_anew,
+            a_bound_login_is_revoked,
         ]
         grants with missing.clone() => [
             each_grant_outlasts_two_502,

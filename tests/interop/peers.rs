@@ -75,11 +75,23 @@ impl Peers {
     }
 
     pub(crate) async fn seed(&self, client: &str) -> Seed {
-        let seed: Value = self
-            .control
-            .post(format!("{}/seed?client={client}", self.direct_origin()))
-            .json_answer()
-            .await;
+        self.seed_of(&format!("client={client}")).await
+    }
+
+    /// A login that is bound to the key with this thumbprint, for the userinfo endpoint.
+    pub(crate) async fn bound_seed(&self, thumbprint: &str) -> Seed {
+        self.seed_of(&format!("client=plain&jkt={thumbprint}")).await
+    }
+
+    /// Moves the provider's clock.
+    pub(crate) async fn later(&self, seconds: u64) {
+        let url = format!("{}/later?seconds={seconds}", self.direct_origin());
+        let _: Value = self.control.post(url).json_answer().await;
+    }
+
+    async fn seed_of(&self, query: &str) -> Seed {
+        let url = format!("{}/seed?{query}", self.direct_origin());
+        let seed: Value = self.control.post(url).json_answer().await;
         Seed {
             access: seed["access_token"].as_str().unwrap().to_owned(),
             refresh: seed["refresh_token"].as_str().unwrap().to_owned(),
