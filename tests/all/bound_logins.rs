@@ -102,7 +102,7 @@ async fn a_login_of_another_key_is_login_required() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_with_tokens_goes_on_and_saves_nothing() {
+async fn a_session_with_tokens_saves_nothing() {
     let (own, other) = (key(), key());
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(of(&other, "a", "r")));
     let (builder, told) = session(pair("t0", "r0"), Some(&own), &issuer, store.clone());
@@ -118,7 +118,7 @@ async fn a_session_with_tokens_goes_on_and_saves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_capture_saves_nothing_over_another_keys_login() {
+async fn a_capture_overwrites_no_other_keys_login() {
     let (own, other) = (key(), key());
     for given in [pair("t0", "r0"), Tokens::new("t0").unwrap()] {
         let (issuer, store) = (Issuer::new([]), FakeStore::holding(of(&other, "a", "r")));
@@ -174,7 +174,7 @@ async fn a_login_without_a_key_is_adopted_and_bound() {
 }
 
 #[tokio::test]
-async fn a_key_of_this_process_and_a_store_is_a_warning() {
+async fn a_generated_key_and_a_store_is_a_warning() {
     let generated = DpopKey::generate().unwrap();
     for (own, has_store, expected) in
         [(&generated, true, 1), (&generated, false, 0), (&key(), true, 0)]
@@ -220,7 +220,7 @@ async fn every_store_keeps_the_key() {
 }
 
 #[tokio::test]
-async fn a_login_survives_a_restart_with_its_key_alone() {
+async fn a_login_outlives_a_restart_with_its_key() {
     let server = AuthServer::builder().dpop(Dpop::new().api_nonces(1)).start().await;
     let store = MemoryStore::default();
     let own = key();
