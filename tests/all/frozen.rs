@@ -153,7 +153,8 @@ fn child() {
             "get" => send(logins, &api, false).await,
             "upload" => send(logins, &api, true).await,
             "watch" => watch(logins, &api).await,
-            "share" => share(logins, &api, store).await,
+            "share" => share(logins, &api, refresher(&api), store).await,
+            "share by default" => share(logins, &api, default_refresher(&api), store).await,
             task => panic!("no such task: {task}"),
         }
     });
@@ -169,7 +170,11 @@ fn session(login: Tokens, api: &str) -> SessionBuilder {
 }
 
 fn refresher(api: &str) -> OAuthRefresh {
-    OAuthRefresh::new(format!("{api}/oauth/token")).attempt_timeout(LIMIT)
+    default_refresher(api).attempt_timeout(LIMIT)
+}
+
+fn default_refresher(api: &str) -> OAuthRefresh {
+    OAuthRefresh::new(format!("{api}/oauth/token"))
 }
 
 fn client(session: &Session) -> ClientWithMiddleware {
@@ -215,9 +220,9 @@ async fn beat(sessions: &[Session], api: &str) -> String {
 }
 
 /// A request with a token that was revoked, in a session that shares its login by a file.
-async fn share(logins: Vec<Tokens>, api: &str, store: String) -> String {
+async fn share(logins: Vec<Tokens>, api: &str, refresher: OAuthRefresh, store: String) -> String {
     let name = std::process::id().to_string();
-    let refresher = refresher(api).param("worker", name);
+    let refresher = refresher.param("worker", name);
     let [login] = &logins[..] else { panic!("one login") };
     let session = session(login.clone(), api).refresher(refresher).store(FileStore::new(store));
     let session = session.build().unwrap();
@@ -311,19 +316,24 @@ async fn a_stopped_process_takes_its_beats() {
     assert_eq!(process.says(), format!("{LOGINS} alive"));
 }
 
-/// Four processes on one file, of which the one that asks is stopped for longer than its call may
-/// take.
+/// Ten fleets at once, each of four processes on one file, of which the one that asks is stopped for
+/// longer than its call may take.
 #[test]
 fn a_stopped_member_loses_no_fleet() {
-    let fleets = std::env::var("FROZEN_FLEETS").map_or(2, |number| number.parse().unwrap());
     thread::scope(|scope| {
-        for _ in 0..fleets {
-            scope.spawn(|| runtime(1).block_on(one_fleet()));
+        for _ in 0..10 {
+            scope.spawn(|| runtime(1).block_on(one_fleet("share", FREEZE)));
         }
     });
 }
 
-async fn one_fleet() {
+/// The same with every setting at its default.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stopped_member_loses_no_default_fleet() {
+    one_fleet("share by default", Duration::from_secs(12)).await;
+}
+
+async fn one_fleet(task: &str, freeze: Duration) {
     let server = AuthServer::start().await;
     let login = server.login();
     server.expire_now();
@@ -331,14 +341,14 @@ async fn one_fleet() {
     let store = dir.path().join("tokens.json");
     let hold = server.hold_token_calls();
     let start =
-        |_| Process::start("share", &server, store.to_str().unwrap(), std::slice::from_ref(&login));
+        |_| Process::start(task, &server, store.to_str().unwrap(), std::slice::from_ref(&login));
     let mut fleet: Vec<_> = (0..4).map(start).collect();
     hold.waiting(1).await;
     let holder = form(&server.token_requests()[0], "worker").unwrap();
     let holder = fleet.iter().find(|member| member.child.id().to_string() == holder).unwrap();
     holder.signal("-STOP");
     hold.release();
-    tokio::time::sleep(FREEZE).await;
+    tokio::time::sleep(freeze).await;
     holder.signal("-CONT");
     for member in &mut fleet {
         assert_eq!(member.says(), "200");
