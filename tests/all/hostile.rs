@@ -29,7 +29,7 @@ fn client(session: &Session) -> ClientWithMiddleware {
 fn quick(endpoint: &Server) -> OAuthRefresh {
     OAuthRefresh::new(endpoint.url("/token"))
         .backoff(Duration::from_millis(1), Duration::from_millis(1))
-        .attempt_timeout(Duration::from_millis(500))
+        .attempt_timeout(Duration::from_secs(3))
         .max_attempts(2)
 }
 
@@ -361,7 +361,7 @@ async fn a_huge_retry_after_ends_the_refresh() {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{value}");
         assert_eq!(error.attempts(), 1, "{value}");
         assert!(error.retry_after().unwrap() >= Duration::from_secs(86_400), "{value}");
-        assert!(begun.elapsed() < Duration::from_secs(5), "{value}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{value}");
         assert_eq!(door.session.state(), SessionState::CoolingDown);
         assert_printable(&error);
         // Refused once more inside the cool-down: nobody is asked.
@@ -487,8 +487,8 @@ async fn a_slow_or_broken_endpoint_is_unavailable() {
         let error = door.knock().await.expect_err(name);
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{name} {error:?}");
         assert_printable(&error);
-        // Two attempts of half a second; the rest is for a busy machine.
-        assert!(begun.elapsed() < Duration::from_secs(10), "{name}");
+        // Two attempts of three seconds; the rest is for a busy machine.
+        assert!(begun.elapsed() < Duration::from_secs(30), "{name}");
     }
 }
 
@@ -562,7 +562,7 @@ async fn endless_challenges_are_judged_quickly() {
             .unwrap();
         let begun = Instant::now();
         client(&session).get(server.url("/")).send().await.unwrap();
-        assert!(begun.elapsed() < Duration::from_secs(5), "{piece:?} {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(20), "{piece:?} {:?}", begun.elapsed());
     }
 }
 

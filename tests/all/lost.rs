@@ -187,21 +187,22 @@ fn an_undriven_refresh_frees_the_store() {
 #[test]
 fn a_synchronous_wrapper_holds_others_up_once() {
     let issuer = Issuer::new([Turn::Hang]);
-    let tokens = pair("t0", "r0").with_expires_in(SECOND);
+    let tokens = pair("t0", "r0").with_expires_in(SECOND * 3);
     let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone());
     // Due at once.
     let session = session
-        .refresh_ahead(SECOND)
+        .refresh_ahead(SECOND * 3)
         .cooldown(Duration::ZERO)
         .refresh_timeout(SECOND / 10)
         .build()
         .unwrap();
     let api = Api::new(|_| async { answer(200) });
     let (a, b) = (thread_runtime(), thread_runtime());
-    std::thread::sleep(SECOND * 6 / 10);
+    // Past half its life, and well before its end.
+    std::thread::sleep(SECOND * 16 / 10);
     a.block_on(api.client(&session).get(url("/")).send()).unwrap();
     a.block_on(issuer.until_called(1));
-    std::thread::sleep(SECOND / 2);
+    std::thread::sleep(SECOND * 15 / 10);
     // The token has ended.
     let request = || b.block_on(api.client(&session).get(url("/")).send());
     request().unwrap_err();

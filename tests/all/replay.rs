@@ -351,7 +351,7 @@ async fn an_endless_rejection_delays_no_replay() {
         let response = client(&session).get(server.url("/")).send().await.unwrap();
         assert_eq!(response.status(), 200, "{name}");
         // A tenth of a second is the promise; the rest is for a busy machine.
-        assert!(begun.elapsed() < Duration::from_secs(5), "{name} {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(20), "{name} {:?}", begun.elapsed());
         assert_eq!(server.count(), 2, "{name}");
         assert_eq!(server.connections(), 2, "{name}");
         // What was read, and what the sockets hold.
@@ -450,14 +450,14 @@ async fn a_transport_error_is_never_replayed() {
 async fn a_requests_own_timeout_is_per_send() {
     // Both sends together take longer than the timeout, each of them less.
     let server = Server::start(|seen| async move {
-        tokio::time::sleep(Duration::from_millis(1200)).await;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
         strict(&seen)
     })
     .await;
     let session = builder(&server).refresher(Counter::default()).build().unwrap();
     let response = client(&session)
         .get(server.url("/"))
-        .timeout(Duration::from_millis(2200))
+        .timeout(Duration::from_millis(4500))
         .send()
         .await
         .unwrap();

@@ -149,6 +149,36 @@ fn a_captures_wait_for_the_lock_is_resumed() {
     assert_eq!(store.saves(), [texts("c1", "r0"), texts("t1", "r1")]);
 }
 
+/// A wrapper whose runtime is driven during a request alone leaves a save half done, with the
+/// store's lock.
+#[test]
+fn a_saver_nobody_drives_frees_its_lock() {
+    let (issuer, store) = (Issuer::new([]), FakeStore::default());
+    store.next(Call::Save, [Fate::Hang]);
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
+    let session = session.store(store.clone()).build().unwrap();
+    let api =
+        Api::new(|_| async { crate::support::answer(200).header("refreshed-api-token", "c1") });
+    let still = Builder::new_current_thread().enable_all().build().unwrap();
+    still.block_on(api.client(&session).get(url("/")).send()).unwrap();
+    still.block_on(store.until_begun(Call::Save));
+    let runs = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runs.block_on(async {
+        let begun = tokio::time::Instant::now();
+        session.refresh().await.unwrap();
+        // Four times the store timeout, and only once.
+        assert_eq!(begun.elapsed().as_secs(), 20);
+        session.refresh().await.unwrap();
+        session.close().await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 20);
+    });
+    assert_eq!(store.saves(), [texts("c1", "r0"), texts("t1", "r1"), texts("t2", "r2")]);
+    assert!(store.is_free());
+    // It saves nothing more, should it be driven again.
+    still.block_on(crate::support::settle());
+    assert_eq!(store.saves().len(), 3);
+}
+
 #[test]
 fn without_a_runtime_a_refresh_ends_at_once() {
     let issuer = Issuer::new([]);

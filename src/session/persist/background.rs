@@ -1,7 +1,14 @@
 //! Saves captured tokens behind the requests that brought them.
 
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
 use super::{
-    super::Session,
+    super::{Session, refresh::Work},
     sync::{Look, StoreSync},
 };
 use crate::event::Event;
@@ -16,9 +23,10 @@ impl StoreSync {
         known.background_starts();
         drop(known);
         let background = BackgroundSave::new(session.clone());
+        *self.saver() = Arc::downgrade(&background.saver);
         session.spawn(background, |background| {
-            let session = background.0.clone();
-            session.within(async move { background.work().await })
+            let (session, saver) = (background.session.clone(), Arc::clone(&background.saver));
+            Work::task(saver, session.within(async move { background.work().await }))
         });
     }
 
@@ -31,20 +39,53 @@ impl StoreSync {
     }
 }
 
+/// A saver, for those who wait for the store's lock: its runtime may not be driven any more.
+pub(super) struct Saver {
+    work: Work,
+    /// When its present round began.
+    began: Mutex<Instant>,
+}
+
+impl AsRef<Work> for Saver {
+    fn as_ref(&self) -> &Work {
+        &self.work
+    }
+}
+
+impl Saver {
+    fn begins(&self) {
+        *self.began.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Gives its work up, with its locks, if its round takes longer than any on a runtime that
+    /// runs. What it was to save is left to the next save.
+    pub(super) fn end_if_older_than(&self, longest: Duration) {
+        let began = *self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        if began.elapsed() >= longest {
+            self.work.cancel();
+        }
+    }
+}
+
 /// Saves captured tokens, the newest each time, until there is nothing left to save.
-struct BackgroundSave(Session);
+struct BackgroundSave {
+    session: Session,
+    saver: Arc<Saver>,
+}
 
 impl BackgroundSave {
     fn new(session: Session) -> Self {
         if let Some(store) = &session.0.store {
             store.savers.send_modify(|savers| *savers += 1);
         }
-        Self(session)
+        let saver = Saver { work: Work::default(), began: Mutex::new(Instant::now()) };
+        Self { session, saver: Arc::new(saver) }
     }
 
     async fn work(&self) {
-        let Some(store) = &self.0.0.store else { return };
+        let Some(store) = &self.session.0.store else { return };
         loop {
+            self.saver.begins();
             store.known().round_begins();
             self.save_once(store).await;
             if store.known().round_ends() {
@@ -54,7 +95,7 @@ impl BackgroundSave {
     }
 
     async fn save_once(&self, store: &StoreSync) {
-        let session = &self.0;
+        let session = &self.session;
         let (lock, _turn) = match store.lock_and_turn(session).await {
             Ok(both) => both,
             Err(error) => {
@@ -91,7 +132,7 @@ impl BackgroundSave {
 
 impl Drop for BackgroundSave {
     fn drop(&mut self) {
-        if let Some(store) = &self.0.0.store {
+        if let Some(store) = &self.session.0.store {
             store.known().background_is_gone();
             store.savers.send_modify(|savers| *savers -= 1);
         }

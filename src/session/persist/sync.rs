@@ -4,7 +4,12 @@
 //! process has rotated is never put back. The store's lock is never waited for while `saving` is
 //! held.
 
-use std::{future::Future, sync::Mutex, time::Duration};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Mutex as AsyncMutex, MutexGuard, watch},
@@ -13,6 +18,7 @@ use tokio::{
 
 use super::{
     super::{Session, interleave::lock, refresh::InFlight},
+    background::Saver,
     known::Known,
 };
 use crate::{
@@ -32,6 +38,8 @@ pub(in crate::session) struct StoreSync {
     known: Mutex<Known>,
     /// One save at a time.
     saving: AsyncMutex<()>,
+    /// The saver in the background that began last.
+    saver: Mutex<Weak<Saver>>,
     /// Savers in the background.
     pub(in crate::session) savers: watch::Sender<usize>,
 }
@@ -60,6 +68,7 @@ impl StoreSync {
             alone,
             known,
             saving: AsyncMutex::new(()),
+            saver: Mutex::default(),
             savers: watch::Sender::new(0),
         }
     }
@@ -72,9 +81,29 @@ impl StoreSync {
         self.limit
     }
 
-    /// Waits for the store's lock. Not bounded here: the flight is.
+    /// Waits for the store's lock. Not bounded here: the flight is. Where this session's own saver
+    /// has it, on a runtime that nobody drives any more, that one is given up.
     pub(in crate::session) async fn lock(&self) -> Result<StoreLock, Error> {
-        catch_panic(self.store.lock()).await.unwrap_or_else(|| Err(panicked()))
+        let mut locking = pin!(catch_panic(self.store.lock()));
+        loop {
+            let longest = self.longest_turn();
+            if let Ok(locked) = within(longest, locking.as_mut()).await {
+                return locked.unwrap_or_else(|| Err(panicked()));
+            }
+            let saver = self.saver().upgrade();
+            if let Some(saver) = saver {
+                saver.end_if_older_than(longest);
+            }
+        }
+    }
+
+    pub(super) fn saver(&self) -> std::sync::MutexGuard<'_, Weak<Saver>> {
+        self.saver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Longer than any save on a runtime that runs.
+    fn longest_turn(&self) -> Duration {
+        self.limit.saturating_mul(4)
     }
 
     /// What the store holds for this session.
@@ -124,7 +153,7 @@ impl StoreSync {
     /// The turn to save. Not waited for for ever: whoever has it may be on a runtime that nobody
     /// drives any more.
     async fn turn(&self) -> Result<MutexGuard<'_, ()>, Error> {
-        let turn = within(self.limit.saturating_mul(4), self.saving.lock()).await;
+        let turn = within(self.longest_turn(), self.saving.lock()).await;
         turn.map_err(|_| Error::new(ErrorKind::Store, "the save before did not end in time"))
     }
 

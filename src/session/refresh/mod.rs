@@ -19,4 +19,5 @@ pub(crate) use self::{
 pub(super) use self::{
     in_flight::{InFlight, RefreshResult},
     turn::Turn,
+    work::Work,
 };

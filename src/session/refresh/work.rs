@@ -41,7 +41,7 @@ impl Work {
     }
 
     /// The task that polls this work. It drops the work when it is dropped itself.
-    pub(super) fn task(
+    pub(in crate::session) fn task(
         owner: Arc<impl AsRef<Work> + Send + Sync + 'static>,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> impl Future<Output = ()> + Send + 'static {
