@@ -1,6 +1,6 @@
 //! The four in one middleware, for a client that has them all.
 
-use std::time::Duration;
+use std::future::ready;
 
 use http::Extensions;
 use reqwest::{Request, Response};
@@ -10,12 +10,18 @@ use tokio::time::Instant;
 use super::{
     SessionSource,
     authorize::{self, Signed},
-    buffer, capture, refresh,
+    buffer, capture,
+    copy::{Copy, Held},
+    refresh,
     replay::{self, After, Again, ReplayBody},
     sent::Proof,
-    source::{Found, Handling, Pinned, has_own_header},
+    source::{Found, Handling, Pinned},
 };
-use crate::{anonymous::Anonymous, valid_for::ValidFor};
+use crate::{
+    anonymous::Anonymous,
+    error::{Error, ErrorKind},
+    valid_for::ValidFor,
+};
 
 /// The four as one: a request that none of them has a question about pays for one future and one
 /// place in the client's list, not for four of both.
@@ -27,7 +33,7 @@ pub(super) struct Chain {
 impl Middleware for Chain {
     fn handle<'this, 'extensions, 'next, 'future>(
         &'this self,
-        mut request: Request,
+        request: Request,
         extensions: &'extensions mut Extensions,
         next: Next<'next>,
     ) -> Handling<'future>
@@ -38,64 +44,114 @@ impl Middleware for Chain {
         Self: 'future,
     {
         let source = &self.source;
+        let mut held = Held::Request(request);
+        // Each step is a function of its own: what this borrowed would stay in the future for as
+        // long as the request is out.
         Box::pin(async move {
-            let Some((again, signed)) = prepare(source, &mut request, extensions) else {
-                return Box::pin(send(source, request, extensions, next)).await;
-            };
-            let limit = request.timeout().copied();
-            let mut response = next.clone().run(request, &mut *extensions).await?;
-            signed.check_where_it_went(&response);
-            if !signed.needs_note(&response) {
-                if let Found::Brought(_) = signed.session {
-                    capture::conceal_own(source, &mut response);
-                }
+            let (sending, signed) = begin(source, &mut held, &mut *extensions, next.clone());
+            let response = sending.await?;
+            let Some(signed) = signed else { return Ok(response) };
+            let (response, is_done) = end(response, signed, source);
+            if is_done {
                 return Ok(response);
             }
-            signed.leave_note(&mut response, Proof::Fine);
-            Box::pin(up(response, again, limit, source, extensions, next)).await
+            Box::pin(up(response, &mut held, source, extensions, next)).await
         })
+    }
+}
+
+/// Sends. `None`: all is done that has to be.
+#[inline]
+fn begin<'a>(
+    source: &'a SessionSource,
+    held: &mut Held,
+    extensions: &'a mut Extensions,
+    next: Next<'a>,
+) -> (Handling<'a>, Option<Signed<'a>>) {
+    let mut taken = held.take();
+    held.make_room();
+    let signed = match (&mut taken, held) {
+        (Held::Request(request), Held::Copy(copy)) => prepare(source, request, extensions, copy),
+        _ => None,
+    };
+    // Taken out of the enum where it is passed on, and not before: it is large.
+    match taken {
+        Held::Request(request) if signed.is_some() => (next.run(request, extensions), signed),
+        Held::Request(request) => (Box::pin(send(source, request, extensions, next)), None),
+        Held::Copy(_) | Held::Nothing => {
+            let error = Error::new(ErrorKind::Internal, "the request was sent before");
+            (Box::pin(ready(Err(error.into()))), None)
+        }
     }
 }
 
 /// What all four do before a request that is sent at once, as almost all are. `None`, and nothing
 /// done, for one that they have to look at one by one.
+#[inline]
 fn prepare<'a>(
     source: &'a SessionSource,
     request: &mut Request,
     extensions: &Extensions,
-) -> Option<(Again, Signed<'a>)> {
-    let (session, origin) = source.for_origin(request, extensions).ok()??;
+    copy: &mut Copy,
+) -> Option<Signed<'a>> {
+    let session = source.find(extensions).ok()?;
+    // Such a URL names no user, who would be in the place of our header.
+    let origin = session.plain_origin_of(request.url())?;
     let asks = !extensions.is_empty()
         && (extensions.get::<Anonymous>().is_some()
             || extensions.get::<ReplayBody>().is_some()
             || extensions.get::<ValidFor>().is_some());
-    let asks = asks || session.placement().needs_proof();
-    if asks || has_own_header(&session, request) || buffer::is_wanted(&session, request) {
+    let placement = session.placement();
+    if asks || placement.needs_proof() || buffer::is_wanted(&session, request) {
         return None;
     }
-    let state = session.load_full();
+    let state = session.load();
     if !state.is_quiet(Instant::now) {
         return None;
     }
     let header = state.header_to_send().ok()?.clone();
-    let again = Again::plain(request);
-    request.headers_mut().insert(session.placement().name(), header);
-    Some((again, Signed { session, state, origin }))
+    let signature = state.signature();
+    drop(state);
+    if copy.fill_and_find(request, Some(placement.name())) && !session.overrides_authorization() {
+        return None;
+    }
+    request.headers_mut().insert(placement.name(), header);
+    Some(Signed {
+        session,
+        signature,
+        origin,
+        #[cfg(feature = "dpop")]
+        proving: None,
+    })
+}
+
+/// Whether none of the four has to look at the response.
+#[inline]
+fn end(mut response: Response, signed: Signed<'_>, source: &SessionSource) -> (Response, bool) {
+    signed.check_where_it_went(&response);
+    if signed.needs_note(&response) && !signed.has_no_news(&mut response) {
+        signed.leave_note(&mut response, Proof::Fine);
+        return (response, false);
+    }
+    if let Found::Brought(_) = signed.session {
+        capture::conceal_own(source, &mut response);
+    }
+    (response, true)
 }
 
 /// What they do after it, from the innermost on.
 #[cold]
 async fn up(
     mut response: Response,
-    again: Again,
-    limit: Option<Duration>,
+    held: &mut Held,
     source: &SessionSource,
     extensions: &mut Extensions,
     next: Next<'_>,
 ) -> Result<Response> {
+    let Some(copy) = held.copy() else { return Ok(response) };
     capture::up(source, &mut response);
-    let response = refresh::up(response, extensions, limit).await?;
-    replay(response, again, source, extensions, next).await
+    let response = refresh::up(response, extensions, copy.timeout()).await?;
+    replay(response, Again::from(copy), source, extensions, next).await
 }
 
 /// The way of every other request.
@@ -112,7 +168,8 @@ async fn send(
         return capture::unsigned(source, request, extensions, next).await;
     }
     buffer::read(source, &mut request, extensions).await?;
-    let again = Again::of(&mut request, extensions)?;
+    let mut copy = Copy::default();
+    let again = Again::of(&mut request, extensions, &mut copy)?;
     let response = send_once(source, request, extensions, next.clone()).await?;
     replay(response, again, source, extensions, next).await
 }
@@ -120,7 +177,7 @@ async fn send(
 /// `Replay`, with the other three below it.
 async fn replay(
     response: Response,
-    again: Again,
+    again: Again<'_>,
     source: &SessionSource,
     extensions: &mut Extensions,
     next: Next<'_>,

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use http::{Extensions, header::Entry};
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next, Result};
@@ -11,10 +9,12 @@ use super::{
     sent::{Proof, Sent, may_be_rejection},
     source::{Found, Handling},
 };
+#[cfg(feature = "dpop")]
+use crate::token::AccessToken;
 use crate::{
     anonymous::Anonymous,
     error::Error,
-    session::{Session, State},
+    session::{Session, Signature},
     telemetry::request_failed,
 };
 
@@ -126,40 +126,67 @@ fn sign<'a>(
     let overrides = session.overrides_authorization();
     let taken = placement.is_taken_by_userinfo(request.url()) && !overrides;
     // One look for the caller's own header and for the place of ours.
-    let state = match request.headers_mut().entry(placement.name()) {
+    let state = session.load();
+    match request.headers_mut().entry(placement.name()) {
         Entry::Vacant(place) if !taken => {
-            let state = session.load_full();
             place.insert(state.header_to_send()?.clone());
-            state
         }
         Entry::Occupied(mut own) if overrides => {
-            let state = session.load_full();
             own.insert(state.header_to_send()?.clone());
-            state
         }
         Entry::Vacant(_) | Entry::Occupied(_) => {
             source.tell_own_header(request, extensions);
             return Ok(None);
         }
-    };
-    Ok(Some(Signed { session, state, origin }))
+    }
+    let signature = state.signature();
+    #[cfg(feature = "dpop")]
+    let proving = session.dpop().and(state.token_to_send().ok().cloned());
+    drop(state);
+    Ok(Some(Signed {
+        session,
+        signature,
+        origin,
+        #[cfg(feature = "dpop")]
+        proving,
+    }))
 }
 
 /// What is remembered of a request while it is out.
 pub(super) struct Signed<'a> {
     pub(super) session: Found<'a>,
-    pub(super) state: Arc<State>,
+    pub(super) signature: Signature,
     /// Which of the session's origins it goes to.
     pub(super) origin: usize,
+    /// The token, if a proof goes with it.
+    #[cfg(feature = "dpop")]
+    pub(super) proving: Option<AccessToken>,
 }
 
 impl Signed<'_> {
     /// Whether one of the others has to look at this answer. Almost none is.
+    #[inline]
     pub(super) fn needs_note(&self, response: &Response) -> bool {
+        self.is_judged(response) || self.session.channels().may_bring(response.headers())
+    }
+
+    /// Whether it says something of the token that was sent.
+    #[inline]
+    fn is_judged(&self, response: &Response) -> bool {
         may_be_rejection(response.status())
-            || self.state.is_on_probation()
+            || self.signature.is_on_probation()
             || self.session.rejected_if().is_some()
-            || self.session.channels().may_bring(response.headers())
+    }
+
+    /// Whether a response that has to be looked at has no more to say than that the token is still
+    /// the one that the session has. Some servers say so each time. It is told like any other token
+    /// that is ignored.
+    #[cold]
+    pub(super) fn has_no_news(&self, response: &mut Response) -> bool {
+        if self.is_judged(response) || self.session.origin_of(response.url()).is_none() {
+            return false;
+        }
+        self.session.has_already(response.headers_mut())
     }
 
     /// reqwest carries a header of [`Placement::header`](crate::Placement::header) along when it
@@ -186,7 +213,7 @@ impl Signed<'_> {
     pub(super) fn leave_note(self, response: &mut Response, proof: Proof) {
         response.extensions_mut().insert(Sent {
             session: self.session.into_session(),
-            state: self.state,
+            signature: self.signature,
             origin: self.origin,
             brought_token: false,
             rejected: None,

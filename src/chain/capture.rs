@@ -65,7 +65,7 @@ pub(super) fn up(source: &SessionSource, response: &mut Response) {
     if std::mem::replace(&mut sent.captured, true) {
         return;
     }
-    let (session, generation) = (sent.session.clone(), sent.state.generation());
+    let (session, generation) = (sent.session.clone(), sent.signature.generation());
     if session.channels().may_bring(response.headers()) {
         take(&session, generation, response);
     }

@@ -9,6 +9,7 @@
 //! | `replay` `refresh` `capture` `authorize` | one middleware each, as what it does before a request is sent and what it does with the response |
 //! | `all` | the four in one, for a client that has them all |
 //! | `proof` | the proof that goes with a token that is bound to a key (feature `dpop`) |
+//! | `copy` | what a request is sent again from |
 //! | `buffer` | streams that are read before they are sent |
 //! | `sent` | what a request carries: how it was sent, and what it has spent |
 //! | `source` | which session a request is sent for |
@@ -21,6 +22,7 @@ mod all;
 mod authorize;
 mod buffer;
 mod capture;
+mod copy;
 #[cfg(feature = "dpop")]
 mod proof;
 mod refresh;

@@ -49,8 +49,8 @@ async fn prove(
     signed: &Signed<'_>,
     request: &mut Request,
 ) -> std::result::Result<Carried, Error> {
-    let token = signed.state.token_to_send()?;
-    let proving = dpop.prove(Role::Api, request.method(), request.url(), Some(token));
+    let token = signed.proving.as_ref();
+    let proving = dpop.prove(Role::Api, request.method(), request.url(), token);
     let proved = match signed.session.wait_limit(request.timeout().copied()) {
         Some(limit) => within(limit, proving).await,
         None => Ok(proving.await),

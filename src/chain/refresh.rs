@@ -195,10 +195,10 @@ pub(super) async fn up(
     let Some(mut sent) = response.extensions().get::<Sent>().cloned() else {
         return Ok(response);
     };
-    let generation = sent.state.generation();
+    let generation = sent.signature.generation();
     if !sent.is_rejected(&mut response) {
         let says_nothing = sent.proof != Proof::Fine || is_inconclusive(response.status());
-        if sent.state.is_on_probation() && !says_nothing {
+        if sent.signature.is_on_probation() && !says_nothing {
             sent.session.accepted(generation);
         }
         return Ok(response);

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Extensions, HeaderName, HeaderValue, Method, StatusCode, Version};
+use http::{Extensions, StatusCode};
 use reqwest::{Body, Request, Response};
 use reqwest_middleware::{Error, Middleware, Next, Result};
 use tokio::time::timeout;
@@ -13,6 +13,7 @@ use url::Url;
 
 use super::{
     SessionSource, buffer,
+    copy::Copy,
     sent::{Budget, Sent, note_outcome},
     source::{Handling, Pinned},
 };
@@ -71,7 +72,8 @@ impl Middleware for Replay {
             if buffer::is_stream(&request) {
                 Box::pin(buffer::read(source, &mut request, extensions)).await?;
             }
-            let again = Again::of(&mut request, extensions)?;
+            let mut copy = Copy::default();
+            let again = Again::of(&mut request, extensions, &mut copy)?;
             let response = next.clone().run(request, &mut *extensions).await?;
             if response.extensions().get::<Sent>().is_none() {
                 return Ok(response);
@@ -84,7 +86,7 @@ impl Middleware for Replay {
 #[cold]
 async fn up(
     mut response: Response,
-    mut again: Again,
+    mut again: Again<'_>,
     source: &SessionSource,
     extensions: &mut Extensions,
     next: Next<'_>,
@@ -128,7 +130,7 @@ enum Why {
 /// Decides whether the request is sent again.
 pub(super) fn after(
     mut response: Response,
-    again: &mut Again,
+    again: &mut Again<'_>,
     extensions: &mut Extensions,
 ) -> After {
     let Some(mut sent) = response.extensions_mut().remove::<Sent>() else {
@@ -149,7 +151,7 @@ pub(super) fn after(
     let refresh_failed =
         response.extensions().get::<Outcome>().is_some_and(|done| done.refresh_error.is_some());
     let state = session.load_full();
-    if refresh_failed || !state.has_newer_token_than(&sent.state) {
+    if refresh_failed || !state.has_newer_token_than(&sent.signature) {
         let is_spent = !refresh_failed && budget.is_spent();
         return After::Return(if is_spent {
             not_replayed(&session, NotReplayed::AlreadyReplayed, response)
@@ -157,7 +159,7 @@ pub(super) fn after(
             response
         });
     }
-    let request = match again.request(&session) {
+    let request = match again.request(&session, response.url()) {
         Ok(request) => request,
         Err(reason) => return After::Return(not_replayed(&session, reason, response)),
     };
@@ -171,9 +173,9 @@ pub(super) fn after(
 /// Once for each send: a server that asks again is not asked for ever (NotASithLord/peerd#301).
 #[cfg(feature = "dpop")]
 #[cold]
-fn with_nonce(session: Session, response: Response, again: &mut Again) -> After {
+fn with_nonce(session: Session, response: Response, again: &mut Again<'_>) -> After {
     again.repeated = true;
-    match again.request(&session) {
+    match again.request(&session, response.url()) {
         Ok(request) => {
             session.telemetry().nonce_repeat();
             let why = Why::WantsNonce;
@@ -259,41 +261,39 @@ async fn drain(mut response: Response) {
 }
 
 /// What a request is sent again from.
-pub(super) struct Again {
-    /// `None`: its body is a stream that nobody can make anew.
-    copy: Option<Copy>,
-    body: Option<ReplayBody>,
+pub(super) struct Again<'a> {
+    pub(super) copy: &'a Copy,
+    pub(super) body: Option<ReplayBody>,
     /// The last send has been repeated with a nonce.
     #[cfg_attr(not(feature = "dpop"), allow(dead_code))]
-    repeated: bool,
+    pub(super) repeated: bool,
 }
 
-impl Again {
+impl<'a> Again<'a> {
     /// `reqwest` takes the request by value, so that the copy has to be made beforehand.
-    pub(super) fn of(request: &mut Request, extensions: &Extensions) -> Result<Self> {
+    pub(super) fn of(
+        request: &mut Request,
+        extensions: &Extensions,
+        copy: &'a mut Copy,
+    ) -> Result<Self> {
         let Some(body) = extensions.get::<ReplayBody>() else {
-            return Ok(Self::plain(request));
+            copy.fill(request);
+            return Ok(Self::from(copy));
         };
         let first = request.body_mut().take();
-        let copy = Copy::of(request);
+        copy.fill(request);
         *request.body_mut() = first;
         give_first_body(request, extensions)?;
-        Ok(Self { copy, body: Some(body.clone()), repeated: false })
+        Ok(Self { body: Some(body.clone()), ..Self::from(copy) })
     }
 
-    /// Likewise, where there is no [`ReplayBody`].
-    pub(super) fn plain(request: &Request) -> Self {
-        Self { copy: Copy::of(request), body: None, repeated: false }
-    }
-
-    fn request(&mut self, session: &Session) -> std::result::Result<Request, NotReplayed> {
-        let copy = if session.placement().needs_proof() {
-            // It may be sent up to three times more: with a nonce, with a token, with both.
-            self.copy.as_ref().and_then(Copy::try_clone)
-        } else {
-            self.copy.take()
-        };
-        let mut request = copy.ok_or(NotReplayed::BodyNotReplayable)?.into_request();
+    /// `answered`: the URL of the response that is not the caller's.
+    fn request(
+        &self,
+        session: &Session,
+        answered: &Url,
+    ) -> std::result::Result<Request, NotReplayed> {
+        let mut request = self.copy.request(answered).ok_or(NotReplayed::BodyNotReplayable)?;
         let allows =
             |rule: &ReplayIf| catch_unwind(AssertUnwindSafe(|| rule(&request))).unwrap_or(true);
         if session.replay_if().is_some_and(|rule| !allows(rule)) {
@@ -310,6 +310,12 @@ impl Again {
     }
 }
 
+impl<'a> From<&'a mut Copy> for Again<'a> {
+    fn from(copy: &'a mut Copy) -> Self {
+        Self { copy, body: None, repeated: false }
+    }
+}
+
 /// A request without a body of its own gets its first from its [`ReplayBody`], also where it will
 /// not be sent again.
 pub(super) fn give_first_body(request: &mut Request, extensions: &Extensions) -> Result<()> {
@@ -319,63 +325,6 @@ pub(super) fn give_first_body(request: &mut Request, extensions: &Extensions) ->
         *request.body_mut() = Some(body.make().map_err(Error::middleware)?);
     }
     Ok(())
-}
-
-/// A copy that is almost never used. A map for the headers is made when it is.
-enum Copy {
-    Plain {
-        method: Method,
-        url: Url,
-        headers: Vec<(HeaderName, HeaderValue)>,
-        version: Version,
-    },
-    /// Of a request with a body, which only `reqwest` can share, or with a timeout, which it keeps
-    /// among private extensions.
-    Whole(Box<Request>),
-}
-
-impl Copy {
-    fn of(request: &Request) -> Option<Self> {
-        if request.body().is_some() || request.timeout().is_some() {
-            return request.try_clone().map(|copy| Self::Whole(Box::new(copy)));
-        }
-        let mut headers = Vec::with_capacity(request.headers().len());
-        for (name, value) in request.headers() {
-            headers.push((name.clone(), value.clone()));
-        }
-        Some(Self::Plain {
-            method: request.method().clone(),
-            url: request.url().clone(),
-            headers,
-            version: request.version(),
-        })
-    }
-
-    fn try_clone(&self) -> Option<Self> {
-        Some(match self {
-            Self::Plain { method, url, headers, version } => Self::Plain {
-                method: method.clone(),
-                url: url.clone(),
-                headers: headers.clone(),
-                version: *version,
-            },
-            Self::Whole(request) => Self::Whole(Box::new(request.try_clone()?)),
-        })
-    }
-
-    fn into_request(self) -> Request {
-        match self {
-            Self::Plain { method, url, headers, version } => {
-                let mut request = Request::new(method, url);
-                for (name, value) in headers {
-                    request.headers_mut().append(name, value);
-                }
-                *request.version_mut() = version;
-                request
-            }
-            Self::Whole(request) => *request,
-        }
-    }
 }
 
 /// Put among a request's extensions, makes its body anew when it is sent again: for streams, files

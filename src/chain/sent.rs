@@ -1,9 +1,6 @@
 //! What a request carries through the chain: what it has spent, and how it was sent.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use http::StatusCode;
 use reqwest::Response;
@@ -12,7 +9,7 @@ use crate::{
     error::Error,
     outcome::Outcome,
     policy,
-    session::{Allowance, Ending, Session, Since, State, Waiter},
+    session::{Allowance, Ending, Session, Signature, Since, Waiter},
     time::Now,
 };
 
@@ -59,8 +56,8 @@ impl Budget {
 #[derive(Clone)]
 pub(super) struct Sent {
     pub(super) session: Session,
-    /// The session's state at that time.
-    pub(super) state: Arc<State>,
+    /// What the session's state was at that time.
+    pub(super) signature: Signature,
     /// Which of the session's origins it was sent to.
     pub(super) origin: usize,
     /// The answer brought a token that the session now has, or one newer still.
@@ -110,7 +107,7 @@ impl Sent {
         if !self.session.is_of_origin(self.origin, response.url()) {
             return false;
         }
-        let since = self.session.load().since(&self.state, response.status());
+        let since = self.session.load().since(&self.signature, response.status());
         if since == Since::OtherLogin {
             return false;
         }
@@ -119,7 +116,7 @@ impl Sent {
             response.headers(),
             self.session.placement().challenge_scheme(),
             self.brought_token || since == Since::Replaced,
-            self.state.has_expired(Now::read()),
+            self.signature.has_expired(Now::read()),
         );
         match self.session.rejected_if() {
             Some(rule) => catch_unwind(AssertUnwindSafe(|| rule(response, verdict)))

@@ -10,7 +10,7 @@ use crate::{
     anonymous::Anonymous,
     error::{Error, ErrorKind},
     event::Event,
-    policy::Placement,
+    policy::{Placement, has_header},
     session::Session,
 };
 
@@ -42,6 +42,7 @@ impl Deref for Found<'_> {
 
 impl SessionSource {
     /// The session for a request.
+    #[inline]
     pub(super) fn find(&self, extensions: &Extensions) -> Result<Found<'_>, Error> {
         if let Some(session) = extensions.get::<Session>() {
             return Ok(Found::Brought(session.clone()));
@@ -115,7 +116,7 @@ impl SessionSource {
 /// Whether the request has a header of its own in the token's place, and keeps it.
 pub(super) fn has_own_header(session: &Session, request: &Request) -> bool {
     let placement = session.placement();
-    (request.headers().contains_key(placement.name())
+    (has_header(request.headers(), placement.name())
         || placement.is_taken_by_userinfo(request.url()))
         && !session.overrides_authorization()
 }

@@ -9,6 +9,7 @@ use std::{
 use cookie::Cookie;
 use http::{HeaderMap, HeaderName, HeaderValue, header::SET_COOKIE};
 
+use super::names::has_header;
 use crate::{
     error::{Error, ErrorKind},
     event::CaptureIgnored,
@@ -176,19 +177,37 @@ impl Channels {
     }
 
     /// Whether these headers may bring a token: a look at one name for almost every session.
+    #[inline]
     pub(crate) fn may_bring(&self, headers: &HeaderMap) -> bool {
-        self.0.names.iter().any(|name| headers.contains_key(name))
+        self.0.names.iter().any(|name| has_header(headers, name))
     }
 
     /// Marks everything sensitive that may be a token.
     pub(crate) fn conceal(&self, headers: &mut HeaderMap) {
         for name in &self.0.names {
-            if headers.contains_key(name)
+            if has_header(headers, name)
                 && let http::header::Entry::Occupied(mut values) = headers.entry(name)
             {
                 values.iter_mut().for_each(|value| value.set_sensitive(true));
             }
         }
+    }
+
+    /// Whether these headers bring this token alone, plainly written. Then it is marked sensitive.
+    ///
+    /// Names are compared one by one, and the text is not read as a token: this is for servers that
+    /// send the token with each response. `false` says nothing.
+    pub(crate) fn bring(&self, headers: &mut HeaderMap, token: &AccessToken) -> bool {
+        let [CaptureFrom { access: Place::Header(name), refresh: None }] = &*self.0.all else {
+            return false;
+        };
+        let text = token.expose_secret();
+        let mut values =
+            headers.iter_mut().filter(|(other, _)| *other == name).map(|(_, value)| value);
+        let (Some(value), None) = (values.next(), values.next()) else { return false };
+        let brings = value == text || value == token.header();
+        value.set_sensitive(true);
+        brings && !text.contains(',')
     }
 
     /// The tokens that a response brings, `None` if it brings none. Channels that do not agree
@@ -314,6 +333,36 @@ fn is_removed(cookie: &Cookie<'_>, now: SystemTime) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_token_that_is_known_is_found_without_reading_it() {
+        let header = || CaptureFrom::header("x-new");
+        let (plain, comma) = ("an.access.token", "a,b");
+        let table: &[(CaptureFrom, &str, &[&str], bool)] = &[
+            (header(), plain, &[plain], true),
+            (header(), plain, &["Bearer an.access.token"], true),
+            // Those that have to be read.
+            (header(), plain, &[], false),
+            (header(), plain, &["another"], false),
+            (header(), plain, &[plain, plain], false),
+            (header(), comma, &[comma], false),
+            (header().refresh_header("x-other"), plain, &[plain], false),
+            (CaptureFrom::cookie("x-new"), plain, &[plain], false),
+        ];
+        for (channel, token, values, expected) in table {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-first", HeaderValue::from_static("1"));
+            for value in *values {
+                headers.append("x-new", HeaderValue::from_str(value).unwrap());
+            }
+            let channels = Channels::new(vec![channel.clone()]).unwrap();
+            let token = AccessToken::new(*token).unwrap();
+            assert_eq!(channels.bring(&mut headers, &token), *expected, "{channel:?} {values:?}");
+            if *expected {
+                assert!(headers["x-new"].is_sensitive());
+            }
+        }
+    }
 
     type Read = Result<Option<(String, Option<String>)>, CaptureIgnored>;
 

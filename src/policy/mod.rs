@@ -12,6 +12,7 @@ mod reply;
 
 pub use channel::CaptureFrom;
 pub(crate) use channel::{Brought, Channels};
+pub(crate) use names::has_header;
 pub(crate) use origin::{Origin, is_loopback};
 pub use placement::Placement;
 pub use redirect::same_origin_redirects;

@@ -1,4 +1,18 @@
-//! Which texts are names in HTTP.
+//! Which texts are names in HTTP, and finding a header by its name.
+
+use http::{HeaderMap, HeaderName};
+
+/// Up to so many headers, to compare all names takes less than to hash one.
+const FEW: usize = 16;
+
+/// Whether there is a header of this name.
+#[inline]
+pub(crate) fn has_header(headers: &HeaderMap, name: &HeaderName) -> bool {
+    if headers.keys_len() > FEW {
+        return headers.contains_key(name);
+    }
+    headers.keys().any(|other| other == name)
+}
 
 /// A `token` of RFC 9110 §5.6.2.
 pub(crate) fn is_token(text: &str) -> bool {

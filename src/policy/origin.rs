@@ -38,11 +38,17 @@ impl Origin {
         Ok(Self { https: url.scheme() == "https", host: host.into(), port, prefix })
     }
 
+    /// Whether this URL is of this origin and names no user: nothing but the origin's authority
+    /// stands before its first slash. A URL of which this does not hold may still be of the origin.
+    #[inline]
+    pub(crate) fn covers_plainly(&self, url: &Url) -> bool {
+        url.as_str().starts_with(&*self.prefix)
+    }
+
     /// Whether this URL is of this origin.
     pub(crate) fn covers(&self, url: &Url) -> bool {
-        // One comparison for almost all: nothing but this origin's authority can stand before the
-        // first slash.
-        if url.as_str().starts_with(&*self.prefix) {
+        // One comparison for almost all.
+        if self.covers_plainly(url) {
             return true;
         }
         let scheme = if self.https { "https" } else { "http" };

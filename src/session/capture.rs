@@ -53,9 +53,24 @@ impl Session {
         taken
     }
 
+    /// Whether a response from one of the session's origins brings the access token that the session
+    /// has, written in the way that almost all servers do, and nothing else that could be taken.
+    pub(crate) fn has_already(&self, headers: &mut HeaderMap) -> bool {
+        let state = self.load();
+        let has = state.access.as_ref().is_some_and(|token| self.0.channels.bring(headers, token));
+        drop(state);
+        if has {
+            self.emit(&Event::CaptureIgnored { reason: CaptureIgnored::Unchanged });
+        }
+        has
+    }
+
     /// The refresh token is taken with the access token, in one step, or not at all.
     fn capture(&self, sent: u64, brought: Brought) -> Captured {
         let Brought { access, refresh } = brought;
+        if self.load().access.as_ref() == Some(&access) {
+            return Captured::Unchanged;
+        }
         let lifetime = Tokens::of(Some(access.clone()), None).lifetime(Arrival::Issued);
         let due = self.due(lifetime);
         let captured = self.update(|state| {

@@ -326,7 +326,8 @@ impl Session {
         } else {
             super::capture::Taken::default()
         };
-        let since = self.load().since(&credential.state, status);
+        let sent = credential.state.signature();
+        let since = self.load().since(&sent, status);
         if since == Since::OtherLogin {
             return Verdict::unrelated(status);
         }
@@ -335,7 +336,7 @@ impl Session {
             headers,
             self.placement().challenge_scheme(),
             taken.replaced || since == Since::Replaced,
-            credential.state.has_expired(Now::read()),
+            sent.has_expired(Now::read()),
         );
         verdict.captured = taken.adopted;
         #[cfg(feature = "dpop")]

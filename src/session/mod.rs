@@ -12,6 +12,7 @@ mod persist;
 mod refresh;
 mod runtime;
 mod scope;
+mod signature;
 mod state;
 mod timer;
 mod update;
@@ -45,6 +46,7 @@ use self::{
 };
 pub(crate) use self::{
     refresh::{Allowance, Ending, Join, Waiter},
+    signature::Signature,
     state::{Captured, Since, State},
 };
 #[cfg(feature = "dpop")]
@@ -287,6 +289,7 @@ impl Session {
 
 /// For the chain.
 impl Session {
+    #[inline]
     pub(crate) fn load(&self) -> arc_swap::Guard<Arc<State>> {
         self.0.current.load()
     }
@@ -361,6 +364,13 @@ impl Session {
 
     pub(crate) fn replay_if(&self) -> Option<&ReplayIf> {
         self.0.replay_if.as_ref()
+    }
+
+    /// Which of the session's origins this URL is of, if it names no user and is written as almost
+    /// all are. `None` says nothing.
+    #[inline]
+    pub(crate) fn plain_origin_of(&self, url: &Url) -> Option<usize> {
+        self.0.origins.iter().position(|origin| origin.covers_plainly(url))
     }
 
     /// Which of the session's origins this URL is of.

@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
-use super::{expiry::OnWall, refresh::InFlight};
+use super::{expiry::OnWall, refresh::InFlight, signature::Signature};
 use crate::{
     error::{Error, ErrorKind},
     time::{Now, wall},
@@ -173,6 +173,7 @@ impl State {
 
     /// Whether a request may be sent without a further question, as almost all may. `now` is asked
     /// only where time matters.
+    #[inline]
     pub(crate) fn is_quiet(&self, now: impl FnOnce() -> Instant) -> bool {
         if !matches!(self.phase, Phase::Open)
             || self.access.is_none()
@@ -283,11 +284,13 @@ impl State {
     }
 
     /// What [`Authorize`](crate::Authorize) puts on a request.
+    #[inline]
     pub(crate) fn header_to_send(&self) -> Result<&HeaderValue, Error> {
         self.token_to_send().map(|token| self.header.as_ref().unwrap_or_else(|| token.header()))
     }
 
     /// What [`Authorize`](crate::Authorize) signs with.
+    #[inline]
     pub(crate) fn token_to_send(&self) -> Result<&AccessToken, Error> {
         match (&self.phase, &self.access) {
             (Phase::Closed, _) => Err(Error::of(ErrorKind::Closed)),
@@ -309,21 +312,34 @@ impl State {
         self.probation.is_some()
     }
 
+    /// What is remembered of this state by a request that is signed with its token.
+    #[inline]
+    pub(crate) fn signature(&self) -> Signature {
+        Signature {
+            generation: self.generation,
+            logouts: self.logouts,
+            accounts: self.accounts,
+            token: self.access.as_ref().map_or(0, AccessToken::fingerprint),
+            until: self.lifetime.map(|lifetime| lifetime.until),
+            ends: self.wall.map(|on_wall| on_wall.ends),
+            on_probation: self.is_on_probation(),
+        }
+    }
+
     /// Whether the present token is of this generation, and was issued less than a cool-down ago.
     pub(super) fn is_fresh(&self, generation: u64, now: Instant) -> bool {
         self.generation == generation && self.issued_pause.is_some_and(|until| now < until)
     }
 
-    /// Whether a request that was rejected with `other` has a token to be sent again with.
-    pub(crate) fn has_newer_token_than(&self, other: &Self) -> bool {
-        self.generation != other.generation
-            && self.logouts == other.logouts
-            && self.access.is_some()
-            && self.access != other.access
+    /// Whether a request that was rejected with `sent` has a token to be sent again with.
+    pub(crate) fn has_newer_token_than(&self, sent: &Signature) -> bool {
+        self.generation != sent.generation
+            && self.logouts == sent.logouts
+            && self.access.as_ref().is_some_and(|token| token.fingerprint() != sent.token)
     }
 
     /// What has become of the token that a response with this status was sent with.
-    pub(crate) fn since(&self, sent: &Self, status: StatusCode) -> Since {
+    pub(crate) fn since(&self, sent: &Signature, status: StatusCode) -> Since {
         let is_other_account = self.accounts != sent.accounts && status == StatusCode::FORBIDDEN;
         if self.logouts != sent.logouts || is_other_account {
             Since::OtherLogin
@@ -336,11 +352,6 @@ impl State {
 
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
         self.lifetime.is_some_and(|lifetime| lifetime.until <= now)
-    }
-
-    /// Whether the token that was sent has ended, by either clock.
-    pub(crate) fn has_expired(&self, now: Now) -> bool {
-        self.lifetime_at(now).is_some_and(|lifetime| lifetime.until <= now.monotonic)
     }
 
     /// The token's life, moved back by what the monotonic clock has missed.

@@ -1,6 +1,10 @@
 #[cfg(feature = "dpop")]
 use std::sync::OnceLock;
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, LazyLock},
+};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -23,6 +27,7 @@ const SCHEME: &str = "Bearer ";
 pub struct AccessToken {
     text: Arc<Bearer>,
     header: HeaderValue,
+    fingerprint: u64,
 }
 
 /// `Bearer <token>`: one text serves the header and [`AccessToken::expose_secret`].
@@ -71,7 +76,8 @@ impl AccessToken {
                 |_| Error::new(ErrorKind::InvalidToken, "the access token does not fit a header"),
             )?;
         header.set_sensitive(true);
-        Ok(Self { text, header })
+        let fingerprint = fingerprint(&value);
+        Ok(Self { text, header, fingerprint })
     }
 
     /// The token itself. Keep it out of logs.
@@ -89,6 +95,12 @@ impl AccessToken {
         self.text
             .hash
             .get_or_init(|| URL_SAFE_NO_PAD.encode(Sha256::digest(self.expose_secret())).into())
+    }
+
+    /// A number that two tokens share only if they are the same, for this process alone: hashed with
+    /// a random key, so that it tells nothing of the token.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
 
     /// `Bearer <token>`, marked sensitive, shared with all its copies.
@@ -175,6 +187,11 @@ impl fmt::Debug for RefreshToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("RefreshToken(..)")
     }
+}
+
+fn fingerprint(token: &str) -> u64 {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    KEY.hash_one(token)
 }
 
 /// Whether a token may be sent: every visible ASCII character is part of some provider's tokens.

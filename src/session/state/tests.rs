@@ -47,19 +47,19 @@ async fn a_suspend_ends_a_token() {
     state.renewable = true;
     let read = Now::read;
     suspend(3538 * SECOND);
-    assert!(state.is_quiet(Instant::now) && !state.has_expired(read()));
+    assert!(state.is_quiet(Instant::now) && !state.signature().has_expired(read()));
     suspend(4 * SECOND);
-    assert!(!state.is_quiet(Instant::now) && !state.has_expired(read()));
+    assert!(!state.is_quiet(Instant::now) && !state.signature().has_expired(read()));
     state.catch_up(read());
     assert_eq!(state.missed(read()), Duration::ZERO);
     assert!(state.is_due(Instant::now()) && !state.is_expired(Instant::now()));
     suspend(2 * hour);
-    assert!(state.has_expired(read()) && !state.is_expired(Instant::now()));
+    assert!(state.signature().has_expired(read()) && !state.is_expired(Instant::now()));
     // What is told and stored is the time at which it ended.
     let (told, given) = (state.tokens().expires_at().unwrap(), tokens.expires_at().unwrap());
     assert!(told.duration_since(given).unwrap_or_default() < SECOND, "{told:?} {given:?}");
     state.catch_up(read());
-    assert!(state.is_expired(Instant::now()) && state.has_expired(read()));
+    assert!(state.is_expired(Instant::now()) && state.signature().has_expired(read()));
     assert_eq!(state.missed(read()), Duration::ZERO);
 }
 
@@ -327,7 +327,7 @@ fn a_new_login_supersedes_the_refresh() {
 #[test]
 fn a_token_is_newer_only_if_it_is_another() {
     let now = now();
-    let sent = good(now);
+    let sent = good(now).signature();
     let other = AccessToken::new("new").ok();
     assert!(
         State { generation: 8, access: other.clone(), ..good(now) }.has_newer_token_than(&sent)
