@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Pastes each program of README and the guide into a package of its own, compiles all, and runs those that can run here.
+
+    scripts/paste.py            all programs
+    scripts/paste.py recipes    the programs of pages whose name starts so
+
+A program is a ```rust block with a `main`. The package has the dependencies that the pages list, not this crate's dev-dependencies. Run as they
+are: blocks without `no_run`. Run against a stand-in on 127.0.0.1, in place of api.example.com and login.example.com: blocks with `no_run` that
+speak to these two alone. A ```text block after "It prints:" is compared with the output.
+"""
+
+import http.server
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+PACKAGE = TARGET / "paste"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guide").glob("*.md"))]
+BLOCK = re.compile(r"^```(rust[^\n]*)\n(.*?)^```\n(?:\nIt prints:\n\n```text\n(.*?)^```)?", re.M | re.S)
+# Endless, or with servers of their own.
+COMPILED_ONLY = ("loop {", "RedisStore", "Placement::dpop", "api.github.com", "seqera.io", "EXECUTION_API", "authorization_code", "/home/me", "/var/lib")
+
+MANIFEST = """\
+[package]
+name = "paste"
+version = "0.0.0"
+edition = "2024"
+
+[workspace]
+
+[dependencies]
+futures-util = "0.3"
+jsonwebtoken = {{ version = "11", features = ["aws_lc_rs", "use_pem"] }}
+reqwest = {{ version = "0.13", features = ["multipart", "stream"] }}
+reqwest-middleware = "0.5"
+reqwest-reauth = {{ path = "{root}", features = ["dpop", "redis", "test-util"] }}
+serde = {{ version = "1", features = ["derive"] }}
+serde_json = "1"
+tokio = {{ version = "1", features = ["full"] }}
+"""
+
+
+class StandIn(http.server.BaseHTTPRequestHandler):
+    """A token endpoint that issues a token for every grant, and an API that takes every token."""
+
+    protocol_version = "HTTP/1.1"
+    seen = []
+
+    def reply(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        base = f"http://{self.headers['host']}"
+        if self.path.startswith("/.well-known/"):
+            status, answer = 200, {"token_endpoint": f"{base}/oauth/token", "revocation_endpoint": f"{base}/oauth/revoke"}
+        elif self.path in ("/oauth/token", "/token", "/oauth/access_token"):
+            status, answer = (200, {"access_token": "issued", "token_type": "Bearer", "expires_in": 3600}) if b"grant_type=" in body else (400, {"error": "invalid_request"})
+        elif self.path == "/oauth/revoke":
+            status, answer = 200, {}
+        else:
+            status, answer = 200 if (self.headers.get("authorization") or "").startswith("Bearer ") else 401, {}
+        self.seen.append((self.path, status))
+        answer = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_POST = do_PUT = reply
+
+    def log_message(self, *_):
+        pass
+
+
+def programs():
+    """Name, fence, text and expected output of each program."""
+    for page in PAGES:
+        number = 0
+        for fence, text, output in BLOCK.findall(page.read_text()):
+            if "fn main" not in text:
+                continue
+            number += 1
+            name = f"{page.stem.lower()}_{number}" if page.parent.name == "guide" else f"front_{number}"
+            if not sys.argv[1:] or name.startswith(tuple(sys.argv[1:])):
+                yield name, fence, text, output
+
+
+def write(chosen, base):
+    """The package, with each program as it stands, and once more with the stand-in's address."""
+    examples = PACKAGE / "examples"
+    examples.mkdir(parents=True, exist_ok=True)
+    for old in examples.glob("*.rs"):
+        old.unlink()
+    (PACKAGE / "src").mkdir(exist_ok=True)
+    (PACKAGE / "src/lib.rs").write_text("")
+    (PACKAGE / "Cargo.toml").write_text(MANIFEST.format(root=ROOT))
+    (PACKAGE / "Cargo.lock").write_bytes((ROOT / "Cargo.lock").read_bytes())
+    to_run = {}
+    for name, fence, text, output in chosen:
+        (examples / f"{name}.rs").write_text(text)
+        if "no_run" not in fence and "ignore" not in fence:
+            to_run[name] = output
+        elif re.search(r"https://(api|login)\.example\.com", text) and not any(word in text for word in COMPILED_ONLY):
+            local = re.sub(r"https://(api|login)\.example\.com", base, text).replace("/var/run/secrets/tokens/", "token-")
+            (examples / f"{name}_run.rs").write_text(local)
+            to_run[f"{name}_run"] = ""
+    return to_run
+
+
+def prepare(folder):
+    """Files and variables that the programs read."""
+    subprocess.run(["openssl", "genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", folder / "service.pem"], check=True)
+    for name in ("report.pdf", "token-exchange", "token-api"):
+        (folder / name).write_text("eyJhbGciOiJub25lIn0.e30.")
+    (folder / "token-api").write_text("projected")
+    return {**os.environ, "REFRESH_TOKEN": "refresh-token", "CLIENT_SECRET": "secret", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+
+
+def main():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    chosen = list(programs())
+    to_run = write(chosen, f"http://127.0.0.1:{server.server_port}")
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(TARGET), "RUSTFLAGS": os.environ.get("RUSTFLAGS", "")}
+    subprocess.run(["cargo", "build", "--quiet", "--examples"], cwd=PACKAGE, env=environment, check=True)
+    faults = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        variables = prepare(folder)
+        for name, expected in to_run.items():
+            StandIn.seen.clear()
+            try:
+                ran = subprocess.run([TARGET / "debug/examples" / name], cwd=folder, env=variables, capture_output=True, text=True, timeout=60)
+            except subprocess.TimeoutExpired:
+                faults.append(f"{name}: still runs after 60 s")
+                continue
+            if ran.returncode != 0:
+                faults.append(f"{name}: {ran.stderr.strip() or ran.stdout.strip()}")
+            elif expected and ran.stdout != expected:
+                faults.append(f"{name} prints:\n{ran.stdout}and not:\n{expected}")
+            elif name.endswith("_run") and not any(status == 200 and not path.startswith("/oauth") for path, status in StandIn.seen):
+                faults.append(f"{name}: no request that the API accepted: {StandIn.seen}")
+    print(*faults, sep="\n", end="\n" if faults else "")
+    print(f"{len(chosen)} programs compiled, {len(to_run)} run, {len(faults)} faults")
+    sys.exit(1 if faults else 0)
+
+
+main()
