@@ -277,14 +277,14 @@ impl fmt::Display for ErrorKind {
             Self::LoginRequired => "a new login is required",
             Self::ClientRejected => "the token endpoint rejected the client",
             Self::Unavailable => "the token endpoint is unavailable",
-            Self::BadResponse => "the token endpoint's answer was unusable",
-            Self::CoolingDown => "a token refresh failed a moment ago",
+            Self::BadResponse => "the token endpoint's response is unusable",
+            Self::CoolingDown => "cooling down after a failed token refresh",
             Self::TimedOut => "the request timed out while it waited for a token refresh",
             Self::NoSession => "no session in this task's scope",
             Self::Store => "the token store failed",
             Self::Closed => "the session is closed",
-            Self::Internal => "the token refresh broke off",
-            Self::UntrustedOrigin => "the URL is of no origin of the session",
+            Self::Internal => "the token refresh was interrupted",
+            Self::UntrustedOrigin => "the url is not at an origin of the session",
         })
     }
 }
@@ -299,11 +299,11 @@ impl fmt::Display for Error {
         };
         match (&self.0.token_endpoint, self.0.status) {
             (Some(host), Some(status)) => {
-                detail(f, format_args!("token endpoint {host} answered {}", status.as_u16()))?;
+                detail(f, format_args!("token endpoint {host} returned {}", status.as_u16()))?;
             }
             (Some(host), None) => detail(f, format_args!("token endpoint {host}"))?,
             (None, Some(status)) => {
-                detail(f, format_args!("token endpoint answered {}", status.as_u16()))?;
+                detail(f, format_args!("token endpoint returned {}", status.as_u16()))?;
             }
             (None, None) => {}
         }
@@ -320,12 +320,12 @@ impl fmt::Display for Error {
             detail(
                 f,
                 format_args!(
-                    "the refresh token may have been spent by a call whose answer was lost"
+                    "the refresh token may have been spent by a call whose response was lost"
                 ),
             )?;
         }
         if let Some(status) = self.0.api_status {
-            detail(f, format_args!("api answered {}", status.as_u16()))?;
+            detail(f, format_args!("api returned {}", status.as_u16()))?;
         }
         if separator == ", " { f.write_str(")") } else { Ok(()) }
     }
@@ -537,7 +537,7 @@ mod tests {
             .with_api_status(StatusCode::UNAUTHORIZED);
         assert_eq!(
             error.to_string(),
-            "the token endpoint is unavailable (token endpoint answered 502, 6 attempts, api answered 401)"
+            "the token endpoint is unavailable (token endpoint returned 502, 6 attempts, api returned 401)"
         );
         assert_eq!(error.source().unwrap().to_string(), "the cause");
         assert_eq!(error.api_status(), Some(StatusCode::UNAUTHORIZED));
@@ -577,8 +577,8 @@ mod tests {
         assert!(full.possibly_consumed() && full.nothing_to_ask_with());
         assert_eq!(
             full.to_string(),
-            "the token endpoint rejected the client (token endpoint answered 400, error invalid_client, 2 attempts, retry after 7 s, \
-             the refresh token may have been spent by a call whose answer was lost, api answered 403)"
+            "the token endpoint rejected the client (token endpoint returned 400, error invalid_client, 2 attempts, retry after 7 s, \
+             the refresh token may have been spent by a call whose response was lost, api returned 403)"
         );
         assert_eq!(
             format!("{full:?}"),

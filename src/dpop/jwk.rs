@@ -39,34 +39,34 @@ impl Jwk {
     /// Reads what a caller describes a signer's key with. The error says what is wrong with it.
     pub(super) fn parse(text: &str, alg: DpopAlg) -> Result<Self, &'static str> {
         let members: Map<String, Value> =
-            serde_json::from_str(text).map_err(|_| "the jwk is no JSON object")?;
+            serde_json::from_str(text).map_err(|_| "the jwk is not a JSON object")?;
         if PRIVATE.iter().any(|name| members.contains_key(*name)) {
-            return Err("the jwk has members of a private key: give the public key alone");
+            return Err("the jwk has members of a private key: pass the public key only");
         }
         let text = |name| members.get(name).and_then(Value::as_str);
         if text("alg").is_some_and(|named| named != alg.name()) {
-            return Err("the jwk names another algorithm than the one given");
+            return Err("the jwk is for another algorithm");
         }
         let bytes = |name| {
             text(name)
                 .and_then(|value| URL_SAFE_NO_PAD.decode(value).ok())
-                .ok_or("the jwk lacks a member, or it is not base64url without padding")
+                .ok_or("a member of the jwk is missing, or is not base64url without padding")
         };
         match (alg, text("kty")) {
             (DpopAlg::Es256 | DpopAlg::Es384, Some("EC")) => {
                 let (crv, length) = curve(alg).ok_or("no such curve")?;
                 if text("crv") != Some(crv) {
-                    return Err("the jwk is of another curve than the algorithm's");
+                    return Err("the jwk's curve does not match the algorithm");
                 }
                 let (x, y) = (bytes("x")?, bytes("y")?);
                 if x.len() != length || y.len() != length {
-                    return Err("the jwk's coordinates are not of the curve's length");
+                    return Err("the jwk's coordinates do not have the length of the curve");
                 }
                 Ok(Self::Ec { crv, x: encode(&x), y: encode(&y) })
             }
             (DpopAlg::EdDsa, Some("OKP")) => {
                 if text("crv") != Some("Ed25519") {
-                    return Err("the jwk is of another curve than the algorithm's");
+                    return Err("the jwk's curve does not match the algorithm");
                 }
                 match bytes("x")? {
                     x if x.len() == 32 => Ok(Self::ed25519(&x)),
@@ -80,7 +80,7 @@ impl Jwk {
                 }
                 Ok(Self::rsa(&exponent, &modulus))
             }
-            _ => Err("the jwk's key type does not fit the algorithm"),
+            _ => Err("the jwk's key type does not match the algorithm"),
         }
     }
 

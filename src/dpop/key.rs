@@ -106,7 +106,7 @@ impl DpopKey {
     /// [`Internal`](ErrorKind::Internal) if the system's random generator fails.
     pub fn generate() -> Result<Self, Error> {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
-            .map_err(|_| Error::new(ErrorKind::Internal, "no DPoP key could be made"))?;
+            .map_err(|_| Error::new(ErrorKind::Internal, "the DPoP key could not be generated"))?;
         Self::of_pair(Signer::Ecdsa(pair), DpopAlg::Es256, true)
     }
 
@@ -122,7 +122,7 @@ impl DpopKey {
             return Err(invalid("the DPoP key is encrypted: decrypt it first"));
         }
         let der = PrivateKeyDer::from_pem_slice(pem)
-            .map_err(|_| invalid("there is no private key in PEM in what was given as DPoP key"))?;
+            .map_err(|_| invalid("the PEM text contains no private key"))?;
         // Wipes what the PEM reader has allocated.
         let der = Der(der);
         Self::of_pair(Signer::from_der(&der.0, alg)?, alg, false)
@@ -162,7 +162,7 @@ impl DpopKey {
             }
             Signer::Foreign(_) => None,
         };
-        let jwk = jwk.ok_or_else(|| invalid("the DPoP key has no public key that can be told"))?;
+        let jwk = jwk.ok_or_else(|| invalid("the DPoP key's public key cannot be derived"))?;
         Ok(Self::new(signer, &jwk, alg, generated))
     }
 
@@ -196,7 +196,7 @@ impl DpopKey {
                 copied(der.as_ref())
             }
             Signer::Foreign(_) => {
-                return Err(invalid("a DPoP key with a signer of its own cannot be exported"));
+                return Err(invalid("a DPoP key with a signer cannot be exported"));
             }
         };
         Ok(DpopKeyPem::encode(&der))
@@ -233,7 +233,7 @@ impl DpopKey {
         let mut random = [0; 16];
         SystemRandom::new()
             .fill(&mut random)
-            .map_err(|_| Error::new(ErrorKind::Internal, "the system gave no random bytes"))?;
+            .map_err(|_| Error::new(ErrorKind::Internal, "the system returned no random bytes"))?;
         let since_1970 = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
         let issued_at = since_1970.as_secs();
         let claims = Claims { method, url, ath, nonce, issued_at, random };

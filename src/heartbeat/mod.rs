@@ -371,22 +371,16 @@ impl Heartbeat {
         let wrong = [
             (every.is_zero(), "the heartbeat's period is zero"),
             (self.timeout.is_zero(), "the heartbeat's timeout is zero"),
-            (
-                max_failures == Some(0),
-                "the heartbeat may fail 0 times, so that it would be over before it begins",
-            ),
+            (max_failures == Some(0), "the heartbeat's max_failures is zero"),
             (
                 lease.is_some_and(|lease| lease <= every),
                 "the heartbeat's lease is not longer than its period",
             ),
             (
                 window.is_some_and(|fraction| !(fraction > 0.0 && fraction < 1.0)),
-                "the reissue window is no fraction between 0 and 1",
+                "the reissue window is not between 0 and 1",
             ),
-            (
-                window.is_some() && session.is_none(),
-                "the reissue window needs a session, whose token's expiry it goes by",
-            ),
+            (window.is_some() && session.is_none(), "the reissue window needs a session"),
             (
                 of_responses && matches!(self.source, Source::Function(_)),
                 "stop_on and read_response need a heartbeat that sends requests",

@@ -81,11 +81,11 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Status(status) => write!(f, "the api answered {status}"),
+            Self::Status(status) => write!(f, "the api returned {status}"),
             Self::Auth(error) => chain(f, error),
             Self::Transport(error) => chain(f, &**error),
             Self::Beat(error) => chain(f, &**error),
-            Self::TimedOut => f.write_str("the beat took too long"),
+            Self::TimedOut => f.write_str("the beat timed out"),
             Self::Panicked => f.write_str("the beat panicked"),
         }
     }

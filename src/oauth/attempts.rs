@@ -157,7 +157,8 @@ impl Attempts {
         let mut state = self.state();
         if ran.is_err() && std::mem::take(&mut state.in_the_air) {
             state.lost = true;
-            state.last = Some(Ended::without_answer(Failure::Lost, "the deadline ran out".into()));
+            state.last =
+                Some(Ended::without_answer(Failure::Lost, "the deadline has passed".into()));
         }
         match state.last.take() {
             Some(Ended { verdict: Verdict::Granted(tokens), .. }) => Ok(tokens),
@@ -214,7 +215,7 @@ impl Attempts {
             state.challenged &= same;
             state.asked_with.clone_from(&asked_with);
             state.last.get_or_insert_with(|| {
-                Ended::without_answer(Failure::Unreached, "the deadline ran out".into())
+                Ended::without_answer(Failure::Unreached, "the deadline has passed".into())
             });
         }
         let mut limit = Limit::after(settings.attempt_timeout);

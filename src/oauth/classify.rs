@@ -72,7 +72,7 @@ const TOO_LARGE: &str = "the response is over 1 MiB";
 const NOT_BEARER: &str = "the token's type is not Bearer";
 const NOT_BOUND: &str = "the token's type is not DPoP";
 const DAMAGED: &str = "the response's gzip is damaged";
-const UNDECODABLE: &str = "the response has a content coding that was not asked for";
+const UNDECODABLE: &str = "the response has a content coding that was not requested";
 
 /// With tokens that are bound to a key, a token of another type is a downgrade (RFC 9449 §5): it is
 /// never used, and the type `DPoP` is none that is refused.

@@ -39,7 +39,7 @@ impl Inner {
             (_, Failure::RulePanicked) => Some("the rule of read_response panicked".into()),
             (Some(text), _) => Some(match secrets.clean(text) {
                 Some(text) => format!("the token endpoint says: {text}").into(),
-                None => "what the token endpoint says repeats a secret".into(),
+                None => "the token endpoint's error text contains a secret and is left out".into(),
             }),
             (None, Failure::Unusable(why)) => Some(why.into()),
             (None, Failure::Salvaged) => {
@@ -128,6 +128,9 @@ pub(super) fn foreign(error: &reqwest_middleware::Error, secrets: &Secrets) -> C
     };
     match secrets.clean(&text) {
         Some(text) => format!("the client's middleware failed: {text}").into(),
-        None => "the client's middleware failed, and its words repeat a secret".into(),
+        None => {
+            "the client's middleware failed, and its error text contains a secret and is left out"
+                .into()
+        }
     }
 }

@@ -33,7 +33,7 @@ impl Other {
             Some(deadline) => within(deadline.saturating_duration_since(Instant::now()), brought)
                 .await
                 .unwrap_or_else(|_| {
-                    Err(Error::new(ErrorKind::Unavailable, "the deadline ran out"))
+                    Err(Error::new(ErrorKind::Unavailable, "the deadline has passed"))
                 }),
             // Beyond what the clock can hold.
             None => brought.await,

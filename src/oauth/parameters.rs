@@ -124,7 +124,7 @@ impl NotMade {
     pub(super) fn cause(self, secrets: &Secrets) -> Cause {
         let Self { name, error } = self;
         let Some(error) = error else {
-            return format!("what makes the parameter {name} panicked").into();
+            return format!("the closure for the parameter {name} panicked").into();
         };
         if let Some(ours) = ours(&error) {
             return Box::new(ours.clone());
@@ -132,8 +132,8 @@ impl NotMade {
         let links = anyhow::Chain::new(&*error).map(ToString::to_string);
         let text = links.collect::<Vec<_>>().join(": ");
         match secrets.clean(&text) {
-            Some(text) => format!("the parameter {name} could not be made: {text}").into(),
-            None => format!("the parameter {name} could not be made").into(),
+            Some(text) => format!("the parameter {name} could not be created: {text}").into(),
+            None => format!("the parameter {name} could not be created").into(),
         }
     }
 }

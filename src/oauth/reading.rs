@@ -175,9 +175,10 @@ fn apply(rule: &Rule, response: TokenResponse, judgement: Judgement) -> Judgemen
         Ok(Reading::LoginRequired) => (Verdict::Failed(Failure::GrantOver), kept),
         Ok(Reading::ClientRejected) => (Verdict::Failed(Failure::Rejected), kept),
         Ok(Reading::Retry) => (Verdict::Failed(Failure::Busy), kept),
-        Ok(Reading::Unusable) => {
-            (Verdict::Failed(Failure::Unusable("read_response found no tokens in it")), kept)
-        }
+        Ok(Reading::Unusable) => (
+            Verdict::Failed(Failure::Unusable("read_response found no tokens in the response")),
+            kept,
+        ),
     };
     Judgement { verdict, rotated, ..judgement }
 }

@@ -72,7 +72,7 @@ impl NoAnswer {
         let (failure, status, cause): (_, _, Cause) = match self {
             Self::NotMade(not_made) => (not_made.failure(), None, not_made.cause(secrets)),
             Self::NotMadeInTime => {
-                (Failure::Unreached, None, "the parameters were not made in time".into())
+                (Failure::Unreached, None, "the parameters were not ready in time".into())
             }
             Self::Overtaken => {
                 (Failure::Unreached, None, "another process has used the store meanwhile".into())

@@ -117,7 +117,7 @@ impl Settings {
         }
         let names = self.parameters.iter().filter(|parameter| !parameter.is_of_client());
         if names.map(Parameter::name).any(|name| self.sends_itself(name)) {
-            return invalid("an extra parameter has a name that the form has already");
+            return invalid("an extra parameter has the name of a built-in one");
         }
         if self.pace.max_attempts == 0 {
             return invalid("max_attempts is zero");
@@ -133,7 +133,7 @@ impl Settings {
 
     fn checked_endpoint<'u>(&self, which: &str, url: Option<&'u Url>) -> Result<&'u Url, Error> {
         let problem = match url {
-            None => "is no absolute URL",
+            None => "is not an absolute URL",
             Some(url) if !matches!(url.scheme(), "http" | "https") || !url.has_host() => {
                 "is neither http nor https"
             }

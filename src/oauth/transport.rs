@@ -85,7 +85,7 @@ pub(super) fn blocked(error: &reqwest::Error) -> Option<&'static str> {
     let texts: Vec<String> = chain.map(|cause| cause.to_string().to_ascii_lowercase()).collect();
     let says = |word: &str| texts.iter().any(|text| text.contains(word));
     if says("proxy authorization required") {
-        Some("the proxy wants a login (407 Proxy Authentication Required)")
+        Some("the proxy requires authentication (407 Proxy Authentication Required)")
     } else if says("certificate") {
         Some("the certificate of the token endpoint is not trusted")
     } else {

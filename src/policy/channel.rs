@@ -107,9 +107,10 @@ impl Place {
 
     fn check(&self) -> Result<(), Error> {
         match self {
-            Self::Cookie(name) if !is_cookie_name(name) => {
-                Err(Error::new(ErrorKind::InvalidConfig, "no cookie can have the name to capture"))
-            }
+            Self::Cookie(name) if !is_cookie_name(name) => Err(Error::new(
+                ErrorKind::InvalidConfig,
+                "the name of the cookie to capture is invalid",
+            )),
             Self::BadHeader(error) => Err(Error::new(ErrorKind::InvalidConfig, Arc::clone(error))),
             Self::Header(_) | Self::Cookie(_) => Ok(()),
         }

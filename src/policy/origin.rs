@@ -23,16 +23,18 @@ impl Origin {
         let invalid = |why: &'static str| Error::new(ErrorKind::InvalidConfig, why);
         let url = Url::parse(text).map_err(|error| Error::new(ErrorKind::InvalidConfig, error))?;
         if !matches!(url.scheme(), "https" | "http") {
-            return Err(invalid("an origin starts with https:// or http://"));
+            return Err(invalid("an origin must start with https:// or http://"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(invalid("an origin has no user name or password"));
+            return Err(invalid("an origin must not have a user name or password"));
         }
         if url.scheme() == "http" && !allow_plain_http && !is_loopback(&url) {
-            return Err(invalid("an origin with plain http would show the token to the network"));
+            return Err(invalid(
+                "an origin with plain http sends the token unencrypted: use https, or allow_plain_http",
+            ));
         }
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-            return Err(invalid("an origin has a host"));
+            return Err(invalid("an origin must have a host"));
         };
         let prefix = format!("{}/", url.origin().ascii_serialization()).into();
         Ok(Self { https: url.scheme() == "https", host: host.into(), port, prefix })

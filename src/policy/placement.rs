@@ -129,7 +129,7 @@ impl Placement {
         match &self.0 {
             Kind::Scheme(scheme) if !is_token(scheme) => Err(Error::new(
                 ErrorKind::InvalidConfig,
-                "the scheme of a placement is no token of RFC 9110",
+                "the scheme of a placement is not a token (RFC 9110)",
             )),
             Kind::Header(Err(error)) => {
                 Err(Error::new(ErrorKind::InvalidConfig, Arc::clone(error)))

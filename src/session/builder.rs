@@ -392,8 +392,8 @@ impl SessionBuilder {
             tracing::warn!(
                 target: "reqwest_reauth",
                 session = session.name(),
-                "the stored login is bound to a key that was made in this process: no other \
-                 process, and not the next one, can use it"
+                "the stored login is bound to a key that was generated in this process: other \
+                 processes, and the next run, cannot use it"
             );
         }
         // Works out whether it can be renewed.

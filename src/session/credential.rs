@@ -475,7 +475,7 @@ impl State {
             Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
             _ if self.is_withheld(now) => Step::Fail(cooling_down(&Error::new(
                 ErrorKind::Unavailable,
-                "the api rejected the token that was issued last",
+                "the api rejected the latest token",
             ))),
             // It came expired, and another would too.
             _ if !self.known_rejected && self.is_paused_for_expiry(now) => Step::Go,

@@ -100,7 +100,7 @@ impl Session {
             Ok(None) => Err(Error::new(ErrorKind::Internal, "the refresher panicked")),
             Err(_) => Err(Error::new(
                 ErrorKind::Unavailable,
-                "the revocation did not end within the store timeout",
+                "the revocation did not finish within the store timeout",
             )),
         };
         for error in revoked.err().into_iter().flat_map(Several::each) {

@@ -156,7 +156,7 @@ impl Session {
         if self.is_within_own_work() {
             return Err(Error::new(
                 ErrorKind::Internal,
-                "a refresh was asked for within the session's own refresher or store",
+                "a refresh was requested from within the session's own refresher or store",
             ));
         }
         self.look_for_login().await;

@@ -90,7 +90,7 @@ impl Session {
                 Err(_) => {
                     return Err(Error::new(
                         ErrorKind::Store,
-                        "the session's runtime has come to a stop",
+                        "the session's runtime makes no progress",
                     ));
                 }
             }

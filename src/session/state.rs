@@ -585,7 +585,7 @@ fn on_wall(lifetime: Option<Lifetime>, due: Option<Instant>) -> Option<OnWall> {
 }
 
 pub(super) fn no_token() -> Error {
-    Error::new(ErrorKind::LoginRequired, "there is no token, and nothing to ask for one with")
+    Error::new(ErrorKind::LoginRequired, "there is no token and no way to get one")
         .with_nothing_to_ask_with()
 }
 

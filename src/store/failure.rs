@@ -23,7 +23,7 @@ pub(super) fn io_failure(what: impl Into<String>, source: io::Error) -> Error {
 
 /// A save was refused because its lock had lapsed: it may be made again under a new one.
 #[derive(Debug, thiserror::Error)]
-#[error("the lock was lost to another holder, or has lapsed, and nothing was written")]
+#[error("the lock was lost to another holder or has lapsed; nothing was written")]
 struct LockLapsed;
 
 #[cfg(feature = "redis")]

@@ -270,13 +270,13 @@ impl Drop for FileGuard {
 fn check_lock(lock: &StoreLock, place: &Place) -> Result<(), Error> {
     match lock.downcast_ref::<FileGuard>() {
         Some(guard) if guard.place != *place => {
-            Err(failure(format!("{place} was to be written under the lock of {}", guard.place)))
+            Err(failure(format!("cannot write {place} under the lock of {}", guard.place)))
         }
         Some(guard) if !place.is_lock(&guard.file) => {
             Err(failure(format!("the lock file of {place} was deleted while it was held")))
         }
         None if lock.guard.is_none() => {
-            Err(failure(format!("{place} was to be written without its lock")))
+            Err(failure(format!("cannot write {place} without its lock")))
         }
         _ => Ok(()),
     }

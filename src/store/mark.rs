@@ -161,7 +161,7 @@ impl Says {
     /// The error that a member fails with which heeds this mark.
     pub(crate) fn error(&self) -> Option<Error> {
         let told = |kind, status: Option<u16>, code: Option<&String>| {
-            let mut error = Error::new(kind, "another process of the fleet was told so");
+            let mut error = Error::new(kind, "another process reported this failure");
             if let Some(status) = status.and_then(|status| StatusCode::from_u16(status).ok()) {
                 error = error.with_status(status);
             }

@@ -55,7 +55,7 @@ impl Record {
             serde_json::from_slice(document).map_err(|error| {
                 // The parser's own text quotes values.
                 broken(format!(
-                    "is no JSON object (line {}, column {})",
+                    "is not a JSON object (line {}, column {})",
                     error.line(),
                     error.column()
                 ))
@@ -200,12 +200,12 @@ fn token<T>(
         return Ok(None);
     };
     let text: String = serde_json::from_str(value.get())
-        .map_err(|_| broken(format!("has a {name} that is no text")))?;
+        .map_err(|_| broken(format!("has a {name} that is not text")))?;
     let text = Zeroizing::new(text);
     // The error's source names the character and its position, not the token.
     check(trim_token(&text).to_owned()).map(Some).map_err(|error| {
         let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        broken(format!("has a {name} that no token can be: {why}"))
+        broken(format!("has an invalid {name}: {why}"))
     })
 }
 

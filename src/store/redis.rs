@@ -106,7 +106,7 @@ impl RedisStore {
         }
         // The parser's own words are left out, for the URL has the password.
         let client = Client::open(url)
-            .map_err(|_| Error::new(ErrorKind::InvalidConfig, "the redis url cannot be used"))?;
+            .map_err(|_| Error::new(ErrorKind::InvalidConfig, "the redis url is invalid"))?;
         if url.trim_start().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("rediss:")) {
             choose_crypto();
         }
@@ -118,7 +118,7 @@ impl RedisStore {
             Err(error) if error.kind() == ::redis::ErrorKind::InvalidClientConfig => {
                 Err(Error::new(
                     ErrorKind::InvalidConfig,
-                    "the redis url asks for what this build cannot do",
+                    "the redis url needs a feature that this build does not have",
                 ))
             }
             Err(error) if is_final(&error) => Err(store_error(&error)),
@@ -167,7 +167,7 @@ fn holder(lock: &StoreLock) -> Result<Holder<'_>, Error> {
         (Some(held), _) => Ok(held.holder()),
         // A store around this one has wrapped the lock.
         (None, Some(fence)) => Ok(Holder { fence, owner: "" }),
-        (None, None) => Err(failure("redis was to be written without the lock's fence")),
+        (None, None) => Err(failure("a write to redis needs the lock's fence")),
     }
 }
 

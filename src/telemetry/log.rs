@@ -39,7 +39,7 @@ macro_rules! info {
 
 #[cfg(feature = "dpop")]
 pub(super) fn nonce_repeat(session: Option<&str>) {
-    debug!(session, "request sent again with the nonce that the server asked for");
+    debug!(session, "request repeated with a new nonce");
 }
 
 pub(super) fn event(session: Option<&str>, event: &Event, volume: Volume) {
@@ -88,7 +88,7 @@ pub(super) fn event(session: Option<&str>, event: &Event, volume: Volume) {
             tracing::warn!(target: "reqwest_reauth", session, thumbprint, "the stored login is bound to another key");
         }
         Event::FellBack { error } => {
-            tracing::warn!(target: "reqwest_reauth", session, %error, "the other grant is used");
+            tracing::warn!(target: "reqwest_reauth", session, %error, "the fallback grant is used");
         }
         Event::RevocationFailed { error } => {
             let cause = cause(error);
@@ -241,13 +241,13 @@ mod tests {
         let lines = logged(|| {
             telemetry.event(&Event::Captured { generation: 7 });
             telemetry.beat(&beat(None));
-            telemetry.beat(&beat(Some(("status", "the api answered 502 Bad Gateway"))));
+            telemetry.beat(&beat(Some(("status", "the api returned 502 Bad Gateway"))));
             telemetry.listener_panicked();
         });
         let expected = [
             "DEBUG reqwest_reauth: token captured session=\"seqera\" generation=7",
             "DEBUG reqwest_reauth: heartbeat session=\"seqera\" status=502",
-            "WARN reqwest_reauth: heartbeat failed session=\"seqera\" status=502 failures=3 error=\"the api answered 502 Bad Gateway\"",
+            "WARN reqwest_reauth: heartbeat failed session=\"seqera\" status=502 failures=3 error=\"the api returned 502 Bad Gateway\"",
             "WARN reqwest_reauth: an event listener panicked session=\"seqera\"",
         ];
         assert_eq!(lines, expected);

@@ -44,7 +44,7 @@ pub(super) fn describe() {
     describe_counter!(
         "reauth.dpop.nonce_repeats",
         count,
-        "Requests sent again with a nonce that the server asked for"
+        "Requests that were repeated with a nonce from the server"
     );
     describe_counter!("reauth.store.failures", count, "Calls of the token store that failed");
     describe_counter!("reauth.heartbeat.beats", count, "Heartbeats, by error");

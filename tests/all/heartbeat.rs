@@ -189,7 +189,7 @@ async fn failures_in_a_row_are_counted() {
     assert!(matches!(health.last_failure, Some(Failure::Status(StatusCode::SERVICE_UNAVAILABLE))));
     assert_eq!(health.consecutive_failures, 1);
     assert_eq!(health.last_status, Some(StatusCode::SERVICE_UNAVAILABLE));
-    assert_eq!(health.last_error.as_deref(), Some("the api answered 503 Service Unavailable"));
+    assert_eq!(health.last_error.as_deref(), Some("the api returned 503 Service Unavailable"));
     assert!(health.last_success.is_none());
 
     let health = after_beat(&handle, 2).await;
@@ -202,7 +202,7 @@ async fn failures_in_a_row_are_counted() {
     assert!(
         matches!(&health.last_failure, Some(Failure::Auth(error)) if error.kind() == ErrorKind::Unavailable)
     );
-    assert!(health.last_error.unwrap().contains("token endpoint answered 502"));
+    assert!(health.last_error.unwrap().contains("token endpoint returned 502"));
 
     let began = *api.times().last().unwrap();
     let health = after_beat(&handle, 4).await;

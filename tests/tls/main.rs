@@ -183,7 +183,7 @@ async fn a_proxy_that_wants_a_login_ends_a_refresh() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.attempts(), 1);
     assert!(!error.possibly_consumed());
-    assert!(texts(&error).contains("the proxy wants a login"), "{}", texts(&error));
+    assert!(texts(&error).contains("the proxy requires authentication"), "{}", texts(&error));
     assert_eq!(*retries.lock().unwrap(), 0);
     serving.abort();
 }

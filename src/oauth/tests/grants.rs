@@ -200,12 +200,12 @@ async fn what_fails_to_make_a_parameter_is_told() {
         (
             away().attempt_timeout(Duration::from_millis(20)).param_with("x", std::future::pending),
             (ErrorKind::Unavailable, 2),
-            "the parameters were not made in time",
+            "the parameters were not ready in time",
         ),
         (
             away().deadline(Duration::from_millis(20)).param_with("x", std::future::pending),
             (ErrorKind::Unavailable, 1),
-            "the deadline ran out",
+            "the deadline has passed",
         ),
     ];
     for (refresher, expected, text) in table {
@@ -242,7 +242,7 @@ async fn the_other_is_asked_when_the_login_is_over() {
     assert_eq!(log.retried_statuses(), [(1, Some(503)), (3, Some(502))]);
     let switches = log.switches();
     let [switch] = &switches[..] else { panic!("{switches:?}") };
-    assert!(switch.contains("answered 400, error invalid_grant, 2 attempts"), "{switch}");
+    assert!(switch.contains("returned 400, error invalid_grant, 2 attempts"), "{switch}");
     assert!(log.forgot());
 }
 

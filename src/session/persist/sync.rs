@@ -146,7 +146,7 @@ impl StoreSync {
             Ok(Some(done)) => done,
             // What the flight has brought is not to be lost with it.
             Ok(None) => Err(panicked()),
-            Err(_) => Err(Error::new(ErrorKind::Store, "the store did not answer in time")),
+            Err(_) => Err(Error::new(ErrorKind::Store, "the store did not respond in time")),
         }
     }
 
@@ -154,7 +154,7 @@ impl StoreSync {
     /// drives any more.
     async fn turn(&self) -> Result<MutexGuard<'_, ()>, Error> {
         let turn = within(self.longest_turn(), self.saving.lock()).await;
-        turn.map_err(|_| Error::new(ErrorKind::Store, "the save before did not end in time"))
+        turn.map_err(|_| Error::new(ErrorKind::Store, "the previous save did not finish in time"))
     }
 
     /// Looks into the store. One that fails is passed over with an event.

@@ -163,5 +163,5 @@ impl AsRef<Work> for InFlight {
 }
 
 pub(in crate::session) fn broken_off() -> Error {
-    Error::new(ErrorKind::Internal, "the runtime that ran the refresh is gone")
+    Error::new(ErrorKind::Internal, "the runtime of the refresh was shut down")
 }

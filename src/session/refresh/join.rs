@@ -141,7 +141,7 @@ impl Session {
         // The runtime that runs it is not shut down, but nobody drives it any more.
         let error = in_flight.mark(Error::new(
             ErrorKind::Unavailable,
-            "the runtime that runs the refresh has come to a stop",
+            "the runtime of the refresh makes no progress",
         ));
         let first = self.end_refresh(in_flight, Some(&error));
         in_flight.resolve(Err(error.clone()));

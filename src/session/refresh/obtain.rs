@@ -219,7 +219,7 @@ impl<'a> Search<'a> {
         if is_alone && has_refresh && self.store.is_needed() {
             return Err(Error::new(
                 ErrorKind::Store,
-                "the refresh token rotates, and is not sent while the store cannot be locked and read",
+                "the refresh token rotates and is not sent while the store cannot be locked and read",
             )
             .with_transient());
         }

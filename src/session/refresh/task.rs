@@ -67,7 +67,7 @@ async fn run(guard: Guard) {
                 in_flight.set_lock(None);
                 let left = in_flight.revoked_by()?.saturating_duration_since(Instant::now());
                 within(left, obtaining).await.unwrap_or_else(|_| {
-                    Some(Err(Error::new(ErrorKind::TimedOut, "the refresh did not end in time")))
+                    Some(Err(Error::new(ErrorKind::TimedOut, "the refresh did not finish in time")))
                 })
             }
             obtained = &mut obtaining => obtained,
@@ -152,7 +152,7 @@ async fn adopt(
         if let Some(refresh) = tokens.refresh_token() {
             progress.keep(refresh.clone()).await;
         }
-        return Err(Error::new(ErrorKind::BadResponse, "the refresher brought no access token")
+        return Err(Error::new(ErrorKind::BadResponse, "the refresher returned no access token")
             .with_attempts(attempts));
     }
     if tokens.refresh_token().is_none() {

@@ -48,7 +48,7 @@ impl Place {
         }
         let dir = &Self::resolve(path)?.dir;
         create_private(dir)
-            .map_err(|error| io_failure(format!("{} cannot be made", dir.display()), error))?;
+            .map_err(|error| io_failure(format!("{} cannot be created", dir.display()), error))?;
         Self::find(path)?
             .ok_or_else(|| failure(format!("{} was removed while it was in use", dir.display())))
     }

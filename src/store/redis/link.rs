@@ -341,7 +341,7 @@ pub(super) fn store_error(error: &RedisError) -> Error {
             failure("redis rejected the user or password")
         }
         None => {
-            failure(format!("redis did not answer as expected ({})", printable(error.category())))
+            failure(format!("redis sent an unexpected response ({})", printable(error.category())))
         }
     }
 }
@@ -377,7 +377,7 @@ mod tests {
         let table = [
             (io(io::ErrorKind::TimedOut), true, false, "redis cannot be reached"),
             (io(io::ErrorKind::ConnectionReset), true, false, "redis cannot be reached"),
-            (of(ErrorKind::Parse), true, false, "redis did not answer as expected (parse error)"),
+            (of(ErrorKind::Parse), true, false, "redis sent an unexpected response (parse error)"),
             (
                 of(ErrorKind::AuthenticationFailed),
                 true,
@@ -407,7 +407,7 @@ mod tests {
                 of(ErrorKind::UnexpectedReturnType),
                 false,
                 false,
-                "redis did not answer as expected (type error)",
+                "redis sent an unexpected response (type error)",
             ),
         ];
         for (error, worn_out, last, said) in table {
