@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Links of the guide, which is read on GitHub and in rustdoc.
 
-    scripts/links.py           checks every page of docs/guide
-    scripts/links.py --write   writes the link definitions at the end of every page
+    scripts/links.py             checks every page of docs/guide
+    scripts/links.py --write     writes the link definitions at the end of every page
+    scripts/links.py --doc DIR   checks them, and that `cargo doc` has made what they point to in DIR
 
 A page links to items and pages by label: [`Session::wrap`], [errors]. Markdown takes the first definition of a label. In rustdoc that is the one
 in src/guide/links.md, which src/guide.rs includes before each page, so rustdoc checks it. On GitHub it is the one at the end of the page, which this
@@ -18,7 +19,7 @@ GUIDE = ROOT / "docs/guide"
 DOCS = "https://docs.rs/reqwest-reauth/latest/reqwest_reauth"
 MARK = "<!-- Link definitions for GitHub: written by scripts/links.py. -->"
 DEFINITION = re.compile(r"^\[([^\]]+)\]: (\S+)$", re.M)
-ITEM = re.compile(r"\bpub (?:async )?(struct|enum|trait|fn|mod|type|macro) reqwest_reauth((?:::\w+)+)")
+ITEM = re.compile(r"\bpub (?:async )?(struct|enum|trait|fn|mod|type|macro) reqwest_reauth((?:::\w+)+)(?!\w|<[^>]*>::)")
 VARIANT = re.compile(r"^(?:#\[\S+\] )?pub reqwest_reauth((?:::\w+)+)", re.M)
 
 
@@ -77,7 +78,24 @@ def used(text, labels):
     return found, unknown
 
 
+def anchors(text):
+    """Links within a page to a heading that is not there. GitHub and rustdoc name headings alike."""
+    headings = re.findall(r"^#+ (.*)$", prose(text), re.M)
+    names = {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading.lower())) for heading in headings}
+    return [name for name in re.findall(r"\]\(#([^)]+)\)", prose(text)) if name not in names]
+
+
+def missing(target, folder):
+    """Whether `cargo doc` has made no such page or anchor."""
+    if not target.startswith(DOCS):
+        return False
+    path, _, anchor = target[len(DOCS) + 1 :].partition("#")
+    page = folder / "reqwest_reauth" / path
+    return not page.exists() or f'id="{anchor}"' not in page.read_text() and anchor != ""
+
+
 def main():
+    folder = pathlib.Path(sys.argv[2]) if sys.argv[1:2] == ["--doc"] else None
     labels = {label.lower(): (label, path) for label, path in DEFINITION.findall((ROOT / "src/guide/links.md").read_text())}
     known, faults, linked = kinds(), [], set()
     for page in sorted(GUIDE.glob("*.md")):
@@ -94,8 +112,9 @@ def main():
         whole = text.split(MARK)[0].rstrip() + "\n" + (f"\n{MARK}\n\n" + "\n".join(lines) + "\n" if lines else "")
         for line in lines:
             target = line.split(": ", 1)[1]
-            if not target.startswith("https://") and not (GUIDE / target).exists():
+            if not target.startswith("https://") and not (GUIDE / target).exists() or folder and missing(target, folder):
                 faults.append(f"{page.relative_to(ROOT)}: {target} does not exist")
+        faults += [f"{page.relative_to(ROOT)}: #{name} is no heading" for name in anchors(text)]
         if whole != text:
             if "--write" in sys.argv:
                 page.write_text(whole)

@@ -33,9 +33,10 @@
 //! }
 //! ```
 //!
-//! For a heartbeat in a long-running job, see [`heartbeat`]. For everything else, see the [`guide`]:
+//! The [`guide`] has the rest: [getting started](guide::getting_started),
 //! [concepts](guide::concepts), [recipes](guide::recipes), [errors](guide::errors),
-//! [telemetry](guide::telemetry), and [coming from elsewhere](guide::coming_from).
+//! [telemetry](guide::telemetry), [other crates](guide::choosing) and more. For a heartbeat in a
+//! long-running job, see [`heartbeat`].
 //!
 //! # Guarantees
 //!
