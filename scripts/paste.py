@@ -5,8 +5,7 @@
     scripts/paste.py recipes    the programs of pages whose name starts so
 
 A program is a ```rust block with a `main`. The package has the dependencies that the pages list, not this crate's dev-dependencies. Run as they
-are: blocks without `no_run`. Run against a stand-in on 127.0.0.1, in place of api.example.com and login.example.com: blocks with `no_run` that
-speak to these two alone. A ```text block after "It prints:" is compared with the output. An excerpt (`ignore`, without `main`) has to stand in
+are: blocks without `no_run`. Run against a stand-in on 127.0.0.1 in place of their servers: the others, unless COMPILED_ONLY says why not. A ```text block after "It prints:" is compared with the output. An excerpt (`ignore`, without `main`) has to stand in
 examples/clients, which CI builds and runs.
 """
 
@@ -25,8 +24,9 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resol
 PACKAGE = TARGET / "paste"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guide").glob("*.md"))]
 BLOCK = re.compile(r"^```(rust[^\n]*)\n(.*?)^```\n(?:\nIt prints:\n\n```text\n(.*?)^```)?", re.M | re.S)
-# Endless, or with servers of their own.
-COMPILED_ONLY = ("loop {", "RedisStore", "Placement::dpop", "api.github.com", "seqera.io", "EXECUTION_API", "authorization_code", "/home/me", "/var/lib")
+# Endless; a Redis; a DPoP server; a login.
+COMPILED_ONLY = ("loop {", "RedisStore", "Placement::dpop", "authorization_code")
+HOSTS = re.compile(r"https://(api\.example\.com|login\.example\.com|api\.github\.com|api\.cloud\.seqera\.io)")
 
 MANIFEST = """\
 [package]
@@ -54,22 +54,39 @@ class StandIn(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     seen = []
 
-    def reply(self):
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        base = f"http://{self.headers['host']}"
+    def route(self, body):
+        """Status, headers and content of the response."""
+        base, token = f"http://{self.headers['host']}", self.headers.get("authorization") or ""
         if self.path.startswith("/.well-known/"):
-            status, answer = 200, {"token_endpoint": f"{base}/oauth/token", "revocation_endpoint": f"{base}/oauth/revoke"}
-        elif self.path in ("/oauth/token", "/token", "/oauth/access_token"):
-            status, answer = (200, {"access_token": "issued", "token_type": "Bearer", "expires_in": 3600}) if b"grant_type=" in body else (400, {"error": "invalid_request"})
-        elif self.path == "/oauth/revoke":
-            status, answer = 200, {}
-        else:
-            status, answer = 200 if (self.headers.get("authorization") or "").startswith("Bearer ") else 401, {}
+            return 200, {}, {"token_endpoint": f"{base}/oauth/token", "revocation_endpoint": f"{base}/oauth/revoke"}
+        if self.path in ("/oauth/token", "/token") and b"grant_type=" in body:
+            return 200, {}, {"access_token": "issued", "token_type": "Bearer", "expires_in": 3600}
+        if self.path == "/oauth/access_token" and b"grant_type=" in body:
+            # As Seqera does.
+            return 200, {"set-cookie": "JWT=issued; Path=/"}, {}
+        if self.path == "/oauth/revoke":
+            return 200, {}, {}
+        if not token.startswith("Bearer ") or token == "Bearer expired":
+            return 401, {"www-authenticate": 'Bearer error="invalid_token"'}, {}
+        if self.path.endswith("/access_tokens"):
+            # As GitHub does.
+            return 201, {}, {"token": "issued", "expires_at": "2100-01-01T00:00:00Z"}
+        if self.path.startswith("/execution"):
+            # As Airflow does.
+            known = self.path == "/execution/task-instances/7/heartbeat"
+            right = self.headers.get("content-type") == "application/json" and b"pid" in body
+            return 404 if not known else 405 if self.command != "PUT" else 204 if right else 422, {"refreshed-api-token": "next"}, None
+        return 200, {}, {}
+
+    def reply(self):
+        status, headers, answer = self.route(self.rfile.read(int(self.headers.get("content-length") or 0)))
         self.seen.append((self.path, status))
-        answer = json.dumps(answer).encode()
+        answer = b"" if answer is None else json.dumps(answer).encode()
         self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(answer)))
+        for name, value in {**headers, "content-type": "application/json"}.items():
+            self.send_header(name, value)
+        if status != 204:
+            self.send_header("content-length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
 
@@ -116,33 +133,48 @@ def write(chosen, base):
         (examples / f"{name}.rs").write_text(text)
         if "no_run" not in fence and "ignore" not in fence:
             to_run[name] = output
-        elif re.search(r"https://(api|login)\.example\.com", text) and not any(word in text for word in COMPILED_ONLY):
-            local = re.sub(r"https://(api|login)\.example\.com", base, text).replace("/var/run/secrets/tokens/", "token-")
+        elif not any(word in text for word in COMPILED_ONLY):
+            local = HOSTS.sub(base, text).replace("/var/run/secrets/tokens/", "token-")
+            # The heartbeat of a job that is over at once may not have sent anything.
+            local = local.replace("async fn work() {}", "async fn work() { tokio::time::sleep(Duration::from_secs(1)).await }")
             (examples / f"{name}_run.rs").write_text(local)
             to_run[f"{name}_run"] = ""
     return to_run
 
 
-def prepare(folder):
+def prepare(folder, base):
     """Files and variables that the programs read."""
-    subprocess.run(["openssl", "genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", folder / "service.pem"], check=True)
+    for name, algorithm, option in (("service", "EC", "ec_paramgen_curve:P-256"), ("app", "RSA", "rsa_keygen_bits:2048")):
+        key = folder / f"{name}.pem"
+        subprocess.run(["openssl", "genpkey", "-quiet", "-algorithm", algorithm, "-pkeyopt", option, "-out", key], check=True)
     for name in ("report.pdf", "token-exchange", "token-api"):
         (folder / name).write_text("eyJhbGciOiJub25lIn0.e30.")
     (folder / "token-api").write_text("projected")
-    return {**os.environ, "REFRESH_TOKEN": "refresh-token", "CLIENT_SECRET": "secret", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return {
+        **os.environ,
+        **{"REFRESH_TOKEN": "refresh-token", "CLIENT_SECRET": "secret", "GITHUB_APP_ID": "1", "GITHUB_INSTALLATION_ID": "2"},
+        **{"TOWER_ACCESS_TOKEN": "expired", "TOWER_REFRESH_TOKEN": "refresh-token", "HOSTNAME": "here"},
+        **{"EXECUTION_API": f"{base}/execution/", "TASK_INSTANCE_ID": "7", "TOKEN": "first"},
+        **{"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
+    }
 
 
 def main():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    # One port, so that a second run compiles nothing; another one if it is taken.
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 48437), StandIn)
+    except OSError:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     chosen = list(programs())
-    to_run = write(chosen, f"http://127.0.0.1:{server.server_port}")
+    base = f"http://127.0.0.1:{server.server_port}"
+    to_run = write(chosen, base)
     environment = {**os.environ, "CARGO_TARGET_DIR": str(TARGET), "RUSTFLAGS": os.environ.get("RUSTFLAGS", "")}
     subprocess.run(["cargo", "build", "--quiet", "--examples"], cwd=PACKAGE, env=environment, check=True)
     faults = list(loose_excerpts())
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        variables = prepare(folder)
+        variables = prepare(folder, base)
         for name, expected in to_run.items():
             StandIn.seen.clear()
             try:
@@ -154,7 +186,7 @@ def main():
                 faults.append(f"{name}: {ran.stderr.strip() or ran.stdout.strip()}")
             elif expected and ran.stdout != expected:
                 faults.append(f"{name} prints:\n{ran.stdout}and not:\n{expected}")
-            elif name.endswith("_run") and not any(status == 200 and not path.startswith("/oauth") for path, status in StandIn.seen):
+            elif StandIn.seen and not any(status < 300 and "/oauth/" not in path for path, status in StandIn.seen):
                 faults.append(f"{name}: no request that the API accepted: {StandIn.seen}")
     print(*faults, sep="\n", end="\n" if faults else "")
     print(f"{len(chosen)} programs compiled, {len(to_run)} run, {len(faults)} faults")
