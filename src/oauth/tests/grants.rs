@@ -172,17 +172,17 @@ async fn what_fails_to_make_a_parameter_is_told() {
         (
             away().param_with("x", || async { Err("signer is away, a secret".into()) }),
             (ErrorKind::Unavailable, 2),
-            "the parameter x could not be made",
+            "the parameter x could not be created",
         ),
         (
             away().param_with("x", || async { Err("signer is away".into()) }),
             (ErrorKind::Unavailable, 2),
-            "the parameter x could not be made: signer is away",
+            "the parameter x could not be created: signer is away",
         ),
         (
             away().param_file("x", "/nowhere/token"),
             (ErrorKind::Unavailable, 2),
-            "the parameter x could not be made: /nowhere/token: ",
+            "the parameter x could not be created: /nowhere/token: ",
         ),
         (
             away().param_with(
@@ -195,7 +195,7 @@ async fn what_fails_to_make_a_parameter_is_told() {
         (
             away().param_with("x", || async { panic!("as the script says") }),
             (ErrorKind::Internal, 1),
-            "what makes the parameter x panicked",
+            "the closure for the parameter x panicked",
         ),
         (
             away().attempt_timeout(Duration::from_millis(20)).param_with("x", std::future::pending),

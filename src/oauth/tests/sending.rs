@@ -200,7 +200,7 @@ async fn an_unsendable_request_quotes_no_secret() {
                     "will not send old-refresh-token"
                 ))
             },
-            "repeat a secret",
+            "contains a secret",
         ),
         (|| Error::of(ErrorKind::NoSession).into(), "no session in this task's scope"),
     ];
