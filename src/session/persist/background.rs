@@ -96,7 +96,7 @@ impl BackgroundSave {
 
     async fn save_once(&self, store: &StoreSync) {
         let session = &self.session;
-        let (lock, _turn) = match store.lock_and_turn(session).await {
+        let (lock, _turn) = match store.lock_and_turn_of_saver(session).await {
             Ok(both) => both,
             Err(error) => {
                 store.postpone(session);

@@ -84,11 +84,11 @@ impl StoreSync {
     /// Waits for the store's lock. Not bounded here: the flight is. Where this session's own saver
     /// has it, on a runtime that nobody drives any more, that one is given up.
     pub(in crate::session) async fn lock(&self) -> Result<StoreLock, Error> {
-        let mut locking = pin!(catch_panic(self.store.lock()));
+        let mut locking = pin!(self.lock_of_store());
         loop {
             let longest = self.longest_turn();
             if let Ok(locked) = within(longest, locking.as_mut()).await {
-                return locked.unwrap_or_else(|| Err(panicked()));
+                return locked;
             }
             let saver = self.saver().upgrade();
             if let Some(saver) = saver {
@@ -99,6 +99,10 @@ impl StoreSync {
 
     pub(super) fn saver(&self) -> std::sync::MutexGuard<'_, Weak<Saver>> {
         self.saver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn lock_of_store(&self) -> Result<StoreLock, Error> {
+        catch_panic(self.store.lock()).await.unwrap_or_else(|| Err(panicked()))
     }
 
     /// Longer than any save on a runtime that runs.
@@ -413,15 +417,27 @@ impl StoreSync {
         &self,
         session: &Session,
     ) -> Result<(StoreLock, MutexGuard<'_, ()>), Error> {
-        Ok((self.lock_for(session).await?, self.turn().await?))
+        Ok((self.lock_for(session, self.lock()).await?, self.turn().await?))
+    }
+
+    /// The same for a saver, which does not give itself up.
+    pub(super) async fn lock_and_turn_of_saver(
+        &self,
+        session: &Session,
+    ) -> Result<(StoreLock, MutexGuard<'_, ()>), Error> {
+        Ok((self.lock_for(session, self.lock_of_store()).await?, self.turn().await?))
     }
 
     /// The lock of the running flight, or the store's own.
-    async fn lock_for(&self, session: &Session) -> Result<StoreLock, Error> {
+    async fn lock_for(
+        &self,
+        session: &Session,
+        locking: impl Future<Output = Result<StoreLock, Error>>,
+    ) -> Result<StoreLock, Error> {
         if let Some(lock) = session.load().in_flight.as_ref().and_then(|refresh| refresh.lock()) {
             return Ok(lock);
         }
-        match within(session.0.refresh_timeout, self.lock()).await {
+        match within(session.0.refresh_timeout, locking).await {
             Ok(lock) => lock,
             Err(_) => Err(Error::new(ErrorKind::Store, "the store's lock was not free in time")),
         }
