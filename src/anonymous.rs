@@ -1,6 +1,8 @@
 //! Requests without a token.
 
-/// Put among a request's extensions, sends it without a token: nothing is captured from it,
+/// A request extension that opts one request out of the session.
+///
+/// The request is sent without a token. Nothing is captured from its response, and nothing is
 /// refreshed or replayed for it.
 ///
 /// ```no_run

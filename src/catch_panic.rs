@@ -1,4 +1,4 @@
-//! Other people's code may panic in a future of ours.
+//! Keeps panics in users' code from unwinding through the crate's own tasks.
 
 use std::{
     future::{Future, poll_fn},
@@ -6,7 +6,7 @@ use std::{
     task::Poll,
 };
 
-/// A panic while the future is polled, or dropped, ends it, and not the task: `None`.
+/// Runs a future and returns `None` if it panics while it is polled or dropped.
 pub(crate) async fn catch_panic<F: Future>(future: F) -> Option<F::Output> {
     let mut future = Caught(Some(Box::pin(future)));
     poll_fn(|context| {
@@ -19,7 +19,8 @@ pub(crate) async fn catch_panic<F: Future>(future: F) -> Option<F::Output> {
     .await
 }
 
-/// A call of the store panicked. An error's cause, by which its repetition is told at a slower pace.
+/// The cause of an error after a call to the store panicked. The log reports repetitions of it less
+/// often.
 #[derive(Debug, thiserror::Error)]
 #[error("the store panicked")]
 pub(crate) struct StorePanicked;

@@ -1,22 +1,22 @@
-//! One error for the whole crate: opaque, typed by [`ErrorKind`], with what the API and the token
-//! endpoint said kept apart.
+//! One opaque error for the whole crate, typed by [`ErrorKind`]. It keeps the API's response and
+//! the token endpoint's response apart.
 
 use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use reqwest_retry::RetryError;
 
-/// What the closures that a user passes in fail with, so that `?` takes any error.
+/// The error type of the closures that users pass in. `?` converts any error to it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What went wrong, who said so, and what it means for the next request.
+/// The error of this crate.
 ///
-/// An error that reaches a request's caller names two servers, apart:
-/// [`api_status`](Self::api_status) is what the API answered to the request,
-/// [`status`](Self::status) is what the token endpoint answered to the refresh. Neither a body nor
-/// a token is in its text. Cloning is cheap.
+/// An error that reaches a request's caller describes two servers separately.
+/// [`api_status`](Self::api_status) is the status of the API's response to the request.
+/// [`status`](Self::status) is the status of the token endpoint's response to the refresh. The text
+/// contains neither a response body nor a token. Cloning is cheap.
 ///
-/// Requests fail with [`reqwest_middleware::Error`]; [`Error::find_in`] finds this one inside.
+/// Requests fail with [`reqwest_middleware::Error`]. [`Error::find_in`] finds this error inside it.
 #[derive(Clone)]
 pub struct Error(Box<Repr>);
 
@@ -25,7 +25,7 @@ struct Repr {
     kind: ErrorKind,
     source: Option<Arc<dyn StdError + Send + Sync>>,
     status: Option<StatusCode>,
-    /// Host and port of the token endpoint that caused it.
+    /// Host and port of the token endpoint that caused the error.
     token_endpoint: Option<Arc<str>>,
     oauth_error: Option<Arc<str>>,
     attempts: u32,
@@ -36,50 +36,54 @@ struct Repr {
     transient: bool,
 }
 
-/// The kinds of [`Error`], each with what to do about it.
+/// The kinds of [`Error`], and how to react to each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A token has other characters than visible ASCII, is empty, or is over 64 KiB. Correct the
-    /// input.
+    /// A token is empty, longer than 64 KiB, or contains a character other than visible ASCII.
+    /// Correct the input.
     InvalidToken,
-    /// A setting cannot work, e.g. a session without an origin. Correct the program.
+    /// A setting cannot work, for example a session without an origin. Correct the program.
     InvalidConfig,
     /// The login is over: the refresh token was rejected, or there is no token. A person or a
-    /// supervisor has to provide new ones through
+    /// supervisor has to provide new tokens through
     /// [`Session::replace_tokens`](crate::Session::replace_tokens).
     LoginRequired,
-    /// The token endpoint refuses this client or request, e.g. `invalid_client`. The refresh token
-    /// is kept. Correct the settings.
+    /// The token endpoint rejects this client or this request, for example with `invalid_client`.
+    /// The refresh token is kept. Correct the settings.
     ClientRejected,
-    /// The token endpoint is down, or answers that it is. The next refresh may succeed.
+    /// The token endpoint is unreachable, or reports that it is unavailable. The next refresh may
+    /// succeed.
     Unavailable,
-    /// The token endpoint's answer was no token answer. The next refresh may succeed.
+    /// The token endpoint's response was not a token response. The next refresh may succeed.
     BadResponse,
-    /// A refresh has failed a moment ago and the cool-down is not over; its failure is the
+    /// A recent refresh failed and the cool-down is not over. The failure of that refresh is the
     /// [source](StdError::source).
     CoolingDown,
-    /// The request's own timeout ran out while it waited for a refresh, which goes on.
+    /// The request's own timeout ran out while it waited for a refresh. The refresh continues.
     TimedOut,
     /// A scoped client was used outside every [`Session::scope`](crate::Session::scope). Nothing
     /// was sent.
     NoSession,
     /// The token store failed.
     Store,
-    /// The session was closed: no token is sent any more. With an [`api_status`](Error::api_status)
-    /// the request had been sent before, and was rejected.
+    /// The session is closed and sends no more tokens. If the error has an
+    /// [`api_status`](Error::api_status), the request was sent before the session closed, and was
+    /// rejected.
     Closed,
-    /// The URL is not of an origin of the session, so that no credential is given for it.
+    /// The URL is outside the session's origins, so the session provides no credential for it.
     UntrustedOrigin,
-    /// A refresher panicked, or the runtime that ran the refresh was shut down. The next request
-    /// starts afresh.
+    /// A refresher panicked, or the runtime of the refresh was shut down. The next request starts a
+    /// new refresh.
     Internal,
 }
 
 impl Error {
-    /// An error of this kind, with its cause. For implementors of [`Refresher`](crate::Refresher)
-    /// and [`TokenStore`](crate::TokenStore). The text of `source` is shown to users: keep secrets
-    /// out of it.
+    /// Creates an error of this kind with a cause.
+    ///
+    /// This constructor and the setters below are for implementors of
+    /// [`Refresher`](crate::Refresher) and [`TokenStore`](crate::TokenStore). The text of `source`
+    /// is shown to users: keep secrets out of it.
     pub fn new(kind: ErrorKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let mut error = Self::of(kind);
         error.0.source = Some(Arc::from(source.into()));
@@ -102,51 +106,51 @@ impl Error {
         }))
     }
 
-    /// The status that the token endpoint answered.
+    /// Sets the status of the token endpoint's response.
     pub fn with_status(mut self, status: StatusCode) -> Self {
         self.0.status = Some(status);
         self
     }
 
-    /// How long the token endpoint asks to be left alone. A cool-down lasts at least as long, five
-    /// minutes at most.
+    /// Sets how long the token endpoint asks its clients to wait. The cool-down lasts at least that
+    /// long, up to five minutes.
     pub fn with_retry_after(mut self, wait: Duration) -> Self {
         self.0.retry_after = Some(wait);
         self
     }
 
-    /// How many times the token endpoint was asked.
+    /// Sets the number of calls to the token endpoint.
     pub fn with_attempts(mut self, attempts: u32) -> Self {
         self.0.attempts = attempts;
         self
     }
 
-    /// The refresh token may have been spent by a call whose answer was lost.
+    /// Marks that a call whose response was lost may have spent the refresh token.
     pub fn with_possibly_consumed(mut self) -> Self {
         self.0.possibly_consumed = true;
         self
     }
 
-    /// The `error` code of RFC 6749 §5.2 that the token endpoint responded with. It is cut to 256
-    /// characters, and control and non-ASCII characters are escaped.
+    /// Sets the `error` code (RFC 6749 §5.2) of the token endpoint's response. The code is cut to
+    /// 256 characters, and control and non-ASCII characters are escaped.
     pub fn with_oauth_error(self, code: impl Into<String>) -> Self {
         self.with_escaped_oauth_error(&printable(&code.into()))
     }
 
-    /// Bounded and escaped by the caller ([`printable`]).
+    /// Sets a code that the caller has already cut and escaped with [`printable`].
     pub(crate) fn with_escaped_oauth_error(mut self, code: &str) -> Self {
         self.0.oauth_error = Some(code.into());
         self
     }
 
-    /// The status with which the API rejected the request.
+    /// Sets the status of the API's response that rejected the request.
     pub fn with_api_status(mut self, status: StatusCode) -> Self {
         self.0.api_status = Some(status);
         self
     }
 
-    /// Names the token endpoint that caused it, unless an earlier one is named, or no token
-    /// endpoint had a part in it.
+    /// Names the token endpoint that caused the error. Does nothing if the error already names one,
+    /// or if no token endpoint was involved.
     pub(crate) fn with_token_endpoint(mut self, host: impl FnOnce() -> Arc<str>) -> Self {
         let caused = matches!(
             self.0.kind,
@@ -162,19 +166,19 @@ impl Error {
         self
     }
 
-    /// The token endpoint that caused it, as host and port.
+    /// The token endpoint that caused the error, as host and port.
     pub(crate) fn token_endpoint(&self) -> Option<&Arc<str>> {
         self.0.token_endpoint.as_ref()
     }
 
-    /// There was no refresh token to ask with, and the store had none either: a rejected answer is
-    /// handed through.
+    /// Marks that neither the session nor the store holds a refresh token. The API's response is
+    /// then returned unchanged.
     pub(crate) fn with_nothing_to_ask_with(mut self) -> Self {
         self.0.nothing_to_ask_with = true;
         self
     }
 
-    /// Another try may succeed, whatever the kind says.
+    /// Marks that a later refresh may succeed, whatever the kind says.
     pub(crate) fn with_transient(mut self) -> Self {
         self.0.transient = true;
         self
@@ -184,14 +188,15 @@ impl Error {
         self.0.nothing_to_ask_with
     }
 
-    /// Finds this crate's error in the one that a request returned, or in any other error that has
-    /// it inside. If there are several, the outermost is found.
+    /// Finds this crate's error in an error that a request returned, or in any other error that
+    /// contains it. Returns the outermost if there are several.
     ///
-    /// It follows [`source`](StdError::source), and looks into wrappers that skip their content
-    /// there: `std::io::Error`, `reqwest_retry::RetryError`, the `anyhow::Error` in a
-    /// [`reqwest_middleware::Error`], and `Arc` and `Box` of these. For a `Box<dyn Error>` write
-    /// `Error::find_in(&*boxed)`, for an `anyhow::Error` `Error::find_in(error.as_ref())`. An
-    /// `anyhow::Error` that was converted to a `Box<dyn Error>` hides its content for good.
+    /// The search follows [`source`](StdError::source). It also looks inside wrappers whose
+    /// `source` skips their content: `std::io::Error`, `reqwest_retry::RetryError`, the
+    /// `anyhow::Error` in a [`reqwest_middleware::Error`], and `Arc` and `Box` of these. For a
+    /// `Box<dyn Error>`, write `Error::find_in(&*boxed)`. For an `anyhow::Error`, write
+    /// `Error::find_in(error.as_ref())`. The content of an `anyhow::Error` that was converted to a
+    /// `Box<dyn Error>` cannot be found.
     ///
     /// ```no_run
     /// # async fn f(client: reqwest_middleware::ClientWithMiddleware) {
@@ -210,14 +215,14 @@ impl Error {
         find(error, LONGEST_CHAIN)
     }
 
-    /// What went wrong.
+    /// Returns what went wrong.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Whether a later request may succeed with nothing changed: `Unavailable`, `BadResponse`,
-    /// `TimedOut`, `Internal`, `Store` where a refresh waits for the store to be back, and
-    /// `CoolingDown` if its cause is.
+    /// Returns whether a later request may succeed although nothing is changed: for `Unavailable`,
+    /// `BadResponse`, `TimedOut` and `Internal`; for `Store` if a refresh waits until the store
+    /// works again; and for `CoolingDown` if its source is transient.
     pub fn is_transient(&self) -> bool {
         if self.0.transient {
             return true;
@@ -236,34 +241,35 @@ impl Error {
         }
     }
 
-    /// The status that the token endpoint answered last, if it did.
+    /// Returns the status of the token endpoint's last response, if there was one.
     pub fn status(&self) -> Option<StatusCode> {
         self.0.status
     }
 
-    /// The `error` code of RFC 6749 §5.2 that the token endpoint answered, at most 256 characters,
-    /// escaped.
+    /// Returns the `error` code (RFC 6749 §5.2) of the token endpoint's response, escaped and at
+    /// most 256 characters long.
     pub fn oauth_error(&self) -> Option<&str> {
         self.0.oauth_error.as_deref()
     }
 
-    /// How many times the token endpoint was asked in the refresh that failed.
+    /// Returns how many times the failed refresh called the token endpoint.
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }
 
-    /// How long the token endpoint asked to be left alone.
+    /// Returns how long the token endpoint asked its clients to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
-    /// The status with which the API rejected the request, `None` when nothing was sent.
+    /// Returns the status of the API's response that rejected the request, or `None` if nothing was
+    /// sent.
     pub fn api_status(&self) -> Option<StatusCode> {
         self.0.api_status
     }
 
-    /// Whether the refresh token may have been spent by a call whose answer never arrived, in this
-    /// process or, with a store, in one that died.
+    /// Returns whether a call whose response never arrived may have spent the refresh token. The
+    /// call may have been made by this process or, with a store, by a process that died.
     pub fn possibly_consumed(&self) -> bool {
         self.0.possibly_consumed
     }
@@ -372,10 +378,11 @@ impl From<Error> for reqwest_middleware::Error {
     }
 }
 
-/// More links than any real chain of errors has.
+/// The longest chain of errors to follow. No real chain is as long.
 const LONGEST_CHAIN: usize = 128;
 
-/// `left` bounds the links, since `source()` is somebody else's code.
+/// `left` bounds the number of links, because `source()` is foreign code and its chain may be
+/// endless.
 fn find<'e>(link: &'e (dyn StdError + 'static), left: usize) -> Option<&'e Error> {
     let left = left.checked_sub(1)?;
     if let Some(found) = content::<Error>(link) {
@@ -402,15 +409,15 @@ fn find<'e>(link: &'e (dyn StdError + 'static), left: usize) -> Option<&'e Error
     find(hidden.or_else(|| link.source())?, left)
 }
 
-/// The link itself, or what it has in an `Arc` or a `Box`, whose `source()` skips it.
+/// The link itself, or the content of its `Arc` or `Box`, which `source()` skips.
 fn content<'e, E: StdError + 'static>(link: &'e (dyn StdError + 'static)) -> Option<&'e E> {
     link.downcast_ref::<E>()
         .or_else(|| link.downcast_ref::<Arc<E>>().map(AsRef::as_ref))
         .or_else(|| link.downcast_ref::<Box<E>>().map(AsRef::as_ref))
 }
 
-/// Text from a server, safe to print: at most 256 characters, control and non-ASCII characters
-/// escaped.
+/// Makes text from a server safe to print: cuts it to 256 characters, and escapes control and
+/// non-ASCII characters.
 pub(crate) fn printable(text: &str) -> String {
     const LIMIT: usize = 256;
     let mut out = String::new();
@@ -457,7 +464,7 @@ mod tests {
         assert!(Error::find_in(&other).is_none());
     }
 
-    /// A stranger's error, with its cause where `source()` finds it.
+    /// A foreign error with a cause that `source()` returns.
     #[derive(Debug, thiserror::Error)]
     #[error("a stranger's")]
     struct Foreign(#[source] Box<dyn StdError + Send + Sync>);
@@ -542,7 +549,6 @@ mod tests {
         assert_eq!(error.source().unwrap().to_string(), "the cause");
         assert_eq!(error.api_status(), Some(StatusCode::UNAUTHORIZED));
         assert_eq!(Error::of(ErrorKind::Closed).to_string(), "the session is closed");
-        // One attempt is what everybody expects.
         assert_eq!(
             Error::of(ErrorKind::Closed).with_attempts(1).to_string(),
             "the session is closed"

@@ -1,4 +1,4 @@
-//! What a session did, told to its listeners. Nothing here can change what happens.
+//! Events that a session reports to its listeners. A listener cannot change what the session does.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -10,11 +10,12 @@ use http::StatusCode;
 
 use crate::error::Error;
 
-/// Something that a session did. Told to the listeners of
-/// [`SessionBuilder::on_event`](crate::SessionBuilder::on_event), and to `tracing` under the target
-/// `reqwest_reauth`.
+/// Something that a session did.
 ///
-/// Variants may get more fields: match them with `..`.
+/// Events go to the listeners of [`SessionBuilder::on_event`](crate::SessionBuilder::on_event) and
+/// to `tracing`, under the target `reqwest_reauth`.
+///
+/// Variants may gain fields: match them with `..`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -24,124 +25,127 @@ pub enum Event {
         /// The session's generation with the new token.
         generation: u64,
     },
-    /// An answer carried the header, and it was not taken.
+    /// A response carried the header, but its token was not captured.
     #[non_exhaustive]
     CaptureIgnored {
-        /// Why not.
+        /// Why the token was not captured.
         reason: CaptureIgnored,
     },
-    /// A request to an origin of the session has an `Authorization` header of its own (with
-    /// [`Placement::header`](crate::Placement::header), a header of that name), and was sent with
-    /// that one: nothing is captured, refreshed or replayed for it. Generated clients with a bearer
-    /// field of their own do this. Told for each such request.
+    /// A request to an origin of the session was sent with its own `Authorization` header (with
+    /// [`Placement::header`](crate::Placement::header), its own header of that name).
+    ///
+    /// Nothing is captured, refreshed or replayed for such a request. Generated clients with a
+    /// bearer field cause this. The event is reported for each such request.
     /// [`SessionBuilder::override_authorization`](crate::SessionBuilder::override_authorization)
-    /// makes the session's token win.
+    /// makes the session replace the header with its own token.
     #[non_exhaustive]
     CallerAuthorization {},
-    /// A refresh begins. Unless a new login or a logout overtakes it, `Refreshed` or
-    /// `RefreshFailed` follows.
+    /// A refresh started. `Refreshed` or `RefreshFailed` follows, unless a new login or a logout
+    /// supersedes the refresh.
     #[non_exhaustive]
     RefreshStarted {
-        /// The generation to be renewed.
+        /// The generation of the token that is being refreshed.
         generation: u64,
     },
-    /// An attempt of the refresh failed, and another follows.
+    /// An attempt of the refresh failed, and another attempt follows.
     #[non_exhaustive]
     RefreshRetrying {
-        /// The attempt that failed, from 1.
+        /// The number of the attempt that failed, counted from 1.
         attempt: u32,
-        /// How long until the next.
+        /// The wait before the next attempt.
         delay: Duration,
-        /// What the token endpoint answered, if it did.
+        /// The status of the token endpoint's response, if there was a response.
         status: Option<StatusCode>,
     },
-    /// A refresh brought a token.
+    /// A refresh obtained a token.
     #[non_exhaustive]
     Refreshed {
         /// The session's generation with the new token.
         generation: u64,
-        /// How many times the token endpoint was asked: 0 when the token came from the store.
+        /// The number of calls to the token endpoint: 0 if the token came from the store.
         attempts: u32,
     },
     /// A refresh ended without a token.
     #[non_exhaustive]
     RefreshFailed {
-        /// Why.
+        /// The cause.
         error: Error,
     },
-    /// A rejected request was sent again.
+    /// A rejected request was replayed.
     #[non_exhaustive]
     Replayed {
-        /// The generation it was sent again with.
+        /// The generation of the token that the replay was sent with.
         generation: u64,
-        /// What the API answered this time.
+        /// The status of the API's response to the replay.
         status: StatusCode,
     },
-    /// A rejected request was not sent again.
+    /// A rejected request was not replayed.
     #[non_exhaustive]
     NotReplayed {
-        /// Why not.
+        /// Why the request was not replayed.
         reason: NotReplayed,
     },
-    /// The token store failed. The request goes on.
+    /// The token store failed. The request continues.
     #[non_exhaustive]
     StoreFailed {
-        /// Why.
+        /// The cause.
         error: Error,
     },
-    /// A login that another process had stored took the place of one that was over.
+    /// The session adopted a login that another process had stored, because its own login was over.
     #[non_exhaustive]
     StoredLoginAdopted {
         /// The session's generation with the stored token.
         generation: u64,
     },
-    /// The store holds a login that is bound to another key than the session's, and that is not
-    /// used (RFC 7800).
+    /// The session ignored the login in the store, because that login is bound to another key than
+    /// the session's (RFC 7800).
     #[non_exhaustive]
     StoredLoginIgnored {
         /// The thumbprint (RFC 7638) of the key that the stored login is bound to.
         thumbprint: String,
     },
-    /// The first refresher had nothing to ask with, or its login was over, and the other one is
-    /// asked.
+    /// The session's refresher could not refresh, or its login was over, and the fallback refresher
+    /// takes over.
     #[non_exhaustive]
     FellBack {
-        /// Why the first one was of no use.
+        /// The error of the first refresher.
         error: Arc<str>,
     },
-    /// A logout could not revoke a token at the authorization server. The logout stands.
+    /// A logout could not revoke a token at the authorization server. The logout itself is
+    /// complete.
     #[non_exhaustive]
     RevocationFailed {
-        /// Why.
+        /// The cause.
         error: Error,
     },
 }
 
-/// Why a token in a response header was not taken.
+/// Why a token in a response header was not captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CaptureIgnored {
-    /// The answer came from somewhere that is none of the session's origins, e.g. after a redirect.
+    /// The response came from outside the session's origins, for example after a redirect.
     UntrustedOrigin,
-    /// The value is no token: empty, over 64 KiB, several, or with other characters than visible
-    /// ASCII.
+    /// The value is not a token: it is empty, longer than 64 KiB, present more than once, or
+    /// contains a character other than visible ASCII.
     Malformed,
-    /// The session has had another token since the request was sent: a late answer never undoes a
-    /// newer token.
+    /// The session has received another token since the request was sent. A late response never
+    /// undoes a newer token.
     Superseded,
-    /// It is the token that the session has already.
+    /// The value is the token that the session already holds.
     Unchanged,
 }
 
-/// Why a rejected request was not sent again.
+/// Why a rejected request was not replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NotReplayed {
-    /// Its body is a stream, and no [`ReplayBody`](crate::ReplayBody) can make a fresh one.
+    /// The body is a stream, and the request has no [`ReplayBody`](crate::ReplayBody) to produce a
+    /// fresh one.
     BodyNotReplayable,
-    /// It has been sent again once already.
+    /// The request has already been replayed once.
     AlreadyReplayed,
-    /// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) said no.
+    /// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) returned `false`.
     RuledOut,
 }
 
@@ -156,8 +160,9 @@ impl Listeners {
         self.0.push(Arc::new(listener));
     }
 
-    /// Tells everybody. Never call it with a lock held: a listener may use the session.
-    /// `panicked` is called for each listener that panics: an observer cannot change what happens.
+    /// Calls every listener. The caller must not hold a lock, because a listener may use the
+    /// session. `panicked` is called for each listener that panics; the remaining listeners still
+    /// run.
     pub(crate) fn emit(&self, event: &Event, panicked: impl Fn()) {
         for listener in &self.0 {
             if catch_unwind(AssertUnwindSafe(|| listener(event))).is_err() {

@@ -1,5 +1,5 @@
-//! Doors for the targets in `fuzz/`: there only under `cfg(fuzzing)`, which cargo-fuzz sets, and no
-//! part of the API.
+//! Entry points for the targets in `fuzz/`. The module exists only under `cfg(fuzzing)`, which
+//! cargo-fuzz sets, and is not part of the API.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,19 +12,19 @@ use crate::{
     token::{AccessToken, Arrival, Tokens},
 };
 
-/// The token that a response header brings.
+/// The token in a response header.
 pub fn captured_header(headers: &HeaderMap, name: &HeaderName) -> Option<AccessToken> {
     let channels = policy::Channels::new(vec![name.clone().into()]).ok()?;
     Some(channels.read(headers, SystemTime::UNIX_EPOCH).ok()??.access)
 }
 
-/// Whether an answer refuses the token.
+/// Whether a response rejects the token.
 pub fn is_refusal(status: StatusCode, headers: &HeaderMap) -> bool {
     policy::is_rejection(status, headers, Some("Bearer"), false, false).rejected
 }
 
-/// The expiry of a token on the local clock, and its lifetime if it was issued just now and if it
-/// was handed over.
+/// The expiry of a token on the local clock, followed by its lifetime if it was issued just now and
+/// its lifetime if it was handed over.
 pub fn claims(token: &AccessToken) -> (Option<SystemTime>, [Option<Duration>; 2]) {
     let Ok(tokens) = Tokens::new(token.expose_secret()) else {
         return (None, [None; 2]);
@@ -37,7 +37,7 @@ pub fn claims(token: &AccessToken) -> (Option<SystemTime>, [Option<Duration>; 2]
     (tokens.expires_at(), [span(Arrival::Issued), span(Arrival::Handed)])
 }
 
-/// Whether a session may have this origin, and whether a URL is of it.
+/// Whether a session accepts this origin, and whether the URL belongs to it.
 pub fn origin(origin: &str, allow_plain_http: bool, url: &Url) -> Option<bool> {
     policy::Origin::parse(origin, allow_plain_http).ok().map(|origin| origin.covers(url))
 }

@@ -1,15 +1,16 @@
-//! What was done for a request, as its caller sees it.
+//! What the chain did for a request, for the caller of that request.
 
 use crate::{error::Error, event::NotReplayed};
 
-/// What the chain did for a request: among the answer's extensions, if it did anything.
+/// What the chain did for a request. It is among the response's extensions if the chain did
+/// anything.
 ///
 /// ```no_run
 /// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
 /// use reqwest_reauth::Outcome;
 ///
-/// let answer = client.get("https://api.example.com/jobs").send().await?;
-/// if answer.extensions().get::<Outcome>().is_some_and(|outcome| outcome.replayed) {
+/// let response = client.get("https://api.example.com/jobs").send().await?;
+/// if response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.replayed) {
 ///     println!("the first token was rejected");
 /// }
 /// # Ok(())
@@ -18,22 +19,22 @@ use crate::{error::Error, event::NotReplayed};
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// A token was taken from the response header.
+    /// Whether a token was captured from the response header.
     pub captured: bool,
-    /// The request waited for a refresh that brought a token.
+    /// Whether the request waited for a refresh that obtained a token.
     pub refreshed: bool,
-    /// The request was rejected and sent again: this is the second answer.
+    /// Whether the request was rejected and replayed. If so, this is the response to the replay.
     pub replayed: bool,
-    /// The request was rejected and not sent again, and why.
+    /// Why the rejected request was not replayed.
     pub not_replayed: Option<NotReplayed>,
-    /// The refresh failed: this is the API's own answer
+    /// The error of the refresh that failed. The response is then the API's own rejection
     /// ([`OnRefreshFailure::ReturnResponse`](crate::OnRefreshFailure::ReturnResponse)).
     pub refresh_error: Option<Error>,
 }
 
 #[cfg(feature = "dpop")]
 impl Outcome {
-    /// Whether anything happened that is to be told of the whole request.
+    /// Returns whether the outcome is worth attaching to a response.
     pub(crate) fn is_something(&self) -> bool {
         self.captured || self.refreshed || self.replayed
     }

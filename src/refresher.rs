@@ -1,4 +1,4 @@
-//! How anything can bring new tokens.
+//! The [`Refresher`] trait: how a session obtains new tokens.
 
 use std::{
     fmt,
@@ -21,25 +21,26 @@ use crate::{
     token::{RefreshToken, Tokens},
 };
 
-/// Anything that can bring new tokens: [`OAuthRefresh`](crate::OAuthRefresh), [`refresh_with`], or
-/// your own.
+/// A source of new tokens: [`OAuthRefresh`](crate::OAuthRefresh),
+/// [`FileRefresh`](crate::FileRefresh), [`refresh_with`], or your own implementation.
 ///
-/// A session runs one refresh at a time. The refresh belongs to the session: it goes on when the
-/// requests that wait for it are dropped, and is bounded by
-/// [`SessionBuilder::refresh_timeout`](crate::SessionBuilder::refresh_timeout). A panic in it
-/// becomes an [`Internal`](crate::ErrorKind::Internal) error for those who wait.
+/// A session runs one refresh at a time. The refresh belongs to the session: it continues when the
+/// requests that wait for it are dropped.
+/// [`SessionBuilder::refresh_timeout`](crate::SessionBuilder::refresh_timeout) bounds it. If it
+/// panics, the requests that wait for it fail with [`Internal`](crate::ErrorKind::Internal).
 #[async_trait]
 pub trait Refresher: Send + Sync + 'static {
-    /// Brings new tokens. An answer without a refresh token keeps the old one.
+    /// Obtains new tokens. If the result has no refresh token, the session keeps the old one.
     ///
     /// # Errors
-    /// The [kind](crate::ErrorKind) decides what follows: `LoginRequired` is kept until
-    /// [`Session::replace_tokens`](crate::Session::replace_tokens), after `Internal` the next
-    /// request tries afresh, after all others the session cools down.
+    /// The [kind](crate::ErrorKind) of the error decides what follows. `LoginRequired` persists
+    /// until [`Session::replace_tokens`](crate::Session::replace_tokens). After `Internal`, the
+    /// next request starts a new refresh. After any other kind, a cool-down begins.
     async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error>;
 
-    /// Asked by [`SessionBuilder::build`](crate::SessionBuilder::build): whether the settings can
-    /// work.
+    /// Checks whether the settings can work.
+    /// [`SessionBuilder::build`](crate::SessionBuilder::build) calls it. The default accepts
+    /// everything.
     ///
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), which `build` returns.
@@ -47,66 +48,66 @@ pub trait Refresher: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Whether these tokens are enough to ask with. Where they are not, a rejected answer is handed
-    /// to the caller. Default: yes.
+    /// Returns whether these tokens suffice for a refresh. If they do not, a rejected response is
+    /// returned to the caller unchanged. The default is `true`.
     ///
-    /// It is asked whenever the session changes, with the session locked: look at the tokens, and
-    /// at nothing else. With a store it is asked in the refresh alone, once the store has been
-    /// looked into.
+    /// The session calls it on each change, with its lock held: inspect only the tokens. With a
+    /// store, it is called only during a refresh, after the store has been read.
     fn can_refresh(&self, tokens: &Tokens) -> bool {
         let _ = tokens;
         true
     }
 
-    /// Whether there is something to bring, for a source that is cheap to look at, such as a file.
-    /// Default: yes.
+    /// Returns whether the source has anything new. This is for sources that are cheap to inspect,
+    /// such as a file. The default is `true`.
     ///
-    /// A session asks before each refresh, with the tokens that it holds. With `false` there is no
-    /// refresh and no event. If the held token was rejected or has expired, those who wait get
-    /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// The session calls it before each refresh, with the tokens that it holds. If it returns
+    /// `false`, there is no refresh and no event. If the held token was rejected or has expired,
+    /// the waiting requests then fail with [`Unavailable`](crate::ErrorKind::Unavailable).
     ///
     /// # Errors
-    /// An error is a refresh that failed:
-    /// [`Event::RefreshFailed`](crate::Event::RefreshFailed), without an
+    /// An error counts as a failed refresh. The session reports
+    /// [`Event::RefreshFailed`](crate::Event::RefreshFailed) without a preceding
     /// [`Event::RefreshStarted`](crate::Event::RefreshStarted).
     async fn has_news(&self, held: &Tokens) -> Result<bool, Error> {
         let _ = held;
         Ok(true)
     }
 
-    /// Tells the issuer that these tokens are no longer in use (RFC 7009). Default: does nothing.
+    /// Revokes the tokens at their issuer (RFC 7009). The default does nothing.
     ///
-    /// [`Session::clear`](crate::Session::clear) calls it after the session and its store have
-    /// forgotten the tokens: once for what the session held, and once more for what the store held
-    /// of the same login, where these are other tokens. All calls together are bounded by one
-    /// [`store_timeout`](crate::SessionBuilder::store_timeout).
+    /// [`Session::clear`](crate::Session::clear) calls it after the tokens are gone from the
+    /// session and its store. The first call has the session's tokens. If the store held different
+    /// tokens of the same login, a second call has those. One
+    /// [`store_timeout`](crate::SessionBuilder::store_timeout) bounds all calls together.
     ///
     /// # Errors
-    /// Becomes an [`Event::RevocationFailed`](crate::Event::RevocationFailed). The logout stands.
+    /// An error becomes an [`Event::RevocationFailed`](crate::Event::RevocationFailed). The logout
+    /// itself is complete.
     async fn revoke(&self, tokens: &Tokens) -> Result<(), Error> {
         let _ = tokens;
         Ok(())
     }
 
-    /// Whether it is worth while to wait for tokens that [`revoke`](Self::revoke) can be called
-    /// with. Default: no.
+    /// Returns whether a logout should wait for tokens to [revoke](Self::revoke). The default is
+    /// `false`.
     ///
-    /// With `true`, [`Session::clear`](crate::Session::clear) looks into the store for tokens that
-    /// another process has stored since, and gives a refresh in progress one
-    /// [`store_timeout`](crate::SessionBuilder::store_timeout) to end, so that what it brings is
-    /// revoked. With `false`, a refresh in progress is given up at once.
+    /// If `true`, [`Session::clear`](crate::Session::clear) reads from the store any tokens that
+    /// another process has saved in the meantime. It also waits up to one
+    /// [`store_timeout`](crate::SessionBuilder::store_timeout) for a refresh in progress, so that
+    /// its tokens are revoked. If `false`, a refresh in progress is abandoned at once.
     fn can_revoke(&self) -> bool {
         false
     }
 
-    /// The longest cool-down after a failed refresh, however long
-    /// [`SessionBuilder::cooldown`](crate::SessionBuilder::cooldown) is. Default: no bound.
+    /// Returns the longest cool-down after a failed refresh, which takes precedence over
+    /// [`SessionBuilder::cooldown`](crate::SessionBuilder::cooldown). The default is no limit.
     fn longest_cooldown(&self) -> Option<Duration> {
         None
     }
 }
 
-/// What points to a refresher is one.
+/// Implements [`Refresher`] for a pointer to a refresher.
 macro_rules! forward {
     ($pointer:ident) => {
         #[async_trait]
@@ -145,8 +146,9 @@ macro_rules! forward {
 forward!(Arc);
 forward!(Box);
 
-/// A refresher from a closure, for tokens that are minted or asked of another service. It is given
-/// the tokens to be renewed. For tokens in a file see [`FileRefresh`](crate::FileRefresh).
+/// Creates a refresher from a closure, for tokens that your program mints or fetches from another
+/// service. The closure receives the tokens that are to be replaced. For tokens in a file see
+/// [`FileRefresh`](crate::FileRefresh).
 ///
 /// ```
 /// use std::time::Duration;
@@ -185,52 +187,53 @@ where
     }
 }
 
-/// One refresh, as its [`Refresher`] sees it.
+/// A refresh in progress, as its [`Refresher`] sees it.
 pub struct RefreshContext {
     log: Arc<dyn RefreshLog>,
     failed_attempts: Arc<AtomicU32>,
     kept: Arc<Mutex<Option<RefreshToken>>>,
-    /// When whoever hands the refresh on wants it to end.
+    /// The deadline of the refresher that fell back to this one.
     deadline: Option<Instant>,
     #[cfg(feature = "dpop")]
     dpop: Option<Arc<Dpop>>,
 }
 
-/// What a session hears from a running refresh.
+/// What a running refresh reports to its session.
 #[async_trait]
 pub(crate) trait RefreshLog: Send + Sync {
     fn tokens(&self) -> Tokens;
     fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>);
-    /// Whether the refresh token may have been sent in a call without a known response.
+    /// Records whether the refresh token may have been sent in a call whose response is not known.
     fn sending(&self, maybe_sent: bool) {
         let _ = maybe_sent;
     }
     async fn keep(&self, refresh_token: RefreshToken);
 
-    /// Whether the token endpoint may be asked now, with what [`tokens`](Self::tokens) has then.
+    /// Returns whether the token endpoint may be called now, with the [`tokens`](Self::tokens) at
+    /// that time.
     async fn may_ask(&self) -> bool {
         true
     }
 
-    /// The login seems to be over. Whether the store has nothing newer either, so that another
-    /// refresher may be asked.
+    /// Returns whether a fallback refresher may be used: the login seems to be over, and the store
+    /// has nothing newer either.
     async fn may_fall_back(&self) -> bool {
         true
     }
 
-    /// Another refresher is asked from now on, because of this error.
+    /// Records that the fallback refresher takes over, and the error that caused it.
     fn fell_back(&self, error: &Error) {
         let _ = error;
     }
 
-    /// The session's side of RFC 9449, if its tokens are bound to a key.
+    /// The session's DPoP state (RFC 9449), if its tokens are bound to a key.
     #[cfg(feature = "dpop")]
     fn dpop(&self) -> Option<Arc<Dpop>> {
         None
     }
 
-    /// The refresh token that was asked with is dead: what the refresh brings takes its place, also
-    /// without another refresh token.
+    /// Records that the refresh token is no longer valid. The new tokens then replace it, even if
+    /// they include no refresh token.
     fn forget_refresh_token(&self) {}
 }
 
@@ -246,10 +249,10 @@ impl RefreshContext {
         }
     }
 
-    /// What a refresher is handed, outside a session: for testing a refresher.
+    /// Creates a context without a session, for tests of a refresher.
     ///
-    /// [`retrying`](Self::retrying) is counted and told to nobody; [`keep`](Self::keep) replaces
-    /// the refresh token of [`tokens`](Self::tokens).
+    /// [`retrying`](Self::retrying) only counts the attempt. [`keep`](Self::keep) replaces the
+    /// refresh token of [`tokens`](Self::tokens).
     ///
     /// ```
     /// use reqwest_reauth::{RefreshContext, Refresher, Tokens, refresh_with};
@@ -270,14 +273,14 @@ impl RefreshContext {
         Self::new(Arc::new(OutsideSession(Mutex::new(tokens))))
     }
 
-    /// The refresh token that the refresher [kept](Self::keep) last, if any.
+    /// Returns the refresh token of the last call to [`keep`](Self::keep), if any.
     #[cfg(feature = "test-util")]
     #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
     pub fn kept(&self) -> Option<RefreshToken> {
         lock(&self.kept).clone()
     }
 
-    /// The same refresh once more, for a refresher whose parts outlive a borrow.
+    /// Returns an owned handle to the same refresh, for a refresher that needs more than a borrow.
     pub(crate) fn share(&self) -> Self {
         Self {
             log: Arc::clone(&self.log),
@@ -289,20 +292,21 @@ impl RefreshContext {
         }
     }
 
-    /// The same refresh for the refresher that is asked next, after `attempts` attempts of the one
-    /// before. It has no refresh token: a refresh token goes only to the endpoint that issued it.
+    /// Returns the context for the fallback refresher, after `attempts` attempts of the first
+    /// refresher. It holds no refresh token, because a refresh token goes only to the endpoint that
+    /// issued it.
     pub(crate) fn for_next(&self, attempts: u32, deadline: Option<Instant>) -> Self {
         if attempts > 0 {
-            // The last attempt of the one before has failed, too.
+            // The last attempt of the first refresher has failed too.
             self.failed_attempts.fetch_add(1, Ordering::Relaxed);
         }
         let log = ForNext { log: Arc::clone(&self.log), attempts, kept: Mutex::default() };
         Self { log: Arc::new(log), deadline, ..self.share() }
     }
 
-    /// The key that the session's tokens are bound to
+    /// Returns the key that the session's tokens are bound to
     /// ([`Placement::dpop`](crate::Placement::dpop)), for a refresher that signs its own calls.
-    /// Feature `dpop`.
+    /// Requires the feature `dpop`.
     #[cfg(feature = "dpop")]
     #[cfg_attr(docsrs, doc(cfg(feature = "dpop")))]
     pub fn dpop_key(&self) -> Option<&crate::dpop::DpopKey> {
@@ -314,43 +318,49 @@ impl RefreshContext {
         self.dpop.as_ref()
     }
 
-    /// What to renew: with the refresh token that was [kept](Self::keep) last.
+    /// Returns the tokens to refresh. They include the refresh token of the last call to
+    /// [`keep`](Self::keep).
     pub fn tokens(&self) -> Tokens {
         self.log.tokens()
     }
 
-    /// An attempt failed and another follows after `delay`: becomes an event and counts. Attempts
+    /// Reports that an attempt failed and that another one follows after `delay`. The session emits
+    /// [`Event::RefreshRetrying`](crate::Event::RefreshRetrying) and counts the attempt. Attempts
     /// are numbered from 1.
     pub fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
         self.failed_attempts.fetch_add(1, Ordering::Relaxed);
         self.log.retrying(failed_attempt, delay, status);
     }
 
-    /// A new refresh token, as soon as it is known: kept, and saved, whatever becomes of the
-    /// refresh. A server that rotates refresh tokens has already spent the old one when an unusable
-    /// access token comes beside the new one.
+    /// Keeps and saves a new refresh token, however the refresh ends. Call it as soon as the token
+    /// is known: a server that rotates refresh tokens has already spent the old one, even if the
+    /// access token beside the new one is unusable.
     pub async fn keep(&self, refresh_token: RefreshToken) {
         *lock(&self.kept) = Some(refresh_token.clone());
         self.log.keep(refresh_token).await;
     }
 
-    /// Makes sure that the session still has its store's lock. To be awaited before each attempt,
-    /// before [`tokens`](Self::tokens) is read for it: where the lock may have lapsed, the session
-    /// takes it again and looks into the store, and may then have another refresh token.
+    /// Makes sure that the session still holds its store's lock, and returns whether the token
+    /// endpoint may be called.
     ///
-    /// `false` if the token endpoint is not to be asked any more, e.g. because another process has
-    /// stored new tokens. Return any error then: the session knows better.
+    /// Await it before each attempt, and before reading [`tokens`](Self::tokens) for that attempt.
+    /// If the lock may have lapsed, the session takes it again and reads the store, and may then
+    /// hold another refresh token.
+    ///
+    /// If it returns `false`, make no more calls and return any error: the session replaces it. This
+    /// happens, for example, if another process has stored new tokens.
     pub async fn may_ask(&self) -> bool {
         self.log.may_ask().await
     }
 
-    /// Whether the refresh token may be on its way, or spent by a call whose response was lost. A
-    /// session assumes it from the call of the refresher on, until this says otherwise.
+    /// Records whether a call that is in progress, or whose response was lost, may have spent the
+    /// refresh token. The session assumes so from the call to the refresher until the refresher
+    /// says otherwise.
     pub(crate) fn sending(&self, maybe_sent: bool) {
         self.log.sending(maybe_sent);
     }
 
-    /// How many attempts were made, given that the last one has ended.
+    /// The number of attempts, assuming that the last one has ended.
     pub(crate) fn attempts(&self) -> u32 {
         self.failed_attempts.load(Ordering::Relaxed).saturating_add(1)
     }
@@ -372,8 +382,8 @@ impl RefreshContext {
     }
 }
 
-/// Several tokens could not be revoked: the source of the error that
-/// [`Refresher::revoke`] returns.
+/// The source of the error that [`Refresher::revoke`] returns if several tokens could not be
+/// revoked.
 #[derive(Debug)]
 pub(crate) struct Several(Vec<Error>);
 
@@ -390,7 +400,7 @@ impl Several {
         }
     }
 
-    /// Each failure of a revocation.
+    /// Splits the error of a revocation into the failures of the individual tokens.
     pub(crate) fn each(error: Error) -> Vec<Error> {
         let several = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
         match several {
@@ -412,7 +422,7 @@ impl fmt::Display for Several {
 
 impl std::error::Error for Several {}
 
-/// The end of a [`RefreshContext`] where there is no session.
+/// The log of a [`RefreshContext`] without a session.
 #[cfg(feature = "test-util")]
 struct OutsideSession(Mutex<Tokens>);
 
@@ -430,8 +440,8 @@ impl RefreshLog for OutsideSession {
     }
 }
 
-/// What the refresher that is asked next sees: no refresh token but its own, and attempts that are
-/// numbered on.
+/// The log of the fallback refresher: it has no refresh token but its own, and continues the
+/// numbering of the attempts.
 struct ForNext {
     log: Arc<dyn RefreshLog>,
     attempts: u32,
@@ -494,7 +504,7 @@ mod tests {
         async fn keep(&self, _: RefreshToken) {}
     }
 
-    /// Asks only with a refresh token.
+    /// A refresher that needs a refresh token.
     struct Picky;
 
     #[async_trait]

@@ -1,4 +1,4 @@
-//! For a retry that stands outside the chain.
+//! A retry strategy for `reqwest-retry` outside the chain.
 
 use reqwest::Response;
 use reqwest_middleware::Result;
@@ -10,14 +10,13 @@ use crate::{error::Error, outcome::Outcome};
 /// [`RetryTransientMiddleware`](reqwest_retry::RetryTransientMiddleware::new_with_policy_and_strategy)
 /// outside the chain.
 ///
-/// It retries what the strategy that it wraps retries (by default reqwest-retry's own), errors of
+/// It retries whatever the wrapped strategy retries (by default reqwest-retry's own), errors of
 /// this crate that are [transient](Error::is_transient), and responses whose
-/// [`Outcome`](crate::Outcome) has a transient
-/// [`refresh_error`](crate::Outcome::refresh_error). The wrapped strategy is asked about everything
-/// but this crate's errors.
+/// [`Outcome`](crate::Outcome) has a transient [`refresh_error`](crate::Outcome::refresh_error).
+/// The wrapped strategy decides on everything except this crate's errors.
 ///
-/// **The retry must outlast the cool-down** (10 s by default, up to five minutes where the token
-/// endpoint asks for that): a request inside the cool-down fails at once with
+/// **The retry must outlast the cool-down** (10 s by default, up to five minutes if the token
+/// endpoint asks for it). A request during the cool-down fails at once with
 /// [`CoolingDown`](crate::ErrorKind::CoolingDown). Choose the policy's intervals and its number of
 /// retries so that their sum is longer.
 ///
@@ -43,7 +42,7 @@ use crate::{error::Error, outcome::Outcome};
 pub struct AuthRetryStrategy<S = DefaultRetryableStrategy>(S);
 
 impl AuthRetryStrategy {
-    /// Wraps reqwest-retry's own strategy.
+    /// Wraps reqwest-retry's default strategy.
     pub fn new() -> Self {
         Self(DefaultRetryableStrategy)
     }
@@ -68,10 +67,11 @@ impl<S: RetryableStrategy> RetryableStrategy for AuthRetryStrategy<S> {
     }
 }
 
-/// Whether this crate says that another try may succeed, for retries of other kinds than
-/// [`AuthRetryStrategy`]: the result is one of this crate's errors that is
-/// [transient](Error::is_transient), or a response whose
-/// [`refresh_error`](crate::Outcome::refresh_error) is.
+/// Returns whether a retry may succeed, for retry middleware other than [`AuthRetryStrategy`].
+///
+/// It returns `true` if the result is an error of this crate that is
+/// [transient](Error::is_transient), or a response with a transient
+/// [`refresh_error`](crate::Outcome::refresh_error).
 pub fn is_retryable(result: &Result<Response>) -> bool {
     match result {
         Ok(response) => response
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    /// Says that everything is to be retried.
+    /// Retries everything.
     struct Always;
 
     impl RetryableStrategy for Always {

@@ -1,4 +1,4 @@
-//! Reads a small file with a secret in it, such as a projected token.
+//! Reads a small file that holds a secret, such as a projected token.
 
 use std::{
     fs::File,
@@ -9,11 +9,11 @@ use std::{
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
-/// The most that is read, in bytes.
+/// The size limit in bytes.
 const LIMIT: usize = 64 * 1024;
 
-/// The text of a file of at most 64 KiB, without outer blanks and line ends. Other text than UTF-8,
-/// and a file with nothing in it, are errors.
+/// Reads a file of at most 64 KiB and trims surrounding whitespace. Fails if the file is empty or
+/// not UTF-8.
 pub(crate) async fn read(path: &Path) -> io::Result<Zeroizing<String>> {
     let path: PathBuf = path.to_owned();
     spawn_blocking(move || read_now(&path)).await.unwrap_or_else(|error| Err(error.into()))
@@ -21,7 +21,7 @@ pub(crate) async fn read(path: &Path) -> io::Result<Zeroizing<String>> {
 
 fn read_now(path: &Path) -> io::Result<Zeroizing<String>> {
     let invalid = |why: &'static str| io::Error::new(ErrorKind::InvalidData, why);
-    // Allocated once at its full size, so that no shorter copy stays behind unwiped.
+    // Allocated once at full size, so that no shorter copy is left unwiped.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT + 1));
     File::open(path)?.take(LIMIT as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > LIMIT {

@@ -1,4 +1,4 @@
-//! [`FileRefresh`]: tokens that something else renews in a file.
+//! [`FileRefresh`]: tokens in a file that another program renews.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -12,37 +12,45 @@ use crate::{
     token::Tokens,
 };
 
-/// Brings tokens from a file that something else renews: a projected service account token of
-/// Kubernetes, or any other workload identity.
+/// Reads tokens from a file that another program renews, such as a projected Kubernetes service
+/// account token or any other workload identity.
 ///
-/// The file holds one token, at most 64 KiB, with or without outer blanks and line ends. The token
-/// ends at its own `exp` against the local clock, since it may be hours old when it is read. The
-/// session reads the file again before that, in its
+/// The file holds one token of at most 64 KiB. Surrounding whitespace is ignored. The token expires
+/// at its own `exp` by the local clock, because it may already be hours old when it is read. The
+/// session reads the file again when the token enters the
 /// [`refresh_ahead`](crate::SessionBuilder::refresh_ahead) window, and when the API rejects the
 /// token.
 ///
-/// - A file that has not changed, or whose token has expired, is no refresh: no event, no new
+/// - If the file is unchanged or its token has expired, there is no refresh: no event and no new
 ///   generation. If the token was rejected, the request fails with
 ///   [`Unavailable`](ErrorKind::Unavailable).
-/// - A file that cannot be read, or has no token in it, is an
-///   [`Event::RefreshFailed`](crate::Event::RefreshFailed). Requests are sent while the token that
-///   is held is good.
-/// - The cool-down is one second at most, whatever
-///   [`SessionBuilder::cooldown`](crate::SessionBuilder::cooldown) says.
+/// - If the file cannot be read or holds no token, the session reports
+///   [`Event::RefreshFailed`](crate::Event::RefreshFailed). Requests are still sent while the held
+///   token is valid.
 ///
-/// Differs from [`OAuthRefresh::param_file`](crate::OAuthRefresh::param_file), which sends what a
-/// file holds to a token endpoint.
+/// [`OAuthRefresh::param_file`](crate::OAuthRefresh::param_file) differs: it sends the content of a
+/// file to a token endpoint.
+///
+/// # Defaults
+///
+/// | setting | value |
+/// | --- | --- |
+/// | cool-down after a failed refresh | at most 1 s, whatever [`SessionBuilder::cooldown`](crate::SessionBuilder::cooldown) says |
+/// | size of the file | at most 64 KiB |
+///
+/// # Example
 ///
 /// ```
-/// use reqwest_reauth::{FileRefresh, Session, Tokens};
+/// use reqwest_reauth::{Error, FileRefresh, Session, Tokens};
 ///
-/// # fn main() -> Result<(), reqwest_reauth::Error> {
-/// let session = Session::builder(Tokens::empty())
-///     .origin("https://api.example.com")
-///     .refresher(FileRefresh::new("/var/run/secrets/tokens/api"))
-///     .build()?;
-/// # Ok(())
-/// # }
+/// fn main() -> Result<(), Error> {
+///     let session = Session::builder(Tokens::empty())
+///         .origin("https://api.example.com")
+///         .refresher(FileRefresh::new("/var/run/secrets/tokens/api"))
+///         .build()?;
+///     let client = session.wrap(reqwest::Client::new());
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone, Debug)]
 pub struct FileRefresh {
@@ -50,7 +58,7 @@ pub struct FileRefresh {
 }
 
 impl FileRefresh {
-    /// A refresher that reads this file.
+    /// Creates a refresher that reads this file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }

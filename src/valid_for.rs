@@ -1,13 +1,13 @@
-//! Requests that want a token with some life left.
+//! A request extension for requests that need a long-lived token.
 
 use std::time::Duration;
 
-/// Put among a request's extensions, asks for a token with at least this much life left: for long
-/// downloads and streams. A token that ends sooner is renewed before the request is sent.
+/// A request extension that asks for a token with at least this much lifetime left, for long
+/// downloads and streams. A token that expires sooner is refreshed before the request is sent.
 ///
-/// That is the request's one refresh. There is one for this reason a cool-down; after that, or if it
-/// fails while the token is good, the request is sent with the token that there is. See
-/// [`Session::credential_valid_for`](crate::Session::credential_valid_for).
+/// This refresh counts as the one refresh of the request. It happens at most once per cool-down.
+/// After that, or if it fails while the token is still valid, the request is sent with the current
+/// token. See [`Session::credential_valid_for`](crate::Session::credential_valid_for).
 ///
 /// ```no_run
 /// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
