@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, HeaderName, StatusCode};
 use url::Url;
 
-pub use crate::oauth::fuzzing::{cookies, retry_after, token_answer};
+pub use crate::oauth::fuzzing::{cookies, retry_after, token_response};
 use crate::{
     policy,
     token::{AccessToken, Arrival, Tokens},
@@ -19,7 +19,7 @@ pub fn captured_header(headers: &HeaderMap, name: &HeaderName) -> Option<AccessT
 }
 
 /// Whether a response rejects the token.
-pub fn is_refusal(status: StatusCode, headers: &HeaderMap) -> bool {
+pub fn is_rejection(status: StatusCode, headers: &HeaderMap) -> bool {
     policy::is_rejection(status, headers, Some("Bearer"), false, false).rejected
 }
 

@@ -182,8 +182,8 @@ where
     F: Fn(Tokens) -> R + Send + Sync + 'static,
     R: Future<Output = Result<Tokens, Error>> + Send + 'static,
 {
-    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
-        (self.0)(flight.tokens()).await
+    async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
+        (self.0)(context.tokens()).await
     }
 }
 
@@ -509,8 +509,8 @@ mod tests {
 
     #[async_trait]
     impl Refresher for Picky {
-        async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
-            Ok(flight.tokens())
+        async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
+            Ok(context.tokens())
         }
 
         fn check(&self) -> Result<(), Error> {
@@ -525,30 +525,30 @@ mod tests {
     #[tokio::test]
     async fn a_shared_refresher_is_the_one_inside() {
         let shared = Arc::new(Picky);
-        let flight = RefreshContext::new(Arc::new(Quiet));
+        let context = RefreshContext::new(Arc::new(Quiet));
         assert_eq!(
-            shared.refresh(&flight).await.unwrap().access_token().unwrap().expose_secret(),
+            shared.refresh(&context).await.unwrap().access_token().unwrap().expose_secret(),
             "old"
         );
         assert_eq!(shared.check().unwrap_err().kind(), ErrorKind::InvalidConfig);
-        assert!(!shared.can_refresh(&flight.tokens()));
+        assert!(!shared.can_refresh(&context.tokens()));
         assert!(shared.can_refresh(&Tokens::from_refresh_token("r").unwrap()));
         let minted = refresh_with(|old| async { Ok(old) });
         assert!(minted.can_refresh(&Tokens::empty()) && minted.check().is_ok());
         assert_eq!(
-            minted.refresh(&flight).await.unwrap().access_token().unwrap().expose_secret(),
+            minted.refresh(&context).await.unwrap().access_token().unwrap().expose_secret(),
             "old"
         );
     }
 
     #[test]
     fn attempts_are_counted_in_every_share() {
-        let flight = RefreshContext::new(Arc::new(Quiet));
-        let share = flight.share();
-        assert_eq!(flight.attempts(), 1);
+        let context = RefreshContext::new(Arc::new(Quiet));
+        let share = context.share();
+        assert_eq!(context.attempts(), 1);
         share.retrying(1, Duration::ZERO, None);
-        assert_eq!(flight.attempts(), 2);
+        assert_eq!(context.attempts(), 2);
         assert_eq!(share.attempts(), 2);
-        assert_eq!(format!("{flight:?}"), "RefreshContext { attempts: 2, .. }");
+        assert_eq!(format!("{context:?}"), "RefreshContext { attempts: 2, .. }");
     }
 }

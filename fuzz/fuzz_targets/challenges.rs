@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
 use libfuzzer_sys::fuzz_target;
-use reqwest_reauth::fuzzing::is_refusal;
+use reqwest_reauth::fuzzing::is_rejection;
 
 fuzz_target!(|data: &[u8]| {
     let mut headers = HeaderMap::new();
@@ -12,8 +12,8 @@ fuzz_target!(|data: &[u8]| {
             headers.append(WWW_AUTHENTICATE, value);
         }
     }
-    let unauthorized = is_refusal(StatusCode::UNAUTHORIZED, &headers);
-    let forbidden = is_refusal(StatusCode::FORBIDDEN, &headers);
+    let unauthorized = is_rejection(StatusCode::UNAUTHORIZED, &headers);
+    let forbidden = is_rejection(StatusCode::FORBIDDEN, &headers);
     let says = |wanted: &str| {
         let lower = data.to_ascii_lowercase();
         lower.windows(wanted.len()).any(|part| part == wanted.as_bytes())

@@ -1,10 +1,11 @@
-//! One refresh with all its attempts. The retry is `reqwest-retry`'s: it stands over one middleware
-//! of ours that makes an attempt and leaves the verdict in a cell, where the retry's strategy and
-//! policy find it.
+//! Runs one refresh with all its attempts.
 //!
-//! The attempt is made below the retry, not by it, since each builds its form anew (a refresh token
-//! may have been rescued by the one before), since the retry would not see a body that breaks off,
-//! and since a client that was passed in must stay whole.
+//! `reqwest-retry` drives the attempts. Below it stands one middleware that makes an attempt and
+//! stores the verdict, which the retry strategy and the retry policy then read.
+//!
+//! The middleware makes the attempt itself, for three reasons. Each attempt builds a new form,
+//! because the previous one may have brought a new refresh token. The retry middleware would not
+//! see a body that breaks off. And a client that the user passed in must keep its own middleware.
 
 use std::{
     error::Error as StdError,
@@ -28,7 +29,7 @@ use super::{
     failure::Failure,
     proof::Prover,
     reading::judge_by,
-    request::{self, NoAnswer, Unanswered},
+    request::{self, CallError, CallFailed},
     response::Members,
     retry::{AskedWait, Next, Pace},
     settings::Settings,
@@ -48,19 +49,19 @@ pub(super) struct Attempts(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) settings: Arc<Settings>,
     pub(super) endpoint: Url,
-    /// The deadline is that of whoever handed the refresh on, if that is sooner.
+    /// Its deadline is the context's, if that is sooner.
     pace: Pace,
     http: ClientWithMiddleware,
-    pub(super) flight: RefreshContext,
+    pub(super) context: RefreshContext,
     begun: Instant,
     deadline: Limit,
-    /// The tokens that were there at the start: no text may repeat them.
+    /// The tokens at the start of the refresh. No error text may repeat them.
     pub(super) first_tokens: Tokens,
     state: Mutex<State>,
 }
 
-/// How many new refresh tokens one refresh may spend. A token endpoint that never brings an access
-/// token would be asked with new ones without end.
+/// The number of new refresh tokens that one refresh may spend. Without this limit, a token
+/// endpoint that rotates but never returns an access token would be called without end.
 const MOST_ROTATIONS: u32 = 2;
 
 #[derive(Default)]
@@ -68,28 +69,28 @@ pub(super) struct State {
     pub(super) attempts: u32,
     in_the_air: bool,
     asked_with: Option<RefreshToken>,
-    /// A response to the present refresh token was lost, so that it may be spent.
+    /// A response to a call with the current refresh token was lost, so the token may be spent.
     pub(super) lost: bool,
-    /// The token endpoint asked for a nonce before it answered a call with the present refresh
-    /// token.
+    /// The token endpoint demanded a DPoP nonce in a call with the current refresh token.
     challenged: bool,
-    /// How many new refresh tokens came without an access token.
+    /// The number of new refresh tokens that came without an access token.
     rotations: u32,
     pub(super) last_status: Option<StatusCode>,
     pub(super) last_asked_wait: AskedWait,
-    /// The late parameters of the last attempt.
+    /// The computed parameters of the last attempt.
     pub(super) made: Vec<Zeroizing<String>>,
     last: Option<Ended>,
 }
 
-/// Why a refresh brought nothing.
+/// Why a refresh failed.
 pub(super) struct Failed {
     pub(super) error: Error,
-    /// The login is over, or there is none: another refresher may be asked.
+    /// The login is over, or there is none. A fallback refresher may take over.
     pub(super) is_over: bool,
 }
 
-/// A refresh token from a damaged body, and the one before it, until a grant tells which is right.
+/// A refresh token from a damaged body and the token before it, until a grant shows which of them
+/// is valid.
 #[derive(Clone, Default)]
 pub(super) struct Doubt(Arc<Mutex<Option<(RefreshToken, RefreshToken)>>>);
 
@@ -98,14 +99,14 @@ impl Doubt {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((new, before));
     }
 
-    /// What this one has replaced. There is no doubt any more.
+    /// Returns the token that `asked_with` has replaced, and clears the doubt.
     fn take(&self, asked_with: Option<&RefreshToken>) -> Option<RefreshToken> {
         let mut doubt = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         doubt.take_if(|(new, _)| Some(&*new) == asked_with).map(|(_, before)| before)
     }
 }
 
-/// A new refresh token that came without a grant.
+/// A new refresh token in a response without a grant.
 struct Rotated {
     token: RefreshToken,
     is_doubtful: bool,
@@ -126,11 +127,11 @@ impl Attempts {
     pub(super) fn new(
         settings: &Arc<Settings>,
         endpoint: Url,
-        flight: &RefreshContext,
+        context: &RefreshContext,
     ) -> Result<Self, Error> {
         let begun = Instant::now();
         let mut pace = settings.pace;
-        if let Some(deadline) = flight.deadline() {
+        if let Some(deadline) = context.deadline() {
             pace.deadline = pace.deadline.min(deadline.saturating_duration_since(begun));
         }
         Ok(Self(Arc::new(Inner {
@@ -138,16 +139,16 @@ impl Attempts {
             endpoint,
             pace,
             http: request::client(settings)?,
-            flight: flight.share(),
+            context: context.share(),
             begun,
             deadline: Limit::after(pace.deadline),
-            first_tokens: flight.tokens(),
+            first_tokens: context.tokens(),
             state: Mutex::default(),
         })))
     }
 
     pub(super) async fn run(self) -> Result<Tokens, Failed> {
-        self.0.flight.sending(false);
+        self.0.context.sending(false);
         let retry =
             RetryTransientMiddleware::new_with_policy_and_strategy(self.clone(), self.clone());
         let head = self.0.http.as_ref().clone();
@@ -158,7 +159,7 @@ impl Attempts {
         if ran.is_err() && std::mem::take(&mut state.in_the_air) {
             state.lost = true;
             state.last =
-                Some(Ended::without_answer(Failure::Lost, "the deadline has passed".into()));
+                Some(Ended::without_response(Failure::Lost, "the deadline has passed".into()));
         }
         match state.last.take() {
             Some(Ended { verdict: Verdict::Granted(tokens), .. }) => Ok(tokens),
@@ -181,26 +182,26 @@ impl Attempts {
     }
 
     async fn attempt(&self) {
-        let Inner { settings, endpoint, http, flight, .. } = &*self.0;
+        let Inner { settings, endpoint, http, context, .. } = &*self.0;
         if self.0.deadline.is_over()
             && let Some(ended) = &mut self.state().last
         {
-            // The process was not run during the wait before this attempt. Its response could not
-            // be waited for.
+            // The process was suspended during the wait before this attempt. No time is left for a
+            // response.
             ended.next = Next::End;
             return;
         }
-        if !flight.may_ask().await {
-            self.state().last = Some(Ended::without_answer(
+        if !context.may_ask().await {
+            self.state().last = Some(Ended::without_response(
                 Failure::Unreached,
-                "another process has used the store meanwhile".into(),
+                "another process has used the store in the meantime".into(),
             ));
             return;
         }
         let spends = settings.grant.spends_refresh_token();
-        let asked_with = flight.tokens().refresh_token().cloned().filter(|_| spends);
+        let asked_with = context.tokens().refresh_token().cloned().filter(|_| spends);
         if spends && asked_with.is_none() {
-            self.state().last = Some(Ended::without_answer(
+            self.state().last = Some(Ended::without_response(
                 Failure::NothingToAskWith,
                 "there is no refresh token".into(),
             ));
@@ -209,24 +210,24 @@ impl Attempts {
         {
             let mut state = self.state();
             state.attempts = state.attempts.saturating_add(1);
-            // A response may have brought another refresh token meanwhile.
+            // A response may have brought another refresh token in the meantime.
             let same = state.asked_with == asked_with;
             state.lost &= same;
             state.challenged &= same;
             state.asked_with.clone_from(&asked_with);
             state.last.get_or_insert_with(|| {
-                Ended::without_answer(Failure::Unreached, "the deadline has passed".into())
+                Ended::without_response(Failure::Unreached, "the deadline has passed".into())
             });
         }
         let mut limit = Limit::after(settings.attempt_timeout);
-        let answer = request::exchange(
+        let response = request::exchange(
             http,
             &mut limit,
-            &Prover::of(flight),
+            &Prover::of(context),
             || settings.token_request(endpoint, asked_with.as_ref()),
             || async {
-                let may_ask = flight.may_ask().await;
-                may_ask && (!spends || flight.tokens().refresh_token() == asked_with.as_ref())
+                let may_ask = context.may_ask().await;
+                may_ask && (!spends || context.tokens().refresh_token() == asked_with.as_ref())
             },
             |request| {
                 {
@@ -234,12 +235,12 @@ impl Attempts {
                     state.in_the_air = true;
                     state.made = std::mem::take(&mut request.made);
                 }
-                flight.sending(spends);
+                context.sending(spends);
             },
         )
         .await;
-        let overtaken = matches!(answer, Err(NoAnswer::Overtaken));
-        let (ended, rotated) = self.0.judged(answer, asked_with.as_ref());
+        let superseded = matches!(response, Err(CallError::Superseded));
+        let (ended, rotated) = self.0.judged(response, asked_with.as_ref());
         let failed = match ended.verdict {
             Verdict::Granted(_) => None,
             Verdict::Failed(failure) => Some(failure),
@@ -252,15 +253,15 @@ impl Attempts {
             state.last_status = ended.status.or(state.last_status);
             state.last_asked_wait = asked_wait.or(state.last_asked_wait);
             state.last = Some(ended);
-            flight.sending(state.lost && spends);
+            context.sending(state.lost && spends);
             state.attempts
         };
         let Some(failure) = failed else {
             drop(settings.doubt.take(asked_with.as_ref()));
             return;
         };
-        // The old one is spent, whatever else the response says. A grant needs no help: the session
-        // keeps what is returned.
+        // The old refresh token is spent, whatever the response says apart from that. After a
+        // grant, the session keeps the returned tokens.
         let has_rotated = rotated.is_some();
         let mut rotations = self.state().rotations;
         if let Some(Rotated { token, is_doubtful }) = rotated {
@@ -273,14 +274,14 @@ impl Attempts {
             if let Some(asked_with) = asked_with.clone().filter(|_| is_doubtful) {
                 settings.doubt.set(token.clone(), asked_with);
             }
-            flight.keep(token).await;
+            context.keep(token).await;
         }
         if failure == Failure::GrantOver
             && !has_rotated
             && let Some(before) = settings.doubt.take(asked_with.as_ref())
         {
-            // The token that a damaged body brought is none. The one before it may still be good.
-            flight.keep(before).await;
+            // The token from the damaged body is not valid. The token before it may still be.
+            context.keep(before).await;
             if let Some(ended) = &mut self.state().last {
                 ended.next = Next::TryAfter(Duration::ZERO);
             }
@@ -292,7 +293,7 @@ impl Attempts {
             self.0.pace.next(failure, attempts, asked_wait, self.0.begun.elapsed(), fastrand::f64())
         };
         let next = match next {
-            Next::TryAfter(_) if overtaken => Next::TryAfter(Duration::ZERO),
+            Next::TryAfter(_) if superseded => Next::TryAfter(Duration::ZERO),
             next => next,
         };
         if let Some(ended) = &mut self.state().last {
@@ -337,20 +338,20 @@ impl RetryPolicy for Attempts {
         let Some((Next::TryAfter(wait), status)) = next else {
             return RetryDecision::DoNotRetry;
         };
-        // The retry reads the clock once more, and what a server asks for must not be cut short by
-        // that.
+        // The retry middleware reads the clock again, which must not shorten the wait that the
+        // server asked for.
         let told = wait.saturating_add(Duration::from_millis(1));
-        // A wait that no calendar can hold is beyond any deadline that a caller could mean.
+        // A wait beyond the range of `SystemTime` exceeds any deadline.
         let Some(execute_after) = SystemTime::now().checked_add(told) else {
             return RetryDecision::DoNotRetry;
         };
-        self.0.flight.retrying(attempt, wait, status);
+        self.0.context.retrying(attempt, wait, status);
         RetryDecision::Retry { execute_after }
     }
 }
 
 impl Ended {
-    fn without_answer(failure: Failure, cause: Cause) -> Self {
+    fn without_response(failure: Failure, cause: Cause) -> Self {
         Self {
             verdict: Verdict::Failed(failure),
             next: Next::End,
@@ -366,20 +367,20 @@ impl Ended {
 impl Inner {
     fn judged(
         &self,
-        answer: Result<request::Answer, NoAnswer>,
+        response: Result<request::RawResponse, CallError>,
         asked_with: Option<&RefreshToken>,
     ) -> (Ended, Option<Rotated>) {
-        match answer {
-            Ok(answer) => {
-                let status = Some(answer.status);
-                let was_challenged = answer.was_challenged;
-                let skew = clock_skew(&answer.headers, wall());
+        match response {
+            Ok(response) => {
+                let status = Some(response.status);
+                let was_challenged = response.was_challenged;
+                let skew = clock_skew(&response.headers, wall());
                 let rule = self.settings.read_response.as_ref();
                 let Judgement { verdict, rotated, is_doubtful, asked_wait, said } =
-                    judge_by(rule, answer, asked_with, wall());
+                    judge_by(rule, response, asked_with, wall());
                 let is_over = matches!(verdict, Verdict::Failed(Failure::GrantOver));
-                // A server that looks at the refresh token before it looks at the proof has spent it
-                // with the call that it challenged (bluesky-social/atproto#3859).
+                // A server that checks the refresh token before the proof has spent the token in
+                // the call that it challenged (bluesky-social/atproto#3859).
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.challenged |= was_challenged;
                 state.lost |= is_over && state.challenged && asked_with.is_some();
@@ -397,20 +398,20 @@ impl Inner {
                 let rotated = rotated.filter(|_| asked_with.is_some());
                 (ended, rotated.map(|token| Rotated { token, is_doubtful }))
             }
-            Err(no_answer) => {
-                if matches!(no_answer, NoAnswer::Overtaken) {
+            Err(call_error) => {
+                if matches!(call_error, CallError::Superseded) {
                     self.state.lock().unwrap_or_else(PoisonError::into_inner).challenged = true;
                 }
                 let made = self.state.lock().unwrap_or_else(PoisonError::into_inner).made.clone();
                 let secrets = self.secrets(&Members::default(), &made);
-                let Unanswered { failure, status, cause } = no_answer.read(&secrets);
-                (Ended { status, ..Ended::without_answer(failure, cause) }, None)
+                let CallFailed { failure, status, cause } = call_error.read(&secrets);
+                (Ended { status, ..Ended::without_response(failure, cause) }, None)
             }
         }
     }
 }
 
-/// How far the local clock is off, for a proof that was not taken: its time may be why.
+/// The offset of the local clock, which may be why the server rejected a proof.
 fn clock_skew(headers: &HeaderMap, now: SystemTime) -> Option<String> {
     const LEAST: Duration = Duration::from_secs(5);
     let server = date(headers)?;

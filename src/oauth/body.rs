@@ -6,10 +6,10 @@ use flate2::bufread::MultiGzDecoder;
 use http::{HeaderMap, header::CONTENT_ENCODING};
 use zeroize::{Zeroize, Zeroizing};
 
-/// The most that is read of a body, in bytes, both before and after it is decoded.
+/// The size limit of a body in bytes, both before and after decoding.
 pub(super) const BODY_LIMIT: usize = 1024 * 1024;
 
-/// What arrived of a response's body.
+/// The part of a response body that arrived.
 pub(super) struct Body {
     pub(super) bytes: Zeroizing<Vec<u8>>,
     pub(super) end: End,
@@ -18,12 +18,13 @@ pub(super) struct Body {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Whole,
-    /// The connection broke, or the attempt's time ran out.
+    /// The connection broke, or the attempt timed out.
     Cut,
     TooLarge,
-    /// All of it arrived, and its gzip is damaged. What was decoded before the damage is there.
+    /// The whole body arrived, but its gzip coding is damaged. The bytes before the damage are
+    /// decoded.
     Damaged,
-    /// All of it arrived, in a coding that nobody asked for and that is not gzip.
+    /// The whole body arrived, in an unrequested coding other than gzip.
     Undecodable,
 }
 
@@ -35,7 +36,7 @@ enum Coding {
 }
 
 impl Body {
-    /// Decodes gzip. Some gateways compress although `Accept-Encoding: identity` was sent
+    /// Decodes gzip. Some gateways compress despite `Accept-Encoding: identity`
     /// (modelcontextprotocol/typescript-sdk#2408).
     pub(super) fn decoded(self, headers: &HeaderMap) -> Self {
         match coding(headers) {
@@ -50,8 +51,8 @@ impl Body {
     }
 
     fn gunzipped(self) -> Self {
-        // Some middleboxes decode a body and leave the header behind. Its JSON can still be read,
-        // but it is no token response.
+        // Some middleboxes decode a body but leave the header. The JSON is still readable, but it
+        // is not a token response.
         if !self.bytes.starts_with(&[0x1f]) {
             let end = if self.end == End::Whole { End::Damaged } else { self.end };
             return Self { end, ..self };
@@ -95,7 +96,7 @@ fn coding(headers: &HeaderMap) -> Coding {
     coding
 }
 
-/// Grows without leaving an unwiped copy behind, as `Vec`'s own growth would.
+/// Appends without the reallocation of `Vec`, which would leave unwiped copies behind.
 pub(super) fn append(bytes: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
     let needed = bytes.len() + more.len();
     if needed > bytes.capacity() {
@@ -186,7 +187,7 @@ mod tests {
             assert_eq!(bytes.len(), BODY_LIMIT);
             assert_eq!(seen, end);
         }
-        // A thousand members, each of which inflates a thousandfold.
+        // A thousand gzip members, each of which inflates a thousandfold.
         let bomb = gzip(&vec![b' '; 1024 * 1024]).repeat(1000);
         assert_eq!(decoded(&["gzip"], &bomb[..BODY_LIMIT], End::TooLarge).1, End::TooLarge);
     }
@@ -194,8 +195,8 @@ mod tests {
     #[test]
     fn a_body_buffer_grows_by_our_steps_alone() {
         let mut bytes = Zeroizing::new(Vec::new());
-        // How much comes, and how much there is room for then. `Vec`'s own growth would make other
-        // sizes.
+        // The size of each chunk and the expected capacity after it. `Vec`'s own growth would
+        // produce other capacities.
         for (size, room) in
             [(2, 4096), (0, 4096), (4094, 4096), (1, 8192), (4095, 8192), (9000, 32_768)]
         {

@@ -1,4 +1,4 @@
-//! Judges what an attempt brought: a function from a response to a verdict.
+//! Judges the response of an attempt: a pure function from a response to a verdict.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use super::{
     codes::{by_code, by_status, is_no_bearer_type},
     cookies::TokenCookies,
     failure::Failure,
-    request::Answer,
+    request::RawResponse,
     response::Members,
     retry::AskedWait,
 };
@@ -21,17 +21,17 @@ use crate::{
     token::{AccessToken, RefreshToken, Tokens},
 };
 
-/// How long Microsoft Entra wants a client that it throttles to stay away.
+/// How long Microsoft Entra asks a throttled client to wait.
 const THROTTLED: Duration = Duration::from_secs(60);
 
 pub(super) struct Judgement {
     pub(super) verdict: Verdict,
-    /// A refresh token other than the one that was asked with.
+    /// A refresh token other than the one in the request.
     pub(super) rotated: Option<RefreshToken>,
-    /// The rotated token comes from a body whose coding is damaged. It may be wrong.
+    /// The rotated token comes from a body with a damaged coding, and may be wrong.
     pub(super) is_doubtful: bool,
     pub(super) asked_wait: AskedWait,
-    /// What the body said, for the error's text.
+    /// The members of the body, for the error's text.
     pub(super) said: Members,
 }
 
@@ -41,14 +41,14 @@ pub(super) enum Verdict {
     Failed(Failure),
 }
 
-/// Judges a response whose body has been decoded. `now` is the local clock, used where the response
-/// has no `Date`.
+/// Judges a response with a decoded body. `now` is the local clock, which stands in for a missing
+/// `Date` header.
 pub(super) fn judge(
-    answer: &Answer,
+    response: &RawResponse,
     asked_with: Option<&RefreshToken>,
     now: SystemTime,
 ) -> Judgement {
-    let Answer { status, headers, body, is_bound, .. } = answer;
+    let RawResponse { status, headers, body, is_bound, .. } = response;
     let now = date(headers).unwrap_or(now);
     let cookies = if status.is_success() {
         TokenCookies::read(headers, now)
@@ -74,8 +74,8 @@ const NOT_BOUND: &str = "the token's type is not DPoP";
 const DAMAGED: &str = "the response's gzip is damaged";
 const UNDECODABLE: &str = "the response has a content coding that was not requested";
 
-/// With tokens that are bound to a key, a token of another type is a downgrade (RFC 9449 §5): it is
-/// never used, and the type `DPoP` is none that is refused.
+/// For tokens that are bound to a key, a token of another type is a downgrade (RFC 9449 §5) and is
+/// never used, and the type `DPoP` is accepted.
 fn bound(verdict: Verdict, said: &Members) -> Verdict {
     let is_bound = said.token_type().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("DPoP"));
     match verdict {
@@ -90,7 +90,7 @@ fn bound(verdict: Verdict, said: &Members) -> Verdict {
     }
 }
 
-/// The members of a body. An error response that is too long is not looked at.
+/// The members of a body. A truncated error response is ignored.
 fn members(status: StatusCode, headers: &HeaderMap, body: &Body) -> Members {
     if body.end == End::TooLarge && !status.is_success() {
         return Members::default();
@@ -102,10 +102,10 @@ fn members(status: StatusCode, headers: &HeaderMap, body: &Body) -> Members {
     Members::read(&body.bytes, is_form, body.end == End::Whole)
 }
 
-/// What a response comes to, and the new refresh token in it.
+/// The verdict on a response, and the new refresh token in it.
 ///
-/// Only a 2xx has tokens. An error response may repeat what it was asked with, or say what is wrong
-/// with it in a member of that name.
+/// Only a 2xx contains tokens. An error response may echo the request's token, or describe the
+/// problem in a member of the same name.
 pub(super) fn verdict(
     status: StatusCode,
     cookies: TokenCookies,
@@ -120,7 +120,7 @@ pub(super) fn verdict(
     let rotated = offered.clone().filter(|offered| Some(offered) != asked_with);
     let verdict = match granted(cookies.access, said, status, end) {
         Ok(access) => Verdict::Granted(tokens(access, offered, said)),
-        // The token that was asked with is spent by now, so the new one has to be tried.
+        // The refresh token in the request is spent, so the new one has to be tried.
         Err(Failure::Lost | Failure::Unusable(NO_ACCESS_TOKEN | TOO_LARGE | DAMAGED))
             if rotated.is_some() =>
         {
@@ -131,7 +131,7 @@ pub(super) fn verdict(
     (verdict, rotated)
 }
 
-/// The access token of a 2xx: cookies first, whatever the body is.
+/// The access token of a 2xx. Cookies take precedence over the body.
 fn granted(
     cookie: Option<AccessToken>,
     said: &Members,
@@ -153,7 +153,8 @@ fn granted(
     if let Some(failure) = code.and_then(|code| by_code(code, said.description())) {
         return Err(failure);
     }
-    // An `error` that nobody knows. An object without a known code is no error beside a token.
+    // Beside a token, an `error` object without a known code is ignored. Without a token, any
+    // `error` counts.
     if if access.is_some() { code.is_some() } else { said.is_error() } {
         return Err(rejected(status, said));
     }
@@ -171,7 +172,7 @@ fn tokens(access: AccessToken, refresh: Option<RefreshToken>, said: &Members) ->
     }
 }
 
-/// A response without tokens, by its status first and then by its code (RFC 6749 §5.2).
+/// Judges a response without tokens, first by its status and then by its code (RFC 6749 §5.2).
 pub(super) fn rejected(status: StatusCode, said: &Members) -> Failure {
     by_status(status)
         .or_else(|| by_code(said.code()?, said.description()))
@@ -195,8 +196,8 @@ mod tests {
         let headers =
             cookies.iter().map(|cookie| (SET_COOKIE, HeaderValue::from_static(cookie))).collect();
         let body = Body { bytes: Zeroizing::new(body.as_bytes().to_vec()), end };
-        let answer = Answer::new(StatusCode::from_u16(status).unwrap(), headers, body);
-        judge(&answer, Some(&RefreshToken::new(OLD).unwrap()), SystemTime::UNIX_EPOCH)
+        let response = RawResponse::new(StatusCode::from_u16(status).unwrap(), headers, body);
+        judge(&response, Some(&RefreshToken::new(OLD).unwrap()), SystemTime::UNIX_EPOCH)
     }
 
     /// `(access, refresh)` or the failure, and the rotated refresh token.
@@ -267,8 +268,8 @@ mod tests {
         let body = r#"{"error":"invalid_grant","error_description":"AADSTS50196: x"}"#;
         let asked = |headers: HeaderMap| {
             let body = Body { bytes: Zeroizing::new(body.into()), end: End::Whole };
-            let answer = Answer::new(StatusCode::BAD_REQUEST, headers, body);
-            judge(&answer, None, SystemTime::UNIX_EPOCH).asked_wait.unwrap().as_secs()
+            let response = RawResponse::new(StatusCode::BAD_REQUEST, headers, body);
+            judge(&response, None, SystemTime::UNIX_EPOCH).asked_wait.unwrap().as_secs()
         };
         assert_eq!(asked(HeaderMap::new()), 60);
         for (seconds, expected) in [("5", 60), ("90", 90)] {
@@ -277,7 +278,8 @@ mod tests {
         }
     }
 
-    /// Cookies, body, how the body ended; the verdict and the rotated refresh token.
+    /// The input is cookies, body and how the body ended; the result is the verdict and the rotated
+    /// refresh token.
     type Case<'t> = (
         &'t [&'static str],
         &'t str,
@@ -418,8 +420,7 @@ mod tests {
             seen(&judged(401, &["JWT=c"], body, End::Whole)),
             (Err(Failure::Rejected), None)
         );
-        // A code that arrived before the break is one; the body of a rejection that is too long is
-        // not looked at.
+        // A code before the break counts. The body of an oversized rejection is ignored.
         assert_eq!(
             seen(&judged(400, &[], r#"{"error":"invalid_grant","x"#, End::Cut)).0,
             Err(Failure::GrantOver)

@@ -1,14 +1,14 @@
-//! What a token endpoint's status and error code mean (RFC 6749 §5.2, and what providers say
-//! instead).
+//! The meaning of a token endpoint's status and error code (RFC 6749 §5.2, and the codes that
+//! providers use instead).
 
 use http::StatusCode;
 
 use super::failure::Failure;
 
-/// A response without usable tokens, by its status alone. `None` where the code decides.
+/// Judges a response without usable tokens by its status alone. Returns `None` if the code decides.
 pub(super) fn by_status(status: StatusCode) -> Option<Failure> {
     Some(match status.as_u16() {
-        // A gateway answered: the token endpoint behind it may have rotated the refresh token.
+        // A gateway responded. The token endpoint behind it may have rotated the refresh token.
         408 | 502 | 504 | 520..=524 => Failure::Lost,
         409 | 423 | 425 | 429 | 500 | 503 | 529 => Failure::Busy,
         501 => Failure::Rejected,
@@ -18,21 +18,21 @@ pub(super) fn by_status(status: StatusCode) -> Option<Failure> {
     })
 }
 
-/// What a code means, together with the text beside it.
+/// Judges a code together with its description.
 pub(super) fn by_code(code: &str, description: Option<&str>) -> Option<Failure> {
     let says = |text: &str| {
         description.is_some_and(|description| description.to_ascii_lowercase().contains(text))
     };
     let known = known_code(code)?;
     Some(match known {
-        // Salesforce, when a second request comes while the first is at work
+        // Salesforce, for a second request while it processes the first
         // (segmentio/action-destinations#2300).
         "invalid_grant" | "unknown_error"
             if says("already being processed") || says("retry your request") =>
         {
             Failure::Busy
         }
-        // Microsoft Entra, for a client that asks too often.
+        // Microsoft Entra, for a client that sends too many requests.
         "invalid_grant" if says("aadsts50196") => Failure::Throttled,
         "temporarily_unavailable" | "server_error" | "slow_down" | "rate_limit_exceeded" => {
             Failure::Busy
@@ -42,27 +42,27 @@ pub(super) fn by_code(code: &str, description: Option<&str>) -> Option<Failure> 
     })
 }
 
-/// Codes that end a login.
+/// The codes that end a login.
 const OVER: [&str; 13] = [
     "invalid_grant",
     // GitHub.
     "bad_refresh_token",
     "invalid_refresh_token",
     "refresh_token_expired",
-    // Supabase has these two.
+    // Supabase, both.
     "refresh_token_not_found",
     "refresh_token_already_used",
     "token_expired",
     "expired_token",
     "token_revoked",
     "invalid_token",
-    // OpenID Connect Core §3.1.2.6; Microsoft Entra's token endpoint has them too.
+    // OpenID Connect Core §3.1.2.6. Microsoft Entra's token endpoint uses them too.
     "login_required",
     "interaction_required",
     "consent_required",
 ];
 
-/// The other codes that mean something here.
+/// The other codes with a known meaning.
 const OTHERS: [&str; 13] = [
     "invalid_request",
     "invalid_client",
@@ -83,16 +83,15 @@ const OTHERS: [&str; 13] = [
     "unknown_error",
 ];
 
-/// The codes that mean something here, in any case. They are shown as they are: no secret is spelt
-/// like one.
+/// Returns the known code that this one equals, ignoring case. A known code is safe to print,
+/// because no secret is spelled like one.
 pub(super) fn known_code(code: &str) -> Option<&'static str> {
     let code = code.trim();
     OVER.into_iter().chain(OTHERS).find(|known| known.eq_ignore_ascii_case(code))
 }
 
-/// Whether a token of this type is something else than a bearer token. Providers write all sorts of
-/// things for `Bearer` (`bot`, `JWT`, `User Access Token`), so only the types that are known to be
-/// something else are refused.
+/// Returns whether a token of this type is certainly not a bearer token. Providers write many other
+/// things for `Bearer` (`bot`, `JWT`, `User Access Token`), so only known other types are rejected.
 pub(super) fn is_no_bearer_type(kind: &str) -> bool {
     const OTHERS: [&str; 5] = ["mac", "dpop", "pop", "hok", "N_A"];
     OTHERS.iter().any(|other| kind.trim().eq_ignore_ascii_case(other))

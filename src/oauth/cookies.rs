@@ -14,8 +14,8 @@ pub(super) struct TokenCookies {
 }
 
 impl TokenCookies {
-    /// What a browser would hold after this answer. `now` is the server's clock where it is known,
-    /// since `Expires` is by it.
+    /// Reads the tokens that a browser would hold after this response. `now` is the server's clock
+    /// if it is known, because `Expires` refers to that clock.
     pub(super) fn read(headers: &HeaderMap, now: SystemTime) -> Self {
         Self {
             access: held(headers, now, "JWT", |value| AccessToken::new(trim_token(value)).ok()),
@@ -26,15 +26,15 @@ impl TokenCookies {
     }
 }
 
-/// With its name, what makes a cookie the same cookie.
+/// The domain and path, which together with the name identify a cookie.
 #[derive(PartialEq)]
 struct Place {
     domain: Option<String>,
     path: Option<String>,
 }
 
-/// The last token wins. A cookie that removes another removes the one with its own domain and path
-/// (RFC 6265 §5.3), so that servers may clear an older path in the same answer.
+/// Returns the last token. A cookie that removes another one removes only a cookie with the same
+/// domain and path (RFC 6265 §5.3), so a server may clear an older path in the same response.
 fn held<T>(
     headers: &HeaderMap,
     now: SystemTime,
@@ -64,7 +64,7 @@ fn held<T>(
     held.map(|(_, token)| token)
 }
 
-/// RFC 6265 §4.1.2.2: where both are there, `Max-Age` counts and `Expires` does not.
+/// RFC 6265 §4.1.2.2: `Max-Age` takes precedence over `Expires`.
 fn is_logout(cookie: &Cookie<'_>, now: SystemTime) -> bool {
     let over = match (cookie.max_age(), cookie.expires_datetime()) {
         (Some(age), _) => !age.is_positive(),

@@ -1,4 +1,4 @@
-//! How a refresh failed, told without secrets.
+//! Builds the error of a failed refresh, without secrets.
 
 use zeroize::Zeroizing;
 
@@ -18,8 +18,8 @@ use crate::{
     token::Tokens,
 };
 
-/// Shorter values of extra parameters, and shorter queries, are names of things rather than
-/// secrets, and would blot out most texts.
+/// The minimum length of an extra parameter or a query to be treated as a secret. Shorter values
+/// are names rather than secrets, and removing them would empty most texts.
 const SHORTEST_SECRET_PARAM: usize = 8;
 
 impl Inner {
@@ -34,7 +34,7 @@ impl Inner {
         let secrets = self.secrets(said, &state.made);
         let has_cause = cause.is_some();
         let cause = match (said.description(), failure) {
-            // What is known here says more than what the server says.
+            // The local cause is more precise than the server's text.
             (_, Failure::Rejected) if has_cause => cause,
             (_, Failure::RulePanicked) => Some("the rule of read_response panicked".into()),
             (Some(text), _) => Some(match secrets.clean(text) {
@@ -72,10 +72,10 @@ impl Inner {
         if failure == Failure::NothingToAskWith { error.with_nothing_to_ask_with() } else { error }
     }
 
-    /// Everything that a text from outside must not repeat. `made`: the late parameters of the last
-    /// attempt.
+    /// Everything that a text from outside must not repeat. `made` holds the computed parameters of
+    /// the last attempt.
     pub(super) fn secrets(&self, said: &Members, made: &[Zeroizing<String>]) -> Secrets {
-        let mut secrets = self.settings.secrets([&self.first_tokens, &self.flight.tokens()], made);
+        let mut secrets = self.settings.secrets([&self.first_tokens, &self.context.tokens()], made);
         said.echoes().for_each(|echo| secrets.add(echo));
         secrets
     }
@@ -117,7 +117,7 @@ impl Settings {
     }
 }
 
-/// An error of the passed-in client's own middleware, as a cause that repeats no secret.
+/// Turns an error of the user's own middleware into a cause that repeats no secret.
 pub(super) fn foreign(error: &reqwest_middleware::Error, secrets: &Secrets) -> Cause {
     if let Some(ours) = Error::find_in(error) {
         return Box::new(ours.clone());

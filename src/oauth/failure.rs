@@ -1,38 +1,38 @@
-//! How an attempt can fail.
+//! The ways in which an attempt can fail.
 
 use crate::error::ErrorKind;
 
-/// How an attempt failed, which decides both whether another follows and the kind of the error if
-/// none does.
+/// How an attempt failed. It decides whether another attempt follows, and otherwise the kind of the
+/// error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The token endpoint says that it cannot for now.
+    /// The token endpoint reports that it is temporarily unavailable.
     Busy,
     /// Nothing was sent.
     Unreached,
-    /// Sent, and the response did not arrive whole, or a gateway answered in place of the token
-    /// endpoint: the refresh token may be spent.
+    /// The request was sent, but the response did not arrive whole, or a gateway responded in place
+    /// of the token endpoint. The refresh token may be spent.
     Lost,
-    /// The token endpoint says that this client asks too often.
+    /// The token endpoint reports that this client sends too many requests.
     Throttled,
-    /// A new refresh token, and no usable access token beside it.
+    /// The response has a new refresh token, but no usable access token.
     Salvaged,
-    /// `invalid_grant`, and what providers say instead.
+    /// `invalid_grant`, or the code that a provider uses instead.
     GrantOver,
     Rejected,
-    /// A passed-in client followed a redirect to another origin.
+    /// The user's client followed a redirect to another origin.
     Strayed,
-    /// `read_response` panicked.
+    /// The `read_response` rule panicked.
     RulePanicked,
-    /// Broken in a way that a retry is not likely to mend.
+    /// A failure that a retry is unlikely to resolve.
     Down,
-    /// A 2xx that is no token answer, and why.
+    /// A 2xx that is not a token response, and the reason.
     Unusable(&'static str),
-    /// The request could not be made.
+    /// The request could not be built.
     Misconfigured,
-    /// The caller's code panicked.
+    /// The user's code panicked.
     Panicked,
-    /// The refresh token went away while the refresh ran.
+    /// The refresh token disappeared while the refresh ran.
     NothingToAskWith,
 }
 

@@ -1,4 +1,4 @@
-//! Who is asked when the first grant's login is over.
+//! The fallback refresher, for when the login of the first grant is over.
 
 use std::sync::PoisonError;
 
@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl Other {
-    /// Asks in the same refresh, under the deadline of the first one. `spends_refresh_token`: the
-    /// first one does.
+    /// Runs the fallback within the same refresh and under the same deadline.
+    /// `spends_refresh_token` says whether the first grant uses the refresh token.
     pub(super) async fn ask(
         &self,
         context: &RefreshContext,
@@ -35,7 +35,7 @@ impl Other {
                 .unwrap_or_else(|_| {
                     Err(Error::new(ErrorKind::Unavailable, "the deadline has passed"))
                 }),
-            // Beyond what the clock can hold.
+            // The deadline is beyond the range of the clock.
             None => brought.await,
         };
         match brought {
@@ -61,8 +61,8 @@ impl Other {
         self.refresher.can_refresh(&tokens)
     }
 
-    /// What is to be revoked by the first one, and what by this one: the access token that it
-    /// brought last.
+    /// Splits the tokens to revoke: the first result is for the first refresher, the second for the
+    /// fallback. The fallback revokes only the last access token that it obtained.
     pub(super) fn share(&self, tokens: &Tokens) -> (Tokens, Tokens) {
         let brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
         let (refresh, access) = (tokens.refresh_token().cloned(), tokens.access_token().cloned());
@@ -74,8 +74,8 @@ impl Other {
     }
 }
 
-/// Whether the refresh token is dead. With these codes a person has to act, and it may work again
-/// afterwards.
+/// Returns whether the refresh token is no longer valid. After the listed codes a person has to
+/// act, and the refresh token may work again.
 fn is_dead(error: &Error) -> bool {
     let waits_for_a_person = ["login_required", "interaction_required", "consent_required"];
     error.kind() == ErrorKind::LoginRequired

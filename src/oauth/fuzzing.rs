@@ -1,4 +1,4 @@
-//! Doors for the fuzz targets.
+//! Entry points for the fuzz targets.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,16 +11,16 @@ use super::{
     cookies::TokenCookies,
     reading::judge_by,
     redact::Secrets,
-    request::Answer,
+    request::RawResponse,
 };
 use crate::{
     time::asked_wait,
     token::{AccessToken, RefreshToken, Tokens},
 };
 
-/// The tokens of an answer, the refresh token that is to be kept, and what an error's text would
-/// say of it.
-pub fn token_answer(
+/// The tokens of a response, the refresh token to keep, and the description as an error would show
+/// it.
+pub fn token_response(
     status: StatusCode,
     headers: HeaderMap,
     body: &[u8],
@@ -28,9 +28,10 @@ pub fn token_answer(
     asked_with: &RefreshToken,
 ) -> (Option<Tokens>, Option<RefreshToken>, Option<String>) {
     let end = if whole { End::Whole } else { End::Cut };
-    let answer = Answer::new(status, headers, Body { bytes: Zeroizing::new(body.to_vec()), end });
+    let response =
+        RawResponse::new(status, headers, Body { bytes: Zeroizing::new(body.to_vec()), end });
     let Judgement { verdict, rotated, said, .. } =
-        judge_by(None, answer, Some(asked_with), SystemTime::UNIX_EPOCH);
+        judge_by(None, response, Some(asked_with), SystemTime::UNIX_EPOCH);
     let mut secrets = Secrets::default();
     secrets.add(asked_with.expose_secret());
     let text = said.description().and_then(|text| secrets.clean(text));
@@ -40,7 +41,7 @@ pub fn token_answer(
     }
 }
 
-/// The access and the refresh token that the cookies of an answer hold.
+/// The access token and the refresh token in the cookies of a response.
 pub fn cookies(
     headers: &HeaderMap,
     now: SystemTime,
@@ -49,7 +50,7 @@ pub fn cookies(
     (cookies.access, cookies.refresh)
 }
 
-/// How long a `Retry-After` asks to wait.
+/// The wait that a `Retry-After` asks for.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     asked_wait(headers, now)
 }

@@ -1,5 +1,4 @@
-//! What is asked of the token endpoint: one description that every grant, and a revocation, fills
-//! in.
+//! The request to the token endpoint. Every grant, and a revocation, fills in the same description.
 
 use std::iter::once;
 
@@ -23,7 +22,8 @@ const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-be
 pub(super) enum Grant {
     /// RFC 6749 §6.
     RefreshToken,
-    /// By the name of its type: `client_credentials` (RFC 6749 §4.4), or an extension grant (§4.5).
+    /// A grant by the name of its type: `client_credentials` (RFC 6749 §4.4), or an extension grant
+    /// (§4.5).
     Named(String),
 }
 
@@ -35,7 +35,7 @@ impl Grant {
         }
     }
 
-    /// Whether it is asked with the session's refresh token, which a call may spend.
+    /// Whether the request contains the session's refresh token, which a call may spend.
     pub(super) fn spends_refresh_token(&self) -> bool {
         matches!(self, Self::RefreshToken)
     }
@@ -50,8 +50,8 @@ impl Grant {
         }
     }
 
-    /// What a verdict means here. A grant that is asked without a refresh token takes none from the
-    /// response, and its next call brings another assertion: no code ends a login.
+    /// Adjusts a verdict to this grant. A grant without a refresh token ignores refresh tokens in
+    /// the response. No code ends its login, because the next call has a new assertion.
     pub(super) fn read(&self, verdict: Verdict) -> Verdict {
         if self.spends_refresh_token() {
             return verdict;
@@ -75,12 +75,12 @@ pub(super) struct TokenRequest {
     pub(super) endpoint: Url,
     pub(super) headers: HeaderMap,
     pub(super) form: Zeroizing<String>,
-    /// The values that were made for it: no text may repeat them.
+    /// The computed values in the form. No text may repeat them.
     pub(super) made: Vec<Zeroizing<String>>,
 }
 
 impl Settings {
-    /// Asks for tokens, with a refresh token if the grant has one.
+    /// Builds a token request, with a refresh token if the grant uses one.
     pub(super) async fn token_request(
         &self,
         endpoint: &Url,
@@ -92,7 +92,7 @@ impl Settings {
         self.request(endpoint, endpoint, members, |_| true).await
     }
 
-    /// Asks to revoke a token (RFC 7009 §2.1).
+    /// Builds a revocation request (RFC 7009 §2.1).
     pub(super) async fn revocation_request(
         &self,
         token_endpoint: &Url,
@@ -130,7 +130,7 @@ impl Settings {
 }
 
 impl ClientAuth {
-    /// Its members of the form.
+    /// The form members that authenticate the client.
     fn members(&self) -> Vec<(&str, &str)> {
         match self {
             Self::Unnamed | Self::Basic { .. } | Self::BasicRaw { .. } => Vec::new(),
@@ -150,7 +150,7 @@ fn form(members: &[(&str, &str)]) -> Zeroizing<String> {
             .chain(once("="))
             .chain(byte_serialize(value.as_bytes()))
     });
-    // No `&` before the first pair.
+    // Skips the `&` before the first pair.
     request::joined(pieces.skip(1))
 }
 
@@ -164,7 +164,7 @@ mod tests {
         let token = refresh_token.map(|token| RefreshToken::new(token).unwrap());
         let request = refresher.0.token_request(&endpoint, token.as_ref()).await;
         let form = request.unwrap_or_else(|_| panic!("not made")).form;
-        // No growth has left a copy behind.
+        // The string never grew, so no copy was left behind.
         assert_eq!(form.capacity(), form.len());
         form.to_string()
     }

@@ -1,12 +1,14 @@
-//! [`OAuthRefresh`]: new tokens from an OAuth 2.0 token endpoint, by a refresh token or any other
-//! grant.
+//! [`OAuthRefresh`]: obtains tokens from an OAuth 2.0 token endpoint, with a refresh token or any
+//! other grant.
 //!
-//! `settings` is what it is made with. `grant` describes one request, with the `parameters` that
-//! are made for it. `request` sends it; `body`, `response` and `cookies` read what came back;
-//! `codes`, `classify` and `transport` judge it; `reading` asks the user's own rule; `retry` decides
-//! what follows; and `attempts` runs one refresh with all its attempts. `fallback` asks another
-//! refresher when the login is over, and `revocation` revokes tokens. `error` tells how a refresh
-//! failed; `redact` keeps secrets out of that.
+//! - `settings` holds and checks the configuration.
+//! - `grant` describes a request, `parameters` computes its extra members, `request` sends it.
+//! - `body`, `response` and `cookies` parse the response.
+//! - `codes`, `classify` and `transport` judge the result, and `reading` applies the user's own
+//!   rule.
+//! - `retry` decides what follows, and `attempts` runs one refresh with all its attempts.
+//! - `fallback` runs another refresher when the login is over, and `revocation` revokes tokens.
+//! - `error` describes a failed refresh, and `redact` keeps secrets out of the description.
 
 mod attempts;
 mod body;
@@ -53,61 +55,96 @@ use crate::{
     token::Tokens,
 };
 
-/// Brings new tokens from an OAuth 2.0 token endpoint: with a refresh token (RFC 6749 §6), or by
-/// [client credentials](Self::client_credentials) and any [other grant](Self::grant).
+/// Obtains tokens from an OAuth 2.0 token endpoint, with a refresh token (RFC 6749 §6), with
+/// [client credentials](Self::client_credentials), or with any [other grant](Self::grant).
 ///
-/// Defaults: 6 attempts, a backoff of 500 ms doubling to 10 s with jitter, 10 s for an attempt, 60
-/// s for everything, a `Retry-After` of 30 s at most, and an HTTP client of its own that follows no
-/// redirects.
+/// Cloning is cheap. [`SessionBuilder::build`](crate::SessionBuilder::build) reports settings that
+/// cannot work as [`InvalidConfig`](crate::ErrorKind::InvalidConfig).
 ///
-/// The response may be JSON (in snake or camel case), form-encoded, gzipped, or the cookies `JWT`
-/// and `JWT_REFRESH_TOKEN`; it is read leniently in everything but the access token. Retried are
-/// 408, 409, 423, 425, 429, 500, 502, 503, 504, 520 to 524 and 529, the codes
-/// `temporarily_unavailable`, `server_error`, `slow_down` and `rate_limit_exceeded`, Salesforce's
-/// "already being processed", connections that fail, and responses that are lost. A certificate that
-/// is not trusted, and a proxy that wants a login, end the refresh at once. For what is odd in a way
-/// of its own there is [`read_response`](Self::read_response); the
-/// [guide](crate::guide::providers) goes through some providers. Cloning is cheap.
+/// # Defaults
+///
+/// | setting | default |
+/// | --- | --- |
+/// | client authentication | none |
+/// | [`scope`](Self::scope) | none: the scope of the login |
+/// | [`max_attempts`](Self::max_attempts) | 6 |
+/// | [`backoff`](Self::backoff) | 500 ms, doubled up to 10 s, with jitter |
+/// | [`attempt_timeout`](Self::attempt_timeout) | 10 s |
+/// | [`deadline`](Self::deadline) | 60 s |
+/// | [`max_retry_after`](Self::max_retry_after) | 30 s |
+/// | [`retry_lost`](Self::retry_lost) | `true` |
+/// | [`http_client`](Self::http_client) | a client of the crate, which follows no redirects |
+/// | [`or_else`](Self::or_else), [`revocation_endpoint`](Self::revocation_endpoint) | none |
+/// | plain `http` | only on loopback |
+///
+/// # Responses
+///
+/// A response may be JSON (in snake case or camel case), form-encoded, gzipped, or the cookies
+/// `JWT` and `JWT_REFRESH_TOKEN`. Parsing is lenient for everything except the access token.
+/// [`read_response`](Self::read_response) replaces the rule for token endpoints that respond in an
+/// unusual way. The [guide](crate::guide::providers) covers several providers.
+///
+/// # Retries
+///
+/// An attempt is repeated after any of these:
+///
+/// - the statuses 408, 409, 423, 425, 429, 500, 502, 503, 504, 520 to 524 and 529,
+/// - the codes `temporarily_unavailable`, `server_error`, `slow_down` and `rate_limit_exceeded`,
+/// - Salesforce's "already being processed",
+/// - a connection that fails, and a response that is lost.
+///
+/// An untrusted certificate, or a proxy that requires authentication, ends the refresh at once.
+///
+/// # Example
 ///
 /// ```
 /// use std::time::Duration;
-/// use reqwest_reauth::OAuthRefresh;
 ///
-/// let refresher = OAuthRefresh::new("https://login.example.com/oauth/token")
-///     .client_secret_basic("my-app", "my secret")
-///     .scope("jobs:read jobs:write")
-///     .deadline(Duration::from_secs(20));
+/// use reqwest_reauth::{Error, OAuthRefresh, Session, Tokens};
+///
+/// fn main() -> Result<(), Error> {
+///     let refresher = OAuthRefresh::new("https://login.example.com/oauth/token")
+///         .client_secret_basic("my-app", "my secret")
+///         .scope("jobs:read jobs:write")
+///         .deadline(Duration::from_secs(20));
+///
+///     let tokens = Tokens::new("access-token")?.with_refresh_token("refresh-token")?;
+///     let session = Session::builder(tokens)
+///         .origin("https://api.example.com")
+///         .refresher(refresher)
+///         .build()?;
+///     let client = session.wrap(reqwest::Client::new());
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone)]
 pub struct OAuthRefresh(Arc<Settings>);
 
 impl OAuthRefresh {
-    /// A refresher that asks this token endpoint, an absolute `https` URL without user info and
-    /// without a fragment.
+    /// Creates a refresher that sends the session's refresh token to this token endpoint.
     ///
-    /// A URL that cannot work is reported by
-    /// [`SessionBuilder::build`](crate::SessionBuilder::build) as
-    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), as are all settings below.
+    /// The URL must be absolute, use `https` (or `http` on loopback), and have no user info and no
+    /// fragment. [`SessionBuilder::build`](crate::SessionBuilder::build) reports a URL that cannot
+    /// work as [`InvalidConfig`](crate::ErrorKind::InvalidConfig), like any other setting below.
     pub fn new(token_endpoint: impl AsRef<str>) -> Self {
         Self::of(token_endpoint.as_ref(), Grant::RefreshToken)
     }
 
-    /// A refresher that asks with the client's own credentials (RFC 6749 §4.4), for service
+    /// Creates a refresher that uses the client's own credentials (RFC 6749 §4.4), for service
     /// accounts. Its session starts with [`Tokens::empty`].
     ///
-    /// Everything else is as with a refresh token: attempts, backoff, deadline, error kinds. These
-    /// differ:
+    /// Attempts, backoff, deadline and error kinds are the same as with a refresh token. These
+    /// points differ:
     ///
-    /// - A refresh token in the response is dropped (§4.4.3).
-    /// - A lost response costs nothing: no error says
+    /// - A refresh token in the response is ignored (§4.4.3).
+    /// - A lost response spends nothing, so no error reports
     ///   [`possibly_consumed`](Error::possibly_consumed).
-    /// - No code ends the login. `invalid_grant` and its like are
-    ///   [`ClientRejected`](crate::ErrorKind::ClientRejected) with a cool-down, since the next call
-    ///   may bring another assertion.
+    /// - No code ends the login. `invalid_grant` and similar codes become
+    ///   [`ClientRejected`](crate::ErrorKind::ClientRejected) with a cool-down, because the next
+    ///   call may have a new assertion.
     ///
     /// [`Session::clear`](crate::Session::clear) ends such a session too, until
     /// [`replace_tokens(Tokens::empty())`](crate::Session::replace_tokens).
-    ///
     /// ```
     /// use reqwest_reauth::{OAuthRefresh, Session, Tokens};
     ///
@@ -127,14 +164,16 @@ impl OAuthRefresh {
         Self::of(token_endpoint.as_ref(), Grant::Named("client_credentials".to_owned()))
     }
 
-    /// A refresher that asks with an extension grant (RFC 6749 §4.5), e.g. token exchange (RFC
-    /// 8693) or the JWT bearer grant (RFC 7523). What the grant needs comes by
-    /// [`param`](Self::param), [`param_with`](Self::param_with) and
-    /// [`param_file`](Self::param_file). Otherwise as
-    /// [`client_credentials`](Self::client_credentials).
+    /// Creates a refresher that uses an extension grant (RFC 6749 §4.5), for example token exchange
+    /// (RFC 8693) or the JWT bearer grant (RFC 7523).
+    ///
+    /// Add the members that the grant needs with [`param`](Self::param),
+    /// [`param_with`](Self::param_with) and [`param_file`](Self::param_file). Everything else is as
+    /// with [`client_credentials`](Self::client_credentials).
     ///
     /// A grant type that is empty or `refresh_token` is
-    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig): [`new`](Self::new) is for the latter.
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig). Use [`new`](Self::new) for refresh
+    /// tokens.
     ///
     /// ```
     /// use reqwest_reauth::OAuthRefresh;
@@ -150,17 +189,18 @@ impl OAuthRefresh {
         Self::of(token_endpoint.as_ref(), Grant::Named(grant_type.into()))
     }
 
-    /// Asks another refresher, in the same refresh, when this one says that a new login is
-    /// required or has no refresh token to ask with. Default: none.
+    /// Sets a fallback refresher. It runs within the same refresh if this refresher finds that a
+    /// new login is required, or has no refresh token. Default: none.
     ///
-    /// Before that the store is looked into once more: if another process has stored newer tokens,
-    /// those are used. The other refresher runs under this one's [`deadline`](Self::deadline), and
-    /// its [`RefreshContext`] has no refresh token: a refresh token goes only to the endpoint that
-    /// issued it. The switch is an [`Event::FellBack`](crate::Event::FellBack). The error is the
-    /// other one's, and the attempts add up.
+    /// Before the fallback runs, the session reads the store again: if another process has stored
+    /// newer tokens, the session uses those. The fallback runs under this refresher's
+    /// [`deadline`](Self::deadline). Its [`RefreshContext`] has no refresh token, because a refresh
+    /// token goes only to the endpoint that issued it. The session reports the switch as
+    /// [`Event::FellBack`](crate::Event::FellBack). If the fallback fails too, its error is
+    /// returned, with the attempts of both.
     ///
-    /// When the other one has brought a token, the refresh token is forgotten, unless the code was
-    /// `login_required`, `interaction_required` or `consent_required`.
+    /// After the fallback has obtained a token, the session discards the refresh token, unless the
+    /// code was `login_required`, `interaction_required` or `consent_required`.
     ///
     /// ```
     /// use reqwest_reauth::OAuthRefresh;
@@ -178,73 +218,75 @@ impl OAuthRefresh {
         self.with(|settings| settings.other = Some(other))
     }
 
-    /// Where tokens are revoked (RFC 7009), with the same rules for the URL as for the token
-    /// endpoint. Default: nowhere.
+    /// Sets the revocation endpoint (RFC 7009). The rules for its URL are those of the token
+    /// endpoint. Default: none.
     ///
     /// [`Session::clear`](crate::Session::clear) revokes the refresh token, then the access token.
-    /// The client authenticates as at the token endpoint; an assertion is made anew. Statuses and
-    /// connections are retried as at the token endpoint. A failure is an
-    /// [`Event::RevocationFailed`](crate::Event::RevocationFailed), and the logout stands.
+    /// The client authenticates as it does at the token endpoint, and an assertion is computed
+    /// anew. Calls are retried as at the token endpoint. A failure becomes an
+    /// [`Event::RevocationFailed`](crate::Event::RevocationFailed). The logout itself is complete.
     pub fn revocation_endpoint(self, url: impl AsRef<str>) -> Self {
         let url = Url::parse(url.as_ref()).ok();
         self.with(|settings| settings.revocation = Some(Box::new(url)))
     }
 
-    /// The client to ask with, in place of the default one: as it is, its middleware, redirect
-    /// policy and timeouts included.
+    /// Sets the HTTP client for calls to the token endpoint. The client is used unchanged,
+    /// including its middleware, redirect policy and timeouts.
     ///
-    /// `reqwest` adds the client's default headers wherever a request has none of that name. A
-    /// default `Authorization` therefore reaches a token endpoint that needs none of ours (a public
-    /// client, or `client_secret_post`): pass a client without one. A default `User-Agent` takes the
-    /// place of `reqwest-reauth/<version>`.
+    /// `reqwest` adds a client's default headers to each request that lacks them. A default
+    /// `Authorization` header therefore reaches the token endpoint of a public client, or of
+    /// [`client_secret_post`](Self::client_secret_post): pass a client without that header. A
+    /// default `User-Agent` replaces `reqwest-reauth/<version>`.
     ///
-    /// If the client follows a redirect to another origin, nothing in the response is used: the
-    /// refresh ends with [`ClientRejected`](crate::ErrorKind::ClientRejected) and
+    /// If the client follows a redirect to another origin, the response is not used. The refresh
+    /// then fails with [`ClientRejected`](crate::ErrorKind::ClientRejected) and
     /// [`Error::possibly_consumed`].
     ///
-    /// Default: one client for the process, which follows no redirects, keeps no idle connections,
-    /// decodes no compressed bodies and retries nothing by itself.
+    /// Default: one client for the whole process. It follows no redirects, keeps no idle
+    /// connections, decodes no compressed bodies and does not retry by itself.
     pub fn http_client(self, client: impl Into<ClientWithMiddleware>) -> Self {
         self.with(|settings| settings.http = Some(client.into()))
     }
 
-    /// A public client: `client_id` goes into the form. Default: none.
+    /// Sets the id of a public client, which is sent as `client_id` in the form. Default: none.
     pub fn client_id(self, id: impl Into<String>) -> Self {
         self.with(|settings| settings.set_client(ClientAuth::Public { id: id.into() }))
     }
 
-    /// A confidential client that sends its id and secret by HTTP Basic, each form-encoded first
-    /// (RFC 6749 §2.3.1).
+    /// Authenticates a confidential client by HTTP Basic. Id and secret are form-encoded first (RFC
+    /// 6749 §2.3.1).
     pub fn client_secret_basic(self, id: impl Into<String>, secret: impl Into<String>) -> Self {
         let secret = Zeroizing::new(secret.into());
         self.with(|settings| settings.set_client(ClientAuth::Basic { id: id.into(), secret }))
     }
 
-    /// A confidential client that sends its id and secret by HTTP Basic as they are (RFC 7617), in
-    /// UTF-8. For servers that do not form-decode them and answer `invalid_client` to secrets with
-    /// characters like `+` or `/` (thephpleague/oauth2-server#1305).
+    /// Authenticates a confidential client by HTTP Basic without form-encoding (RFC 7617), in
+    /// UTF-8.
     ///
-    /// An id with a colon, and control characters in either, are
+    /// Use it for servers that do not form-decode the credentials, and therefore respond with
+    /// `invalid_client` to secrets with characters such as `+` or `/`
+    /// (thephpleague/oauth2-server#1305).
+    ///
+    /// An id that contains a colon, and control characters in either value, are
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig).
     pub fn client_secret_basic_raw(self, id: impl Into<String>, secret: impl Into<String>) -> Self {
         let secret = Zeroizing::new(secret.into());
         self.with(|settings| settings.set_client(ClientAuth::BasicRaw { id: id.into(), secret }))
     }
 
-    /// A confidential client that sends its id and secret as `client_id` and `client_secret` in the
-    /// form.
+    /// Authenticates a confidential client by `client_id` and `client_secret` in the form.
     pub fn client_secret_post(self, id: impl Into<String>, secret: impl Into<String>) -> Self {
         let secret = Zeroizing::new(secret.into());
         self.with(|settings| settings.set_client(ClientAuth::Post { id: id.into(), secret }))
     }
 
-    /// A client that authenticates with a signed assertion (RFC 7523 §2.2, `private_key_jwt`):
-    /// sends `client_id`, `client_assertion_type`, and what `make` returns as `client_assertion`.
+    /// Authenticates the client with a signed assertion (RFC 7523 §2.2, `private_key_jwt`).
     ///
-    /// `make` is called for each attempt and is told the token endpoint, for a revocation too. Each
-    /// assertion needs a `jti` of its own. `aud` is what the provider documents: its issuer where it
-    /// takes that, else the token endpoint; one value, not a list. Errors and time limit as with
-    /// [`param_with`](Self::param_with).
+    /// The form contains `client_id`, `client_assertion_type`, and the result of `make` as
+    /// `client_assertion`. `make` is called for each attempt and receives the URL of the token
+    /// endpoint, for a revocation too. Each assertion needs its own `jti`. Its `aud` is a single
+    /// value, as the provider documents it: the issuer if the provider accepts that, otherwise the
+    /// token endpoint. Errors and the time limit are as with [`param_with`](Self::param_with).
     ///
     /// ```
     /// use reqwest_reauth::OAuthRefresh;
@@ -266,30 +308,33 @@ impl OAuthRefresh {
         })
     }
 
-    /// The `scope` to ask for, names with blanks between them. Default: none, which means the scope
-    /// of the login.
+    /// Sets the `scope` to request, as names separated by spaces. Default: none, which means the
+    /// scope of the login.
     pub fn scope(self, scope: impl Into<String>) -> Self {
         self.with(|settings| settings.scope = Some(scope.into()))
     }
 
-    /// One more member of the form, e.g. `resource` or `audience`. May be called several times,
-    /// also with the same name.
+    /// Adds a member to the form, for example `resource` or `audience`. It can be called several
+    /// times, even with the same name.
     ///
-    /// A name that the form has already (`grant_type`, `refresh_token`, and `scope`, `client_id`
-    /// and `client_secret` where they are set) is [`InvalidConfig`](crate::ErrorKind::InvalidConfig): RFC
-    /// 6749 §3.2 allows each only once.
+    /// A name that the form already has is [`InvalidConfig`](crate::ErrorKind::InvalidConfig),
+    /// because RFC 6749 §3.2 allows each name only once. These names are `grant_type` and
+    /// `refresh_token`, and `scope`, `client_id` and `client_secret` if they are set.
     pub fn param(self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.with(|settings| settings.parameters.push(Parameter::fixed(name.into(), value.into())))
     }
 
-    /// One more member of the form, made anew for each attempt: a signed assertion, a token that
-    /// another library renews. Late members are made in the order of the calls, within the
-    /// [`attempt_timeout`](Self::attempt_timeout). Names as in [`param`](Self::param).
+    /// Adds a member to the form that is computed anew for each attempt, such as a signed
+    /// assertion, or a token that another library renews.
     ///
-    /// An error fails the attempt, which is repeated as if the connection had failed; when all
-    /// attempts are used up, the refresh is [`Unavailable`](crate::ErrorKind::Unavailable). An error
-    /// that is, or has as a source, an [`Error`] of the kind
-    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) ends the refresh at once. A panic is
+    /// Computed members are evaluated in the order of the calls, within the
+    /// [`attempt_timeout`](Self::attempt_timeout). The rules for names are those of
+    /// [`param`](Self::param).
+    ///
+    /// An error fails the attempt, which is then retried as if the connection had failed. After the
+    /// last attempt, the refresh fails with [`Unavailable`](crate::ErrorKind::Unavailable). An
+    /// error that is an [`Error`] of the kind [`InvalidConfig`](crate::ErrorKind::InvalidConfig),
+    /// or has such an error as its source, ends the refresh at once. A panic becomes
     /// [`Internal`](crate::ErrorKind::Internal).
     pub fn param_with<F, Fut>(self, name: impl Into<String>, make: F) -> Self
     where
@@ -300,86 +345,94 @@ impl OAuthRefresh {
         self.with(|settings| settings.parameters.push(parameter))
     }
 
-    /// One more member of the form, read from a file for each attempt: at most 64 KiB of UTF-8, of
-    /// which outer blanks and line ends are dropped. A file that cannot be read, or has nothing in
-    /// it, is an error as with [`param_with`](Self::param_with).
+    /// Adds a member to the form that is read from a file for each attempt.
+    ///
+    /// The file holds at most 64 KiB of UTF-8. Surrounding whitespace is removed. A file that is
+    /// empty or cannot be read is an error as with [`param_with`](Self::param_with).
     pub fn param_file(self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
         let parameter = Parameter::file(name.into(), path.into());
         self.with(|settings| settings.parameters.push(parameter))
     }
 
-    /// How often the token endpoint is asked in one refresh, the first time included. Default: 6.
-    /// Zero is [`InvalidConfig`](crate::ErrorKind::InvalidConfig).
+    /// Sets the maximum number of calls to the token endpoint in one refresh, including the first.
+    /// Default: 6. Zero is [`InvalidConfig`](crate::ErrorKind::InvalidConfig).
     pub fn max_attempts(self, attempts: u32) -> Self {
         self.with(|settings| settings.pace.max_attempts = attempts)
     }
 
-    /// The wait before the second attempt, doubled with each further one up to `longest`. Default:
-    /// 500 ms and 10 s. Each wait is drawn from the upper half of its step. After an answer that
-    /// was lost the first step is taken, whichever attempt it was.
+    /// Sets the wait before the second attempt. It doubles with each further attempt, up to
+    /// `longest`. Default: 500 ms and 10 s.
+    ///
+    /// Each wait is drawn at random from the upper half of its step. After a lost response the wait
+    /// is always that of the first step.
     pub fn backoff(self, first: Duration, longest: Duration) -> Self {
         self.with(|settings| (settings.pace.first, settings.pace.longest) = (first, longest))
     }
 
-    /// How long one attempt may take, from connecting to the last byte of the answer. Default: 10
-    /// s. Zero is [`InvalidConfig`](crate::ErrorKind::InvalidConfig).
+    /// Sets the time limit of one attempt, from connecting to the last byte of the response.
+    /// Default: 10 s. Zero is [`InvalidConfig`](crate::ErrorKind::InvalidConfig).
     pub fn attempt_timeout(self, limit: Duration) -> Self {
         self.with(|settings| settings.attempt_timeout = limit)
     }
 
-    /// How long all attempts and waits may take together. Default: 60 s. A wait that would end
-    /// later is not begun. Zero is [`InvalidConfig`](crate::ErrorKind::InvalidConfig).
+    /// Sets the time limit of all attempts and waits together. Default: 60 s. A wait that would end
+    /// after the deadline is not started. Zero is
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig).
     pub fn deadline(self, limit: Duration) -> Self {
         self.with(|settings| settings.pace.deadline = limit)
     }
 
-    /// The longest `Retry-After` that is waited for. Default: 30 s. When the token endpoint asks
-    /// for more, the refresh ends at once, and [`Error::retry_after`] says what it asked for.
+    /// Sets the longest `Retry-After` that a refresh waits for. Default: 30 s. If the token
+    /// endpoint asks for more, the refresh fails at once, and [`Error::retry_after`] returns the
+    /// requested wait.
     pub fn max_retry_after(self, limit: Duration) -> Self {
         self.with(|settings| settings.pace.max_retry_after = limit)
     }
 
-    /// Whether to ask again with the same refresh token after a response that was lost: the
-    /// connection broke, the attempt timed out, or a gateway answered in place of the token endpoint
-    /// (408, 502, 504, 520 to 524). Default: yes.
+    /// Sets whether a refresh token is sent again after a lost response: the connection broke, the
+    /// attempt timed out, or a gateway responded in place of the token endpoint (408, 502, 504, 520
+    /// to 524). Default: `true`.
     ///
-    /// The token endpoint may have spent the refresh token by then. Many servers take a spent one
-    /// for some seconds more; some (e.g. `oidc-provider`) revoke the whole login instead. For those
-    /// say `false`: the refresh then ends with [`Unavailable`](crate::ErrorKind::Unavailable) and
-    /// [`Error::possibly_consumed`].
+    /// The token endpoint may already have spent the refresh token. Many servers accept a spent
+    /// token for some more seconds. Others (such as `oidc-provider`) revoke the whole login
+    /// instead. Pass `false` for those: the refresh then fails with
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) and [`Error::possibly_consumed`].
     pub fn retry_lost(self, yes: bool) -> Self {
         self.with(|settings| settings.pace.retry_lost = yes)
     }
 
-    /// Allows a token endpoint with plain `http` that is not on the loopback interface. Default:
-    /// no. The secrets then travel in the clear.
+    /// Allows plain `http` for a token endpoint outside the loopback interface. Default: not
+    /// allowed. The secrets then travel unencrypted.
     pub fn allow_plain_http(self) -> Self {
         self.with(|settings| settings.allow_plain_http = true)
     }
 
-    /// Replaces the rule that reads responses, for a token endpoint that answers in a way of its own.
+    /// Replaces the rule that reads responses, for a token endpoint with an unusual response
+    /// format.
     ///
-    /// `rule` is handed every response whose body came whole, decoded, and how the built-in rule
-    /// reads it. Returning that [`Reading`] changes nothing. A new refresh token that the built-in
-    /// rule found, also through [`TokenResponse::read_at`], is kept whatever `rule` returns. What it
-    /// returns as [`Reading::Tokens`] is used as it is: the token's type is not checked. A panic in
-    /// it ends the refresh with [`Internal`](crate::ErrorKind::Internal).
+    /// `rule` receives every response whose body arrived whole, decoded, together with the
+    /// [`Reading`] of the built-in rule. Return that `Reading` to change nothing.
     ///
-    /// `{"data": {"access_token": …}}` is one line; a code that only one provider has is a few:
+    /// - A new refresh token that the built-in rule or [`TokenResponse::read_at`] found is kept,
+    ///   whatever `rule` returns.
+    /// - Returned [`Reading::Tokens`] are used unchanged: the token type is not checked.
+    /// - A panic in `rule` ends the refresh with [`Internal`](crate::ErrorKind::Internal).
     ///
     /// ```
     /// use reqwest_reauth::{OAuthRefresh, Reading};
     ///
-    /// let lark = OAuthRefresh::new("https://login.example.com/oauth/token")
+    /// // The tokens are in a member: {"data": {"access_token": …}}
+    /// let nested = OAuthRefresh::new("https://login.example.com/oauth/token")
     ///     .read_response(|response, _| response.read_at("/data"));
     ///
+    /// // The provider has its own error codes.
     /// #[derive(serde::Deserialize)]
-    /// struct Refusal {
+    /// struct Rejection {
     ///     code: i64,
     /// }
-    /// let odd = OAuthRefresh::new("https://login.example.com/oauth/token").read_response(
-    ///     |response, reading| match response.json::<Refusal>() {
-    ///         Some(Refusal { code: 20026 | 20037 }) => Reading::LoginRequired,
+    /// let coded = OAuthRefresh::new("https://login.example.com/oauth/token").read_response(
+    ///     |response, reading| match response.json::<Rejection>() {
+    ///         Some(Rejection { code: 20026 | 20037 }) => Reading::LoginRequired,
     ///         _ => reading,
     ///     },
     /// );
@@ -403,11 +456,11 @@ impl OAuthRefresh {
 
 #[async_trait]
 impl Refresher for OAuthRefresh {
-    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
+    async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
         let settings = &self.0;
         let endpoint = settings.checked()?;
         let begun = Instant::now();
-        let failed = match Attempts::new(settings, endpoint.clone(), flight)?.run().await {
+        let failed = match Attempts::new(settings, endpoint.clone(), context)?.run().await {
             Ok(tokens) => return Ok(tokens),
             Err(Failed { error, is_over }) => {
                 Failed { error: error.with_token_endpoint(|| host_and_port(endpoint)), is_over }
@@ -417,8 +470,8 @@ impl Refresher for OAuthRefresh {
             return Err(failed.error);
         };
         let end = begun.checked_add(settings.pace.deadline);
-        let deadline = end.into_iter().chain(flight.deadline()).min();
-        other.ask(flight, failed, deadline, settings.grant.spends_refresh_token()).await
+        let deadline = end.into_iter().chain(context.deadline()).min();
+        other.ask(context, failed, deadline, settings.grant.spends_refresh_token()).await
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -448,7 +501,7 @@ impl Refresher for OAuthRefresh {
 
 impl fmt::Debug for OAuthRefresh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The path and the query may carry a tenant or a key.
+        // The path and the query may contain a tenant or a key.
         let origin = self
             .0
             .endpoint
@@ -458,7 +511,7 @@ impl fmt::Debug for OAuthRefresh {
     }
 }
 
-/// What errors call a token endpoint. Its path and query may carry a tenant or a key.
+/// The name of a token endpoint in errors. Its path and query may contain a tenant or a key.
 fn host_and_port(endpoint: &Url) -> Arc<str> {
     let host = endpoint.host_str().unwrap_or_default();
     match endpoint.port_or_known_default() {

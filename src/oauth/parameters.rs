@@ -1,5 +1,4 @@
-//! Members of the form that the caller adds: fixed ones, and late ones, which are made anew for
-//! each attempt.
+//! Form members that the user adds: fixed ones, and late ones, which are computed for each attempt.
 
 use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
@@ -25,11 +24,11 @@ pub(super) struct Parameter {
 #[derive(Clone)]
 enum Value {
     Fixed(Zeroizing<String>),
-    /// Told the token endpoint.
+    /// Called with the token endpoint.
     Late(Arc<dyn Fn(&Url) -> Making + Send + Sync>),
 }
 
-/// A parameter could not be made, so that nothing was sent.
+/// A parameter could not be computed, so nothing was sent.
 pub(super) struct NotMade {
     name: String,
     /// `None` for a panic.
@@ -66,7 +65,8 @@ impl Parameter {
         Self { name, value: Value::Late(Arc::new(make)), is_of_client: false }
     }
 
-    /// The same as a part of the client's authentication, which the revocation endpoint gets too.
+    /// Marks the parameter as part of the client's authentication, which the revocation endpoint
+    /// receives too.
     pub(super) fn of_client(self) -> Self {
         Self { is_of_client: true, ..self }
     }
@@ -79,7 +79,7 @@ impl Parameter {
         self.is_of_client
     }
 
-    /// A fixed value.
+    /// The value, if it is fixed.
     pub(super) fn known(&self) -> Option<&str> {
         match &self.value {
             Value::Fixed(value) => Some(value),
@@ -87,12 +87,12 @@ impl Parameter {
         }
     }
 
-    /// A late value, made anew.
+    /// Computes a late value.
     pub(super) async fn made(&self, endpoint: &Url) -> Result<Option<Zeroizing<String>>, NotMade> {
         let Value::Late(make) = &self.value else {
             return Ok(None);
         };
-        // What is called may panic, and so may the future that it returns.
+        // The closure may panic, and so may its future.
         let error = match catch_panic(async { make(endpoint).await }).await {
             Some(Ok(value)) => return Ok(Some(value)),
             Some(Err(error)) => Some(error),
@@ -103,7 +103,7 @@ impl Parameter {
 }
 
 impl NotMade {
-    /// For something else that goes into a call, and that failed with this crate's error.
+    /// Reports another part of a call that failed with this crate's error.
     #[cfg(feature = "dpop")]
     pub(super) fn of(name: String, error: Error) -> Self {
         let panicked = error.kind() == ErrorKind::Internal;
@@ -120,7 +120,7 @@ impl NotMade {
         }
     }
 
-    /// Why, without secrets.
+    /// The cause, without secrets.
     pub(super) fn cause(self, secrets: &Secrets) -> Cause {
         let Self { name, error } = self;
         let Some(error) = error else {
@@ -138,7 +138,7 @@ impl NotMade {
     }
 }
 
-/// This crate's error inside one of the caller's.
+/// Finds this crate's error inside a user's error.
 fn ours(error: &BoxError) -> Option<&Error> {
     Error::find_in(&**error)
 }

@@ -1,25 +1,25 @@
-//! Proofs on calls of the token endpoint and the revocation endpoint (RFC 9449 §5 and §8).
+//! DPoP proofs for the token endpoint and the revocation endpoint (RFC 9449 §5 and §8).
 //!
-//! Without the feature `dpop` there are none, and all of this comes to nothing.
+//! Without the feature `dpop` these types are empty.
 
 #[cfg(feature = "dpop")]
 use std::sync::Arc;
 
 use url::Url;
 
-use super::{grant::TokenRequest, parameters::NotMade, request::Answer};
+use super::{grant::TokenRequest, parameters::NotMade, request::RawResponse};
 #[cfg(feature = "dpop")]
 use crate::dpop::{DPOP, Dpop, Role, USE_DPOP_NONCE, dpop_error, says_use_nonce};
 use crate::refresher::RefreshContext;
 
-/// Signs calls, if the session's tokens are bound to a key.
+/// Signs calls if the session's tokens are bound to a key.
 #[derive(Clone, Default)]
 pub(super) struct Prover {
     #[cfg(feature = "dpop")]
     dpop: Option<Arc<Dpop>>,
 }
 
-/// The nonce that a call carries.
+/// The nonce in a call.
 #[derive(Clone, Default)]
 pub(super) struct Carried {
     #[cfg(feature = "dpop")]
@@ -27,16 +27,16 @@ pub(super) struct Carried {
 }
 
 impl Prover {
-    /// That of a refresh.
+    /// The prover of a refresh.
     #[cfg_attr(not(feature = "dpop"), allow(unused_variables))]
-    pub(super) fn of(flight: &RefreshContext) -> Self {
+    pub(super) fn of(context: &RefreshContext) -> Self {
         Self {
             #[cfg(feature = "dpop")]
-            dpop: flight.dpop().cloned(),
+            dpop: context.dpop().cloned(),
         }
     }
 
-    /// That of a logout, which is told no more than the tokens.
+    /// The prover of a logout, which receives only the tokens.
     pub(super) fn of_logout() -> Self {
         Self {
             #[cfg(feature = "dpop")]
@@ -44,7 +44,7 @@ impl Prover {
         }
     }
 
-    /// Whether the token endpoint is to issue tokens that are bound to a key.
+    /// Whether the token endpoint is expected to issue tokens that are bound to a key.
     #[cfg_attr(not(feature = "dpop"), allow(clippy::unused_self))]
     pub(super) fn is_bound(&self) -> bool {
         #[cfg(feature = "dpop")]
@@ -53,7 +53,7 @@ impl Prover {
         false
     }
 
-    /// Puts a new proof on the request.
+    /// Adds a new proof to the request.
     #[cfg_attr(
         not(feature = "dpop"),
         allow(unused_variables, clippy::unused_async, clippy::unused_self)
@@ -71,24 +71,30 @@ impl Prover {
         Ok(Carried::default())
     }
 
-    /// Takes the nonce of a response. Whether it asks for the call to be made again with that.
+    /// Stores the nonce of a response. Returns whether the response asks for the call to be
+    /// repeated with that nonce.
     #[cfg_attr(not(feature = "dpop"), allow(unused_variables, clippy::unused_self))]
-    pub(super) fn asks_again(&self, endpoint: &Url, answer: &Answer, carried: &Carried) -> bool {
+    pub(super) fn asks_again(
+        &self,
+        endpoint: &Url,
+        response: &RawResponse,
+        carried: &Carried,
+    ) -> bool {
         #[cfg(feature = "dpop")]
         if let Some(dpop) = &self.dpop {
             let role = Role::TokenEndpoint;
-            dpop.take_nonce(role, endpoint, &answer.headers);
-            return is_challenge(answer) && dpop.has_other_nonce(role, endpoint, &carried.nonce);
+            dpop.take_nonce(role, endpoint, &response.headers);
+            return is_challenge(response) && dpop.has_other_nonce(role, endpoint, &carried.nonce);
         }
         false
     }
 }
 
 #[cfg(feature = "dpop")]
-fn is_challenge(answer: &Answer) -> bool {
-    let may_be = matches!(answer.status.as_u16(), 400 | 401);
+fn is_challenge(response: &RawResponse) -> bool {
+    let may_be = matches!(response.status.as_u16(), 400 | 401);
     may_be
-        && (says_use_nonce(&answer.body.bytes)
-            || dpop_error(&answer.headers)
+        && (says_use_nonce(&response.body.bytes)
+            || dpop_error(&response.headers)
                 .is_some_and(|code| code.eq_ignore_ascii_case(USE_DPOP_NONCE)))
 }

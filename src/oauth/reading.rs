@@ -1,4 +1,4 @@
-//! What a user's own rule sees of a token endpoint's response, and what it makes of it.
+//! The public types of a user's own rule for token endpoint responses, and how its result is used.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use super::{
     classify::{Judgement, NO_ACCESS_TOKEN, Verdict, judge, verdict},
     cookies::TokenCookies,
     failure::Failure,
-    request::Answer,
+    request::RawResponse,
     response::Members,
 };
 use crate::{
@@ -34,72 +34,76 @@ pub(super) type Rule = Arc<dyn Fn(&TokenResponse, Reading) -> Reading + Send + S
 #[non_exhaustive]
 #[derive(Clone, Debug)]
 pub enum Reading {
-    /// New tokens. Without a refresh token among them the old one is kept. Without an access token
-    /// the refresh goes on with the new refresh token, twice at most.
+    /// New tokens. If they include no refresh token, the old one is kept. If they include no access
+    /// token, the refresh continues with the new refresh token, at most twice.
     Tokens(Tokens),
-    /// The login is over: [`ErrorKind::LoginRequired`](crate::ErrorKind::LoginRequired).
+    /// The login is over. The refresh fails with
+    /// [`ErrorKind::LoginRequired`](crate::ErrorKind::LoginRequired).
     LoginRequired,
-    /// The token endpoint rejects the client or the request, and the refresh token stays good:
-    /// [`ErrorKind::ClientRejected`](crate::ErrorKind::ClientRejected).
+    /// The token endpoint rejects the client or the request, and the refresh token stays valid. The
+    /// refresh fails with [`ErrorKind::ClientRejected`](crate::ErrorKind::ClientRejected).
     ClientRejected,
-    /// Ask again after the backoff, or after `Retry-After` if that is longer. When the attempts are
-    /// used up: [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
+    /// The call is repeated after the backoff, or after `Retry-After` if that is longer. After the
+    /// last attempt the refresh fails with
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
     Retry,
-    /// This is no token response: [`ErrorKind::BadResponse`](crate::ErrorKind::BadResponse).
+    /// The response is not a token response. The refresh fails with
+    /// [`ErrorKind::BadResponse`](crate::ErrorKind::BadResponse).
     Unusable,
 }
 
-/// What a token endpoint answered, as a rule of
-/// [`OAuthRefresh::read_response`](crate::OAuthRefresh::read_response) sees it.
+/// A token endpoint's response, as passed to a rule of
+/// [`OAuthRefresh::read_response`](crate::OAuthRefresh::read_response).
 ///
-/// It has secrets in it. Its `Debug` shows the status alone, and its body is wiped on drop.
+/// The response contains secrets. `Debug` shows only the status, and the body is wiped on drop.
 pub struct TokenResponse {
-    answer: Answer,
+    response: RawResponse,
     asked_with: Option<RefreshToken>,
     /// The refresh token that [`read_at`](Self::read_at) found last.
     found: Mutex<Option<RefreshToken>>,
 }
 
 impl TokenResponse {
-    /// A response to test a rule with.
+    /// Creates a response, for tests of a rule.
     #[cfg(feature = "test-util")]
     #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
     pub fn new(status: StatusCode, headers: HeaderMap, body: impl Into<Vec<u8>>) -> Self {
         let body = Body { bytes: Zeroizing::new(body.into()), end: End::Whole };
-        Self::of(Answer::new(status, headers, body), None)
+        Self::of(RawResponse::new(status, headers, body), None)
     }
 
-    fn of(answer: Answer, asked_with: Option<RefreshToken>) -> Self {
-        Self { answer, asked_with, found: Mutex::default() }
+    fn of(response: RawResponse, asked_with: Option<RefreshToken>) -> Self {
+        Self { response, asked_with, found: Mutex::default() }
     }
 
-    /// The status.
+    /// Returns the status.
     pub fn status(&self) -> StatusCode {
-        self.answer.status
+        self.response.status
     }
 
-    /// The headers, as they were received.
+    /// Returns the headers as they were received.
     pub fn headers(&self) -> &HeaderMap {
-        &self.answer.headers
+        &self.response.headers
     }
 
-    /// The body, decoded if it was gzip; at most 1 MiB.
+    /// Returns the body, at most 1 MiB. A gzip body is decoded.
     pub fn body(&self) -> &[u8] {
-        &self.answer.body.bytes
+        &self.response.body.bytes
     }
 
-    /// The body as JSON. `None` if it does not fit `T`.
+    /// Parses the body as JSON. Returns `None` if it does not fit `T`.
     pub fn json<T: DeserializeOwned>(&self) -> Option<T> {
         let body = self.body();
         serde_json::from_slice(body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body)).ok()
     }
 
-    /// The built-in rule, applied to the member at this JSON pointer (RFC 6901), e.g. `"/data"` for
-    /// `{"data": {"access_token": …}}`. The status counts as for the whole body, cookies do not.
+    /// Applies the built-in rule to the member at this JSON pointer (RFC 6901), for example
+    /// `"/data"` for `{"data": {"access_token": …}}`. The status is taken into account, cookies are
+    /// not.
     ///
-    /// A new refresh token that it finds is kept, whatever the rule returns.
+    /// A new refresh token in that member is kept, whatever the rule returns.
     pub fn read_at(&self, pointer: &str) -> Reading {
-        let Answer { status, body, .. } = &self.answer;
+        let RawResponse { status, body, .. } = &self.response;
         if pointer.is_empty() {
             return reading(&self.judged());
         }
@@ -113,7 +117,7 @@ impl TokenResponse {
     }
 
     fn judged(&self) -> Judgement {
-        judge(&self.answer, self.asked_with.as_ref(), wall())
+        judge(&self.response, self.asked_with.as_ref(), wall())
     }
 }
 
@@ -140,20 +144,19 @@ fn reading_of(verdict: &Verdict, rotated: Option<RefreshToken>) -> Reading {
     }
 }
 
-/// Judges a response by the built-in rule, then by the user's, which is asked about every body that
-/// came whole.
+/// Judges a response by the built-in rule, then by the user's rule if the whole body arrived.
 pub(super) fn judge_by(
     rule: Option<&Rule>,
-    answer: Answer,
+    response: RawResponse,
     asked_with: Option<&RefreshToken>,
     now: std::time::SystemTime,
 ) -> Judgement {
-    let mut answer = answer;
-    answer.body = answer.body.decoded(&answer.headers);
-    let judgement = judge(&answer, asked_with, now);
+    let mut response = response;
+    response.body = response.body.decoded(&response.headers);
+    let judgement = judge(&response, asked_with, now);
     match rule {
-        Some(rule) if answer.body.end == End::Whole => {
-            apply(rule, TokenResponse::of(answer, asked_with.cloned()), judgement)
+        Some(rule) if response.body.end == End::Whole => {
+            apply(rule, TokenResponse::of(response, asked_with.cloned()), judgement)
         }
         _ => judgement,
     }
@@ -163,12 +166,11 @@ fn apply(rule: &Rule, response: TokenResponse, judgement: Judgement) -> Judgemen
     let built_in = reading(&judgement);
     let returned = catch_unwind(AssertUnwindSafe(|| rule(&response, built_in.clone())));
     let found = response.found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    // Kept whatever the rule says.
     let kept = found.or(judgement.rotated.clone());
     let (verdict, rotated) = match returned {
         Err(_) => (Verdict::Failed(Failure::RulePanicked), kept),
         Ok(Reading::Tokens(tokens)) => by_tokens(tokens, kept, response.asked_with.as_ref()),
-        // Unchanged, the kind included.
+        // The rule agrees, so the exact failure of the built-in rule stands.
         Ok(same) if std::mem::discriminant(&same) == std::mem::discriminant(&built_in) => {
             (judgement.verdict.clone(), kept)
         }
@@ -183,13 +185,13 @@ fn apply(rule: &Rule, response: TokenResponse, judgement: Judgement) -> Judgemen
     Judgement { verdict, rotated, ..judgement }
 }
 
-/// What tokens that a rule returns come to. Their type is not judged.
+/// The verdict on tokens that a rule returned. Their type is not checked.
 fn by_tokens(
     mut tokens: Tokens,
     kept: Option<RefreshToken>,
     asked_with: Option<&RefreshToken>,
 ) -> (Verdict, Option<RefreshToken>) {
-    // Also where the rule copies the one that was asked with.
+    // A rule may also copy the refresh token of the request, which is spent.
     if kept.is_some() && tokens.refresh_token().is_none_or(|token| Some(token) == asked_with) {
         tokens.set_refresh(kept);
     }

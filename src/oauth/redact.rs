@@ -1,4 +1,5 @@
-//! Keeps secrets out of what a server says: some put the rejected token into `error_description`.
+//! Keeps secrets out of the texts of servers: some copy the rejected token into
+//! `error_description`.
 
 use base64::{
     Engine as _,
@@ -8,13 +9,13 @@ use zeroize::Zeroizing;
 
 use crate::error::printable;
 
-/// A piece of this many characters of a secret is already too much; shorter secrets are looked for
-/// whole.
+/// The length in characters of a piece of a secret that a text must not contain. A shorter secret
+/// is searched for whole.
 const PIECE: usize = 8;
-/// No more than this many characters of a text are shown.
+/// The number of characters of a text that are shown.
 const SHOWN: usize = 256;
 
-/// Everything that no text may repeat, in all the ways in which servers write it.
+/// Everything that no text may repeat, in every encoding that servers use.
 #[derive(Default)]
 pub(super) struct Secrets(Vec<Zeroizing<String>>);
 
@@ -24,14 +25,14 @@ impl Secrets {
             return;
         }
         self.0.push(Zeroizing::new(secret.to_owned()));
-        // Inside a longer text that was encoded as a whole, a secret starts at one of three bit
+        // If a longer text was encoded as a whole, a secret inside it starts at one of three bit
         // offsets.
         for offset in 0..3 {
             let mut padded = Zeroizing::new(vec![0; offset]);
             padded.extend_from_slice(secret.as_bytes());
             for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
                 let encoded = Zeroizing::new(engine.encode(&*padded));
-                // Only the characters that depend on nothing but the secret.
+                // Only the characters that depend on the secret alone.
                 let own = (offset * 8).div_ceil(6)..padded.len() * 8 / 6;
                 self.0.extend(
                     encoded
@@ -43,10 +44,11 @@ impl Secrets {
         }
     }
 
-    /// The text, bounded and escaped, or `None` if it repeats a secret or a piece of one.
+    /// Returns the text, bounded and escaped, or `None` if it contains a secret or a piece of a
+    /// secret.
     pub(super) fn clean(&self, text: &str) -> Option<String> {
-        // A little more than what is shown, so that a secret that is cut off there is known by its
-        // start.
+        // Reads slightly more than is shown, so that a secret that is cut off at the end is
+        // recognized by its start.
         let seen: Zeroizing<String> = Zeroizing::new(text.chars().take(SHOWN + PIECE).collect());
         let decoded = percent_decoded(&seen);
         let repeats =
@@ -109,7 +111,7 @@ mod tests {
             STANDARD.encode(pair("a:")),
             URL_SAFE.encode(pair("a")),
             STANDARD.encode(pair("abc")),
-            // The last characters that are the secret's alone.
+            // The last characters that depend on the secret alone.
             STANDARD_NO_PAD.encode(secret)[22..30].to_owned(),
             format!("{}{secret}", "x".repeat(SHOWN - 10)),
         ];
@@ -122,7 +124,7 @@ mod tests {
         }
         assert_eq!(secrets.clean("token expired\u{1b}").as_deref(), Some("token expired\\u{1b}"));
         assert!(secrets.clean(&"%".repeat(1000)).unwrap().len() <= SHOWN);
-        // Nobody sees it there.
+        // This secret is beyond the part that is shown.
         assert!(secrets.clean(&format!("{}{secret}", "x".repeat(SHOWN + PIECE))).is_some());
     }
 
@@ -134,7 +136,7 @@ mod tests {
         assert_eq!(secrets.clean("bad pä55!"), None);
         assert_eq!(secrets.clean("bad p%C3%a455!"), None);
         assert!(secrets.clean("bad pa55").is_some());
-        // At each of the bit offsets.
+        // Each of the bit offsets.
         for before in ["", "a", "ab", "abc"] {
             let encoded = STANDARD.encode(format!("{before}pä55 and more"));
             assert_eq!(secrets.clean(&encoded), None, "{before}: {encoded}");

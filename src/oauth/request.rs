@@ -1,4 +1,4 @@
-//! Asks the token endpoint once: the client's own authorization, and an answer read within limits.
+//! One call to the token endpoint: the client's authentication, and a response read within limits.
 
 use std::{future::Future, iter::once, sync::OnceLock};
 
@@ -32,49 +32,50 @@ use crate::{
     time::Limit,
 };
 
-pub(super) struct Answer {
+pub(super) struct RawResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Body,
-    /// The tokens are bound to a key, so that another kind of token is a downgrade (RFC 9449 §5).
+    /// Whether the tokens are bound to a key, so that another token type is a downgrade (RFC 9449
+    /// §5).
     pub(super) is_bound: bool,
-    /// The endpoint asked for a nonce before it answered.
+    /// Whether the endpoint demanded a nonce before it accepted the call.
     pub(super) was_challenged: bool,
 }
 
-impl Answer {
+impl RawResponse {
     pub(super) fn new(status: StatusCode, headers: HeaderMap, body: Body) -> Self {
         Self { status, headers, body, is_bound: false, was_challenged: false }
     }
 }
 
-pub(super) enum NoAnswer {
+pub(super) enum CallError {
     NotMade(NotMade),
-    /// The parameters were not made in time.
+    /// The parameters were not computed in time.
     NotMadeInTime,
-    /// The session has another refresh token by now, or must not ask any more.
-    Overtaken,
+    /// The session now has another refresh token, or must make no more calls.
+    Superseded,
     TimedOut,
-    /// The client followed a redirect, and what answered is of this origin.
+    /// The client followed a redirect, and the response comes from this other origin.
     Strayed(StatusCode, String),
     Failed(reqwest_middleware::Error),
 }
 
-/// What came instead of a response.
-pub(super) struct Unanswered {
+/// A call without a response.
+pub(super) struct CallFailed {
     pub(super) failure: Failure,
     pub(super) status: Option<StatusCode>,
     pub(super) cause: Cause,
 }
 
-impl NoAnswer {
-    pub(super) fn read(self, secrets: &Secrets) -> Unanswered {
+impl CallError {
+    pub(super) fn read(self, secrets: &Secrets) -> CallFailed {
         let (failure, status, cause): (_, _, Cause) = match self {
             Self::NotMade(not_made) => (not_made.failure(), None, not_made.cause(secrets)),
             Self::NotMadeInTime => {
                 (Failure::Unreached, None, "the parameters were not ready in time".into())
             }
-            Self::Overtaken => {
+            Self::Superseded => {
                 (Failure::Unreached, None, "another process has used the store meanwhile".into())
             }
             Self::TimedOut => (Failure::Lost, None, "the attempt timed out".into()),
@@ -102,15 +103,16 @@ impl NoAnswer {
                 Transport::Foreign(error) => (Failure::Down, None, foreign(&error, secrets)),
             },
         };
-        Unanswered { failure, status, cause }
+        CallFailed { failure, status, cause }
     }
 }
 
-/// Makes a request and sends it. The attempt's time limit is over making it, headers and body; once
-/// the headers are there, what they say counts.
+/// Builds a request and sends it. The attempt's time limit covers building it, its headers and its
+/// body. If the limit runs out after the headers have arrived, the response still counts.
 ///
-/// With a key, the request carries a proof, and if the endpoint asks for a nonce it is made anew and
-/// sent once more, if it `may_repeat`. `sends` is told of each request before it is sent.
+/// With a key, the request carries a proof. If the endpoint demands a nonce and `may_repeat` returns
+/// `true`, the request is built and sent once more. `sends` is called for each request before it is
+/// sent.
 pub(super) async fn exchange<R, M>(
     http: &ClientWithMiddleware,
     limit: &mut Limit,
@@ -118,7 +120,7 @@ pub(super) async fn exchange<R, M>(
     make: impl Fn() -> R,
     may_repeat: impl Fn() -> M,
     mut sends: impl FnMut(&mut TokenRequest),
-) -> Result<Answer, NoAnswer>
+) -> Result<RawResponse, CallError>
 where
     R: Future<Output = Result<TokenRequest, NotMade>>,
     M: Future<Output = bool>,
@@ -128,15 +130,15 @@ where
         let (mut request, carried) = made(limit, prover, make()).await?;
         sends(&mut request);
         let endpoint = request.endpoint.clone();
-        let mut answer = ask(http, request, limit).await?;
-        let asks_again = prover.asks_again(&endpoint, &answer, &carried);
+        let mut response = ask(http, request, limit).await?;
+        let asks_again = prover.asks_again(&endpoint, &response, &carried);
         if !asks_again || was_challenged {
-            answer.is_bound = prover.is_bound();
-            answer.was_challenged = was_challenged;
-            return Ok(answer);
+            response.is_bound = prover.is_bound();
+            response.was_challenged = was_challenged;
+            return Ok(response);
         }
         if !may_repeat().await {
-            return Err(NoAnswer::Overtaken);
+            return Err(CallError::Superseded);
         }
         was_challenged = true;
     }
@@ -146,15 +148,15 @@ async fn made(
     limit: &mut Limit,
     prover: &Prover,
     building: impl Future<Output = Result<TokenRequest, NotMade>>,
-) -> Result<(TokenRequest, Carried), NoAnswer> {
+) -> Result<(TokenRequest, Carried), CallError> {
     let proving = async {
         let mut request = building.await?;
         let carried = prover.prove(&mut request).await?;
         Ok((request, carried))
     };
     match limit.run(proving).await {
-        Ok(made) => made.map_err(NoAnswer::NotMade),
-        Err(_) => Err(NoAnswer::NotMadeInTime),
+        Ok(made) => made.map_err(CallError::NotMade),
+        Err(_) => Err(CallError::NotMadeInTime),
     }
 }
 
@@ -162,36 +164,36 @@ async fn ask(
     http: &ClientWithMiddleware,
     request: TokenRequest,
     limit: &mut Limit,
-) -> Result<Answer, NoAnswer> {
+) -> Result<RawResponse, CallError> {
     let TokenRequest { endpoint, headers, form, .. } = request;
     let request = http
         .post(endpoint.clone())
         .headers(headers)
         .body(Bytes::from_owner(form))
-        // A client that was passed in may have this crate's chain. It would sign, or wait for the
-        // very refresh that this is.
+        // The user's client may contain this crate's chain, which would sign the request or wait
+        // for this very refresh.
         .with_extension(Anonymous);
     let response = limit
         .run(request.send())
         .await
-        .map_err(|_| NoAnswer::TimedOut)?
-        .map_err(NoAnswer::Failed)?;
+        .map_err(|_| CallError::TimedOut)?
+        .map_err(CallError::Failed)?;
     let status = response.status();
     if is_elsewhere(response.url(), &endpoint) {
-        return Err(NoAnswer::Strayed(status, response.url().origin().ascii_serialization()));
+        return Err(CallError::Strayed(status, response.url().origin().ascii_serialization()));
     }
     let headers = response.headers().clone();
     let body = read(response, limit).await;
-    Ok(Answer::new(status, headers, body))
+    Ok(RawResponse::new(status, headers, body))
 }
 
-/// Whether a response comes from another origin than the endpoint. One that a middleware has made
-/// up has no URL, for which `reqwest` puts a placeholder.
+/// Whether a response comes from another origin than the endpoint. A response that middleware has
+/// made up has no URL; `reqwest` then reports a placeholder.
 fn is_elsewhere(url: &Url, endpoint: &Url) -> bool {
     url.origin() != endpoint.origin() && url.host_str() != Some("no.url.provided.local")
 }
 
-/// The client that was passed in, or the default one.
+/// The user's client, or the default client.
 pub(super) fn client(settings: &Settings) -> Result<ClientWithMiddleware, Error> {
     match &settings.http {
         Some(http) => Ok(http.clone()),
@@ -201,9 +203,9 @@ pub(super) fn client(settings: &Settings) -> Result<ClientWithMiddleware, Error>
     }
 }
 
-/// One client for the process, built at first use. It keeps no idle connection: a pooled one may
-/// belong to a runtime that is gone, and a stale one can lose a single-use token. It decodes
-/// nothing: a compressed body could be far larger than it looks.
+/// The client of the process, built on first use. It keeps no idle connections, because a pooled
+/// connection may belong to a runtime that is gone, and a stale one can lose a single-use token. It
+/// decodes nothing, because a compressed body can expand without limit.
 fn default_client() -> reqwest::Result<Client> {
     static CLIENT: OnceLock<Client> = OnceLock::new();
     if let Some(client) = CLIENT.get() {
@@ -221,7 +223,7 @@ fn default_client() -> reqwest::Result<Client> {
     Ok(CLIENT.get_or_init(|| client).clone())
 }
 
-/// Allocated once at its full size, so that no shorter copy stays behind unwiped.
+/// Allocates once at full size, so that no shorter copy is left unwiped.
 pub(super) fn joined<'t>(pieces: impl Iterator<Item = &'t str>) -> Zeroizing<String> {
     Zeroizing::new(pieces.collect::<Vec<_>>().concat())
 }
@@ -231,7 +233,8 @@ pub(super) fn headers(settings: &Settings) -> HeaderMap {
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-    // Some firewalls answer 403 to requests without one (planningcenter/developers#1310).
+    // Some firewalls respond with 403 to requests without a `User-Agent`
+    // (planningcenter/developers#1310).
     if !settings.http.as_ref().is_some_and(has_user_agent) {
         headers.insert(USER_AGENT, HeaderValue::from_static(OUR_USER_AGENT));
     }
@@ -253,14 +256,14 @@ pub(super) fn headers(settings: &Settings) -> HeaderMap {
 
 const OUR_USER_AGENT: &str = concat!("reqwest-reauth/", env!("CARGO_PKG_VERSION"));
 
-/// Whether a client has a default `User-Agent`. `reqwest` adds default headers below all middleware,
-/// only where the name is vacant, and shows them in its `Debug` alone.
+/// Whether a client has a default `User-Agent`. `reqwest` adds default headers below all
+/// middleware, only if the request lacks them, and exposes them only in its `Debug`.
 fn has_user_agent(client: &ClientWithMiddleware) -> bool {
     let inner: &Client = client.as_ref();
     format!("{inner:?}").contains("\"user-agent\": ")
 }
 
-/// RFC 6749 §2.3.1: id and secret are form-encoded before they are joined. Real servers refuse
+/// RFC 6749 §2.3.1: id and secret are form-encoded before they are joined. Real servers reject
 /// reserved characters otherwise.
 pub(super) fn basic(id: &str, secret: &str) -> Zeroizing<String> {
     basic_of(&joined(
@@ -268,7 +271,7 @@ pub(super) fn basic(id: &str, secret: &str) -> Zeroizing<String> {
     ))
 }
 
-/// RFC 7617: id and secret as they are, for servers that do not decode them.
+/// RFC 7617: id and secret unchanged, for servers that do not decode them.
 pub(super) fn basic_raw(id: &str, secret: &str) -> Zeroizing<String> {
     basic_of(&joined([id, ":", secret].into_iter()))
 }

@@ -1,5 +1,5 @@
-//! Reads the members of a token response (RFC 6749 §5.1 and §5.2), leniently: a member that cannot
-//! be read spoils only itself.
+//! Parses the members of a token response (RFC 6749 §5.1 and §5.2) leniently: a malformed member
+//! does not affect the others.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -13,12 +13,12 @@ use zeroize::Zeroizing;
 use super::codes::known_code;
 use crate::token::{AccessToken, RefreshToken, trim_token};
 
-/// Longer lifetimes in `expires` are times of a calendar, not numbers of seconds.
+/// A longer `expires` is a calendar time, not a number of seconds.
 const LONGEST_EXPIRES: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// How many elements of `errors` are looked at.
+/// The number of elements of `errors` that are read.
 const MOST_ERRORS: usize = 16;
 
-/// The members that matter, as far as they could be read.
+/// The relevant members, as far as they could be read.
 #[derive(Default)]
 pub(super) struct Members {
     access_token: Spelt<AccessToken>,
@@ -26,19 +26,19 @@ pub(super) struct Members {
     token_type: Spelt<String>,
     expires_in: Spelt<Duration>,
     expires: Option<Duration>,
-    /// The member `error`, whatever it is, says that something went wrong.
+    /// The member `error`, whatever its type, reports an error.
     is_error: bool,
-    /// By [`Place`].
+    /// Indexed by [`Place`].
     codes: [Option<Zeroizing<String>>; 7],
     errors: Vec<Zeroizing<String>>,
     descriptions: [Option<Zeroizing<String>>; 4],
-    /// What the members of tokens had in them, token or not: no text may repeat it.
+    /// The raw values of the token members, valid or not. No text may repeat them.
     echoes: [Option<Zeroizing<String>>; 4],
     /// Whether the text was read to its end.
     pub(super) complete: bool,
 }
 
-/// A member in snake case, and in camel case.
+/// A member in snake case and in camel case.
 struct Spelt<T>([Option<T>; 2]);
 
 impl<T> Default for Spelt<T> {
@@ -53,7 +53,7 @@ impl<T> Spelt<T> {
     }
 }
 
-/// Where codes stand, the first place first.
+/// The places where providers put codes, in order of precedence.
 #[derive(Clone, Copy)]
 enum Place {
     Error,
@@ -66,13 +66,14 @@ enum Place {
 }
 
 impl Members {
-    /// Reads the JSON object at the start of `body`, or its form-encoded pairs (RFC 6749 §5.1 has
-    /// only JSON, but GitHub answers with a form unless it is asked for JSON).
+    /// Reads the JSON object at the start of `body`, or its form-encoded pairs. RFC 6749 §5.1 has
+    /// only JSON, but GitHub responds with a form unless the request asks for JSON.
     ///
-    /// What follows the object does not matter. Where the text breaks off or turns into something
-    /// that is no JSON, what came before stays: it may be the only copy of a new refresh token.
+    /// Anything after the object is ignored. If the text breaks off or becomes invalid, the members
+    /// before that point are kept: they may hold the only copy of a new refresh token.
     ///
-    /// `is_form`: the headers say that it is a form. `is_whole`: nothing is missing at the end.
+    /// `is_form` says that the headers announce a form, `is_whole` that nothing is missing at the
+    /// end.
     pub(super) fn read(body: &[u8], is_form: bool, is_whole: bool) -> Self {
         let text = Text::of(body);
         let mut members = Self::default();
@@ -111,17 +112,18 @@ impl Members {
         self.expires_in.get().copied().or(self.expires)
     }
 
-    /// Whether the member `error` says anything.
+    /// Whether the member `error` reports an error.
     pub(super) fn is_error(&self) -> bool {
         self.is_error
     }
 
-    /// The first known code, wherever providers put it; else the first text in such a place.
+    /// The first known code, in any place that providers use, or else the first text in such a
+    /// place.
     pub(super) fn code(&self) -> Option<&str> {
         first_known(self.codes.iter().flatten().chain(&self.errors))
     }
 
-    /// The code in the member `error` alone. A text that nobody knows is one too.
+    /// The code in the member `error` alone, known or not.
     pub(super) fn own_code(&self) -> Option<&str> {
         let [text, inner_code, inner_type, ..] = &self.codes;
         let inner = [inner_code, inner_type].into_iter().flatten();
@@ -132,13 +134,14 @@ impl Members {
         self.descriptions.iter().flatten().map(|text| text.as_str()).next()
     }
 
-    /// What the members of tokens had in them.
+    /// The raw values of the token members.
     pub(super) fn echoes(&self) -> impl Iterator<Item = &str> {
         self.echoes.iter().flatten().map(|text| text.as_str())
     }
 
     fn walk(&mut self, text: &str) {
-        // An error's text could quote a value: only whether there was one is kept, in `complete`.
+        // The parse error is dropped, because its text could quote a value. `complete` records
+        // whether there was one.
         let walk = Walk(|name: &str, value: &RawValue| self.take_json(name, value));
         self.complete = serde_json::Deserializer::from_str(text).deserialize_map(walk).is_ok();
     }
@@ -197,7 +200,8 @@ impl Members {
         }
     }
 
-    /// A number of seconds, or a text with one in it: not negative, not infinite.
+    /// Takes a number of seconds, or a text that contains one. The number must be finite and not
+    /// negative.
     fn take_number(&mut self, name: &str, number: &str) {
         let seconds = || Duration::try_from_secs_f64(number.parse().ok()?).ok();
         match name {
@@ -210,7 +214,8 @@ impl Members {
         }
     }
 
-    /// `"error": {"code": …, "type": …, "message": …}`, and everything else that is no text.
+    /// Takes `"error": {"code": …, "type": …, "message": …}` and any other `error` that is not a
+    /// string.
     fn take_inner_error(&mut self, value: &RawValue) {
         let mut members = 0;
         let walk = Walk(|name: &str, value: &RawValue| {
@@ -227,7 +232,7 @@ impl Members {
         self.is_error |= members > 0 || is_number || value.get() == "true";
     }
 
-    /// `"errors": [{"code": …, "errorType": …, "type": …, "message": …}]`.
+    /// Takes `"errors": [{"code": …, "errorType": …, "type": …, "message": …}]`.
     fn take_errors(&mut self, value: &RawValue) {
         let each = Each(|element: &RawValue| {
             let [mut code, mut error_type, mut kind] = [None, None, None];
@@ -248,7 +253,7 @@ impl Members {
     fn read_form(&mut self, text: &str, is_whole: bool) {
         let mut pairs = text.split('&').peekable();
         while let Some(pair) = pairs.next() {
-            // The last one of a body that broke off may be half a token.
+            // The last pair of a truncated body may be half a token.
             if pairs.peek().is_none() && !is_whole {
                 return;
             }
@@ -261,8 +266,8 @@ impl Members {
     }
 }
 
-/// The body as text. Control characters are not allowed in JSON strings; as blanks they spoil no
-/// more than the member they are in, since no token has blanks.
+/// The body as text. Control characters are invalid in JSON strings. Replaced by blanks, they spoil
+/// only the member that contains them, because a token contains no blanks.
 struct Text<'b>(Cow<'b, str>);
 
 impl<'b> Text<'b> {
@@ -287,7 +292,7 @@ impl std::ops::Deref for Text<'_> {
     }
 }
 
-/// A copy of the body is wiped; the body itself is its owner's.
+/// Wipes a copy of the body. The owner of the body wipes the body itself.
 impl Drop for Text<'_> {
     fn drop(&mut self) {
         if let Cow::Owned(text) = std::mem::take(&mut self.0) {
@@ -296,7 +301,7 @@ impl Drop for Text<'_> {
     }
 }
 
-/// Whether a text can be form-encoded pairs. A page that has such pairs in a link is none.
+/// Whether a text can be form-encoded pairs. An HTML page with such pairs in a link does not count.
 fn looks_like_form(text: &str) -> bool {
     let text = text.trim();
     text.contains('=')
@@ -316,7 +321,7 @@ fn first_known<'c>(codes: impl Iterator<Item = &'c Zeroizing<String>>) -> Option
     first
 }
 
-/// The value at this JSON pointer. The last of several members with one name counts.
+/// The value at this JSON pointer. The last of several members with the same name counts.
 fn at<'t>(text: &'t str, pointer: &str) -> Option<&'t str> {
     let mut value = text;
     if pointer.is_empty() {
@@ -347,7 +352,7 @@ fn at<'t>(text: &'t str, pointer: &str) -> Option<&'t str> {
     Some(value)
 }
 
-/// The last of several wins; one that cannot be read is as if absent.
+/// Sets a member: the last readable value wins.
 fn set<T>(member: &mut Option<T>, value: Option<T>) {
     if value.is_some() {
         *member = value;
@@ -362,9 +367,9 @@ fn secret(value: &RawValue) -> Option<Zeroizing<String>> {
     text(value).map(Zeroizing::new)
 }
 
-/// Hands over each member of an object. Values are looked at raw: `serde_json` skips them without
-/// recursion, and refuses none for its size. They are borrowed from the body, so that no copy of a
-/// secret is left unwiped.
+/// Visits each member of an object. Values stay raw: `serde_json` skips them without recursion and
+/// without a size limit. They are borrowed from the body, so that no copy of a secret is left
+/// unwiped.
 struct Walk<F>(F);
 
 impl<'de, F: FnMut(&str, &'de RawValue)> Visitor<'de> for Walk<F> {
@@ -384,7 +389,7 @@ impl<'de, F: FnMut(&str, &'de RawValue)> Visitor<'de> for Walk<F> {
     }
 }
 
-/// Hands over the first elements of an array.
+/// Visits the first elements of an array.
 struct Each<F>(F);
 
 impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for Each<F> {
@@ -594,7 +599,7 @@ mod tests {
         assert_eq!(error.code(), Some("bad_refresh_token"));
         assert_eq!(error.description(), Some("so it is"));
         assert!(error.is_error());
-        // With its type named, a form may have characters that it should have encoded.
+        // If its type is declared, a form may contain characters that it should have encoded.
         assert_eq!(access(&Members::read(b"scope=a b&access_token=a", true, true)), Some("a"));
     }
 
@@ -691,7 +696,7 @@ mod tests {
         ] {
             assert_eq!(access(&Members::read_at(body, pointer)), expected, "{pointer}");
         }
-        // What is closed before a break is found.
+        // A value that is complete before the break is found.
         let cut = br#"{"data":{"refresh_token":"r"},"x":"#;
         assert_eq!(refresh(&Members::read_at(cut, "/data")), Some("r"));
     }

@@ -1,10 +1,10 @@
-//! What is retried, when, and how often: functions over durations.
+//! Decides what is retried, when and how often: pure functions over durations.
 
 use std::time::Duration;
 
 use super::failure::Failure;
 
-/// How a refresh is paced.
+/// The retry settings of a refresh.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     pub(super) max_attempts: u32,
@@ -28,7 +28,7 @@ impl Default for Pace {
     }
 }
 
-/// How long the token endpoint asks to be left alone, if it does.
+/// How long the token endpoint asks its clients to wait, if it does.
 pub(super) type AskedWait = Option<Duration>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +38,8 @@ pub(super) enum Next {
 }
 
 impl Pace {
-    /// What follows after attempt number `attempt` (from 1) failed, `elapsed` after the refresh
-    /// began. `roll` is from 0 to 1.
+    /// Decides what follows after attempt number `attempt` (counted from 1) failed, `elapsed` after
+    /// the start of the refresh. `roll` is a random number from 0 to 1.
     pub(super) fn next(
         &self,
         failure: Failure,
@@ -50,8 +50,8 @@ impl Pace {
     ) -> Next {
         let step = match failure {
             Failure::Busy | Failure::Unreached | Failure::Salvaged => self.step(attempt),
-            // Not longer than the first step: servers that rotate take a spent refresh token for a
-            // few seconds only.
+            // No longer than the first step, because servers that rotate accept a spent refresh
+            // token for a few seconds only.
             Failure::Lost if self.retry_lost => self.step(1),
             Failure::Lost
             | Failure::Throttled
@@ -87,7 +87,8 @@ impl Pace {
     }
 }
 
-/// From half the step to all of it, so that a fleet does not come back in step.
+/// Draws from the upper half of the step, so that the processes of a fleet do not retry in
+/// lockstep.
 fn jittered(step: Duration, roll: f64) -> Duration {
     let half = step / 2;
     half.saturating_add(

@@ -1,4 +1,4 @@
-//! Tells the revocation endpoint that tokens are no longer in use (RFC 7009).
+//! Revokes tokens at the revocation endpoint (RFC 7009).
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::{
     failure::Failure,
     host_and_port,
     proof::Prover,
-    request::{self, Answer, Unanswered},
+    request::{self, CallFailed, RawResponse},
     response::Members,
     retry::{AskedWait, Next, Pace},
     settings::Settings,
@@ -30,10 +30,10 @@ use crate::{
     token::{AccessToken, RefreshToken, Tokens},
 };
 
-/// When the access token is revoked although the refresh token is not yet.
+/// How long the access token waits for the revocation of the refresh token.
 const HEAD_START: Duration = Duration::from_secs(1);
 
-/// One token to be revoked.
+/// The revocation of one token.
 struct Revocation<'a> {
     settings: &'a Settings,
     http: &'a ClientWithMiddleware,
@@ -51,8 +51,8 @@ struct FailedAttempt {
 }
 
 impl Settings {
-    /// Revokes the refresh token, then the access token. If the first cannot be revoked, or takes
-    /// long, the second is revoked all the same.
+    /// Revokes the refresh token, then the access token. The access token is revoked even if the
+    /// refresh token cannot be revoked or its revocation is slow.
     pub(super) async fn revoke(&self, tokens: &Tokens) -> Result<(), Error> {
         let Some(Some(endpoint)) = self.revocation.as_deref() else {
             return Ok(());
@@ -82,7 +82,7 @@ impl Revocation<'_> {
     async fn revoke(&self, token: Option<&str>, hint: &str) -> Result<(), Error> {
         let Some(token) = token else { return Ok(()) };
         let begun = Instant::now();
-        // Nothing is spent by a revocation that is lost.
+        // A lost revocation spends nothing.
         let pace = Pace { retry_lost: true, ..self.settings.pace };
         let mut attempt = 0;
         loop {
@@ -109,7 +109,7 @@ impl Revocation<'_> {
         let Self { settings, http, token_endpoint, endpoint, tokens } = self;
         let mut made = Vec::new();
         let mut limit = Limit::after(settings.attempt_timeout);
-        let answer = request::exchange(
+        let response = request::exchange(
             http,
             &mut limit,
             &Prover::of_logout(),
@@ -118,23 +118,28 @@ impl Revocation<'_> {
             |request| made = std::mem::take(&mut request.made),
         )
         .await;
-        match answer {
-            // RFC 7009 §2.2: the status says it all, and a token that is unknown is a success.
-            Ok(answer) if answer.status.is_success() => Ok(()),
-            Ok(answer) => Err(self.rejected(&answer, &made, hint)),
-            Err(no_answer) => {
+        match response {
+            // RFC 7009 §2.2: the status alone decides, and an unknown token counts as revoked.
+            Ok(response) if response.status.is_success() => Ok(()),
+            Ok(response) => Err(self.rejected(&response, &made, hint)),
+            Err(call_error) => {
                 let secrets = settings.secrets([*tokens], &made);
-                let Unanswered { failure, status, cause } = no_answer.read(&secrets);
+                let CallFailed { failure, status, cause } = call_error.read(&secrets);
                 let error = Error::new(failure.kind(), cause);
                 Err(FailedAttempt { failure, status, asked_wait: None, error })
             }
         }
     }
 
-    fn rejected(&self, answer: &Answer, made: &[Zeroizing<String>], hint: &str) -> FailedAttempt {
-        let failure = rejected(answer.status, &Members::default());
+    fn rejected(
+        &self,
+        response: &RawResponse,
+        made: &[Zeroizing<String>],
+        hint: &str,
+    ) -> FailedAttempt {
+        let failure = rejected(response.status, &Members::default());
         let mut error = Error::new(failure.kind(), format!("the {hint} could not be revoked"));
-        let said: Option<Said> = serde_json::from_slice(&answer.body.bytes).ok();
+        let said: Option<Said> = serde_json::from_slice(&response.body.bytes).ok();
         if let Some(code) = said.and_then(|said| said.error) {
             let code = match known_code(&code) {
                 Some(known) => Some(known.to_owned()),
@@ -146,8 +151,8 @@ impl Revocation<'_> {
         }
         FailedAttempt {
             failure,
-            status: Some(answer.status),
-            asked_wait: asked_wait(&answer.headers, wall()),
+            status: Some(response.status),
+            asked_wait: asked_wait(&response.headers, wall()),
             error,
         }
     }

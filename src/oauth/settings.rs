@@ -1,4 +1,4 @@
-//! What an [`OAuthRefresh`](super::OAuthRefresh) is made with, and whether that can work.
+//! The settings of an [`OAuthRefresh`](super::OAuthRefresh), and their checks.
 
 use std::{
     sync::{Arc, Mutex},
@@ -20,13 +20,13 @@ use crate::{
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) endpoint: Endpoint,
-    /// Rare, and an address is large.
+    /// Boxed, because it is rare and a URL is large.
     pub(super) revocation: Option<Box<Endpoint>>,
     pub(super) grant: Grant,
     pub(super) http: Option<ClientWithMiddleware>,
     pub(super) client: ClientAuth,
     pub(super) scope: Option<String>,
-    /// In the order of the calls.
+    /// In the order of the builder calls.
     pub(super) parameters: Vec<Parameter>,
     pub(super) pace: Pace,
     pub(super) attempt_timeout: Duration,
@@ -36,18 +36,19 @@ pub(super) struct Settings {
     pub(super) doubt: Doubt,
 }
 
-/// Where requests go, if its text is an absolute URL.
+/// The URL of an endpoint, or `None` if its text is not an absolute URL.
 pub(super) type Endpoint = Option<Url>;
 
-/// Who is asked when the login is over.
+/// The fallback refresher.
 #[derive(Clone)]
 pub(super) struct Other {
     pub(super) refresher: Arc<dyn Refresher>,
-    /// What it brought last. The first one's revocation endpoint is not told that token.
+    /// The access token that the fallback obtained last. The first refresher's revocation endpoint
+    /// must not see it.
     pub(super) brought: Arc<Mutex<Option<AccessToken>>>,
 }
 
-/// How the client says who it is (RFC 6749 §2.3.1).
+/// How the client authenticates (RFC 6749 §2.3.1).
 #[derive(Clone)]
 pub(super) enum ClientAuth {
     Unnamed,
@@ -58,7 +59,7 @@ pub(super) enum ClientAuth {
         id: String,
         secret: Zeroizing<String>,
     },
-    /// As they are (RFC 7617).
+    /// Not form-encoded (RFC 7617).
     BasicRaw {
         id: String,
         secret: Zeroizing<String>,
@@ -92,13 +93,13 @@ impl Settings {
         }
     }
 
-    /// Replaces the client's authentication, an assertion included.
+    /// Replaces the client's authentication, including an assertion.
     pub(super) fn set_client(&mut self, client: ClientAuth) {
         self.parameters.retain(|parameter| !parameter.is_of_client());
         self.client = client;
     }
 
-    /// The token endpoint, if the settings can work.
+    /// Returns the token endpoint if the settings can work.
     pub(super) fn checked(&self) -> Result<&Url, Error> {
         let invalid = |why: &'static str| Err(Error::new(ErrorKind::InvalidConfig, why));
         let endpoint = self.checked_endpoint("token", self.endpoint.as_ref())?;

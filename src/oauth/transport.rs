@@ -1,4 +1,4 @@
-//! What a request that brought no answer failed with.
+//! Classifies the error of a request that got no response.
 
 use http::StatusCode;
 use reqwest_middleware::Error as MiddlewareError;
@@ -6,12 +6,12 @@ use reqwest_retry::RetryError;
 
 use super::{codes::by_status, failure::Failure};
 
-/// A client that was passed in may have middleware, and that may wrap what went wrong.
+/// The error of a request. The user's client may have middleware that wraps it.
 pub(super) enum Transport {
     Own(reqwest::Error),
-    /// Seen inside another error; its text may have a URL in it.
+    /// Found inside another error. The text may contain a URL.
     Inside(Failure, Option<StatusCode>),
-    /// Middleware rejected to send, or made something up.
+    /// An error that the user's own middleware raised.
     Foreign(MiddlewareError),
 }
 
@@ -37,7 +37,7 @@ pub(super) fn unwrapped(error: MiddlewareError) -> Transport {
     }
 }
 
-// A transparent wrapper's `source()` skips the wrapped error itself, so each link is opened by its
+// `source()` of a transparent wrapper skips the wrapped error, so each link is unwrapped by its
 // type.
 fn inside<'e>(link: &'e (dyn std::error::Error + 'static)) -> Option<&'e reqwest::Error> {
     if let Some(found) = link.downcast_ref::<reqwest::Error>() {
@@ -73,14 +73,15 @@ pub(super) fn failure(error: &reqwest::Error) -> Failure {
     }
 }
 
-/// Why no attempt can get through before a setting is changed: a certificate that is not trusted
-/// (ramosbugs/oauth2-rs#316), or a proxy that wants a login. Nothing was sent in either case.
+/// Why no attempt can succeed until a setting changes: an untrusted certificate
+/// (ramosbugs/oauth2-rs#316), or a proxy that requires authentication. Nothing was sent in either
+/// case.
 pub(super) fn blocked(error: &reqwest::Error) -> Option<&'static str> {
     if !error.is_connect() {
         return None;
     }
-    // Which TLS library is used is the user's choice, and hyper-util keeps its type to itself. Their
-    // texts are all that they have in common.
+    // The TLS library is the user's choice, and hyper-util's error type is private. The texts are
+    // all that they have in common.
     let chain = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     let texts: Vec<String> = chain.map(|cause| cause.to_string().to_ascii_lowercase()).collect();
     let says = |word: &str| texts.iter().any(|text| text.contains(word));
@@ -93,7 +94,7 @@ pub(super) fn blocked(error: &reqwest::Error) -> Option<&'static str> {
     }
 }
 
-/// An error with what it means in front.
+/// An error prefixed with its meaning.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub(super) struct Named {
@@ -101,9 +102,9 @@ pub(super) struct Named {
     pub(super) source: reqwest::Error,
 }
 
-/// Whether an HTTP/2 server says that it has not looked at the request, so that no refresh token
-/// can be spent: `REFUSED_STREAM` (RFC 9113 §8.7), or GOAWAY without an error and without the
-/// request's stream (§6.8).
+/// Whether an HTTP/2 server reports that it has not processed the request, so that the refresh
+/// token cannot be spent: `REFUSED_STREAM` (RFC 9113 §8.7), or GOAWAY without an error and without
+/// the request's stream (§6.8).
 #[cfg(feature = "http2")]
 fn is_unprocessed(error: &reqwest::Error) -> bool {
     let chain = std::iter::successors(std::error::Error::source(error), |cause| cause.source());

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::super::{
     body::{Body, End},
     reading::judge_by,
-    request::Answer,
+    request::RawResponse,
 };
 use crate::token::RefreshToken;
 
@@ -73,12 +73,12 @@ fn packed(body: Vec<u8>, packing: Packing) -> Answer {
             (zipped, End::Whole)
         }
     };
-    Answer::new(StatusCode::OK, headers, Body { bytes: Zeroizing::new(bytes), end })
+    RawResponse::new(StatusCode::OK, headers, Body { bytes: Zeroizing::new(bytes), end })
 }
 
-fn rotated(answer: Answer) -> Option<String> {
+fn rotated(response: Answer) -> Option<String> {
     let asked_with = RefreshToken::new("old").unwrap();
-    let judgement = judge_by(None, answer, Some(&asked_with), SystemTime::UNIX_EPOCH);
+    let judgement = judge_by(None, response, Some(&asked_with), SystemTime::UNIX_EPOCH);
     judgement.rotated.map(|token| token.expose_secret().to_owned())
 }
 

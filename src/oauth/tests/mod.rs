@@ -103,8 +103,8 @@ impl RefreshLog for Log {
 /// One refresh with [`OLD`] and an access token `old-access-token`.
 async fn fly(refresher: &OAuthRefresh) -> (Result<Tokens, Error>, Arc<Log>) {
     let log = Log::new(Tokens::new("old-access-token").unwrap().with_refresh_token(OLD).unwrap());
-    let flight = RefreshContext::new(Arc::clone(&log) as Arc<dyn RefreshLog>);
-    (refresher.refresh(&flight).await, log)
+    let context = RefreshContext::new(Arc::clone(&log) as Arc<dyn RefreshLog>);
+    (refresher.refresh(&context).await, log)
 }
 
 /// A refresher for this endpoint that loses no time between attempts.

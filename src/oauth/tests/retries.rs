@@ -409,14 +409,14 @@ async fn the_deadline_covers_the_rescue_save() {
         TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"rescued-token"}"#)]).await;
     let log = Log::new(Tokens::from_refresh_token(OLD).unwrap());
     let stuck = Arc::new(Notify::new());
-    let flight = RefreshContext::new(Arc::new(StuckKeep(Arc::clone(&log), Arc::clone(&stuck))));
+    let context = RefreshContext::new(Arc::new(StuckKeep(Arc::clone(&log), Arc::clone(&stuck))));
     let deadline = Duration::from_secs(600);
     let refresher = quick(&endpoint).attempt_timeout(deadline).deadline(deadline);
     let passing = async {
         stuck.notified().await;
         pass(deadline).await;
     };
-    let error = tokio::join!(refresher.refresh(&flight), passing).0.unwrap_err();
+    let error = tokio::join!(refresher.refresh(&context), passing).0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadResponse);
     assert!(!error.possibly_consumed());
     assert_eq!(log.kept(), ["rescued-token"]);

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use libfuzzer_sys::fuzz_target;
-use reqwest_reauth::{RefreshToken, fuzzing::token_answer};
+use reqwest_reauth::{RefreshToken, fuzzing::token_response};
 
 const STATUSES: [u16; 8] = [200, 201, 204, 302, 400, 401, 429, 503];
 const ASKED_WITH: &str = "refresh-token-that-was-asked-with";
@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
         );
     }
     let asked_with = RefreshToken::new(ASKED_WITH).unwrap();
-    let (tokens, rotated, text) = token_answer(status, headers.clone(), body, whole, &asked_with);
+    let (tokens, rotated, text) = token_response(status, headers.clone(), body, whole, &asked_with);
     if let Some(tokens) = &tokens {
         assert!(status.is_success() && whole);
         let access = tokens.access_token().unwrap().expose_secret();
@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
     if status.is_success() && choice & 16 == 0 && data.len() < 100_000 {
         let kept = String::from_utf8_lossy(body);
         let own = format!(r#"{{"refresh_token":"kept-token","x":{kept}"#);
-        let (_, rotated, _) = token_answer(status, headers, own.as_bytes(), whole, &asked_with);
+        let (_, rotated, _) = token_response(status, headers, own.as_bytes(), whole, &asked_with);
         // Unless the rest has another one.
         if !kept.contains("refresh") && !kept.contains('\\') {
             assert_eq!(rotated.unwrap().expose_secret(), "kept-token");
