@@ -1,19 +1,19 @@
 //! What the challenges of a response say about the token (RFC 9110 §11.6.1, RFC 6750 §3).
 //!
-//! The field is full of challenges that the grammar does not allow: single quotes (Twitch), values
-//! without names (Facebook), parameters without commas. So they are read by hand.
+//! Real servers send challenges that the grammar does not allow: single quotes (Twitch), values
+//! without names (Facebook), parameters without commas. A hand-written parser accepts them.
 
 use http::{HeaderMap, header::WWW_AUTHENTICATE};
 
-/// What all challenges of a response say together.
+/// The combined result of all challenges of a response.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Challenges {
-    /// Another token may satisfy one of them. No challenge at all counts as that.
+    /// A new token may satisfy at least one challenge. A response without challenges counts as
+    /// satisfiable.
     pub(super) satisfiable: bool,
-    /// One that a token may satisfy says `invalid_token`.
+    /// A satisfiable challenge has the error `invalid_token`.
     pub(super) invalid_token: bool,
-    /// One that a token may satisfy says that the token is good but not enough (RFC 6750 §3.1, RFC
-    /// 9470 §3).
+    /// A satisfiable challenge reports a valid but insufficient token (RFC 6750 §3.1, RFC 9470 §3).
     pub(super) needs_more: bool,
 }
 
@@ -38,13 +38,13 @@ fn is_never_satisfied(scheme: &str) -> bool {
 }
 
 impl Challenges {
-    /// `own`: the scheme that the session's token is sent with.
+    /// Reads the challenges. `own` is the scheme that the session's token is sent with.
     pub(super) fn read(headers: &HeaderMap, own: Option<&str>) -> Self {
         let mut said = Self::default();
         let mut any = false;
         for value in headers.get_all(WWW_AUTHENTICATE) {
             let text = String::from_utf8_lossy(value.as_bytes());
-            // Parameters before any scheme are a challenge of a scheme that nobody knows.
+            // Parameters before any scheme count as a challenge of an unknown scheme.
             let mut satisfiable = true;
             for item in items(&text) {
                 any = true;
@@ -63,7 +63,7 @@ impl Challenges {
         said
     }
 
-    /// A value without a name may be a code too.
+    /// Takes a parameter. A value without a name may be an error code too.
     fn hears(&mut self, name: Option<&str>, value: &str) {
         if name.is_none_or(|name| name.eq_ignore_ascii_case("error")) {
             let value: String = value.chars().filter(|&char| char != '\\').collect();
@@ -74,8 +74,8 @@ impl Challenges {
     }
 }
 
-/// The length of the quoted string at the start, its quotes included. A quote that is not closed
-/// reaches to the end; a single one that is not closed is no quote.
+/// The length of the quoted string at the start, including its quotes. An unclosed double quote
+/// reaches to the end. An unclosed single quote does not count as a quote.
 fn quoted(text: &str) -> Option<usize> {
     let quote = text.chars().next().filter(|char| matches!(char, '"' | '\''))?;
     let mut escaped = false;
@@ -90,13 +90,13 @@ fn quoted(text: &str) -> Option<usize> {
     (quote == '"').then_some(text.len())
 }
 
-/// Whether a quote may open after this character: an apostrophe inside a word is none.
+/// Whether a quote may open after this character. An apostrophe inside a word does not.
 fn may_open(before: Option<char>, quote: char) -> bool {
     quote == '"'
         || before.is_none_or(|before| before.is_ascii_whitespace() || "=,".contains(before))
 }
 
-/// What stands between the commas that are not quoted, without blanks.
+/// Splits a text at its unquoted commas and trims the parts.
 fn items(text: &str) -> impl Iterator<Item = &str> {
     let mut items = Vec::new();
     let (mut start, mut at, mut before) = (0, 0, None);
@@ -118,7 +118,7 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
     items.into_iter().map(str::trim).filter(|item| !item.is_empty())
 }
 
-/// The scheme that an item names, if it begins a challenge, and its parameters.
+/// Splits an item into its scheme, if it starts a challenge, and its parameters.
 fn split(item: &str) -> (Option<&str>, &str) {
     let end = item
         .find(|char: char| char.is_ascii_whitespace() || matches!(char, '=' | '"' | '\''))
@@ -131,7 +131,7 @@ fn split(item: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// Hands over each parameter, with its name if it has one.
+/// Visits each parameter, with its name if it has one.
 fn params_of(text: &str, mut take: impl FnMut(Option<&str>, &str)) {
     let mut rest = text.trim_start();
     while !rest.is_empty() {
@@ -147,7 +147,7 @@ fn params_of(text: &str, mut take: impl FnMut(Option<&str>, &str)) {
             _ => None,
         };
         let end = quoted(rest).unwrap_or_else(|| {
-            // At least one character, so that it ends.
+            // Advances by at least one character, so that the loop terminates.
             let first = rest.chars().next().map_or(0, char::len_utf8);
             let length = rest[first..].find(char::is_whitespace);
             length.map_or(rest.len(), |length| first + length)

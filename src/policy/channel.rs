@@ -1,5 +1,5 @@
-//! Where a response brings new tokens: a header or a cookie, with a rotated refresh token beside
-//! it.
+//! Where a response carries new tokens: in a header or a cookie, possibly with a rotated refresh
+//! token.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -16,18 +16,19 @@ use crate::{
     token::{AccessToken, RefreshToken, Trimmed, trim_header, trim_token},
 };
 
-/// Where the API's responses bring new tokens. See
+/// Where the API's responses carry new tokens. See
 /// [`SessionBuilder::capture`](crate::SessionBuilder::capture).
 ///
 /// ```
-/// # use reqwest_reauth::{CaptureFrom, Error, Session, Tokens};
-/// # fn main() -> Result<(), Error> {
-/// let session = Session::builder(Tokens::new("token")?)
-///     .origin("https://api.example.com")
-///     .capture(CaptureFrom::header("X-New-Access-Token").refresh_header("X-New-Refresh-Token"))
-///     .build()?;
-/// # Ok(())
-/// # }
+/// use reqwest_reauth::{CaptureFrom, Error, Session, Tokens};
+///
+/// fn main() -> Result<(), Error> {
+///     let session = Session::builder(Tokens::new("token")?)
+///         .origin("https://api.example.com")
+///         .capture(CaptureFrom::header("X-New-Access-Token").refresh_header("X-New-Refresh-Token"))
+///         .build()?;
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone, Debug)]
 pub struct CaptureFrom {
@@ -43,9 +44,9 @@ enum Place {
 }
 
 impl CaptureFrom {
-    /// The access token is the value of this response header. A leading `Bearer ` is dropped.
+    /// Reads the access token from this response header. A leading `Bearer ` is removed.
     ///
-    /// A name that no header can have is [`InvalidConfig`](ErrorKind::InvalidConfig) at
+    /// An invalid header name is reported as [`InvalidConfig`](ErrorKind::InvalidConfig) by
     /// [`build`](crate::SessionBuilder::build).
     pub fn header<N>(name: N) -> Self
     where
@@ -55,8 +56,8 @@ impl CaptureFrom {
         Self { access: Place::header(name), refresh: None }
     }
 
-    /// A new refresh token is the value of this response header. It is taken only together with an
-    /// access token that is adopted.
+    /// Also reads a new refresh token from this response header. It is used only together with an
+    /// access token that the session adopts.
     pub fn refresh_header<N>(mut self, name: N) -> Self
     where
         N: TryInto<HeaderName>,
@@ -66,17 +67,17 @@ impl CaptureFrom {
         self
     }
 
-    /// The access token is the value of this cookie in `Set-Cookie`. Names of cookies are
-    /// case-sensitive. A cookie that is empty or has expired brings nothing.
+    /// Reads the access token from this cookie in `Set-Cookie`. Cookie names are case-sensitive. A
+    /// cookie that is empty or expired is ignored.
     ///
-    /// A name that no cookie can have is [`InvalidConfig`](ErrorKind::InvalidConfig) at
+    /// An invalid cookie name is reported as [`InvalidConfig`](ErrorKind::InvalidConfig) by
     /// [`build`](crate::SessionBuilder::build).
     pub fn cookie(name: impl Into<String>) -> Self {
         Self { access: Place::Cookie(name.into()), refresh: None }
     }
 
-    /// A new refresh token is the value of this cookie. It is taken only together with an access
-    /// token that is adopted.
+    /// Also reads a new refresh token from this cookie. It is used only together with an access
+    /// token that the session adopts.
     pub fn refresh_cookie(mut self, name: impl Into<String>) -> Self {
         self.refresh = Some(Place::Cookie(name.into()));
         self
@@ -116,7 +117,7 @@ impl Place {
         }
     }
 
-    /// The header that brings it.
+    /// The name of the header that carries the token.
     fn name(&self) -> Option<&HeaderName> {
         match self {
             Self::Header(name) => Some(name),
@@ -126,8 +127,8 @@ impl Place {
     }
 }
 
-/// More than RFC 6265 §4.1.1 allows, since servers set such names: anything that ends up as the
-/// name when a `Set-Cookie` line is parsed.
+/// Accepts more than RFC 6265 §4.1.1, because servers use such names: anything that parsing a
+/// `Set-Cookie` line can return as a name.
 fn is_cookie_name(name: &str) -> bool {
     !name.is_empty()
         && name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'=' | b';' | b','))
@@ -140,11 +141,11 @@ pub(crate) struct Channels(Arc<Known>);
 #[derive(Debug)]
 struct Known {
     all: Box<[CaptureFrom]>,
-    /// The headers that can bring a token. Almost always one.
+    /// The headers that can carry a token, almost always a single one.
     names: Box<[HeaderName]>,
 }
 
-/// What a response brings.
+/// The new tokens of a response.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Brought {
     pub(crate) access: AccessToken,
@@ -153,7 +154,7 @@ pub(crate) struct Brought {
 
 impl Channels {
     /// # Errors
-    /// `InvalidConfig` for names that no header or cookie can have.
+    /// `InvalidConfig` for an invalid header or cookie name.
     pub(crate) fn new(all: Vec<CaptureFrom>) -> Result<Self, Error> {
         for place in all.iter().flat_map(CaptureFrom::places) {
             place.check()?;
@@ -167,7 +168,7 @@ impl Channels {
         Ok(Self(Arc::new(Known { all: all.into(), names: names.into() })))
     }
 
-    /// Those of almost every session, which share them: `Refreshed-API-Token` alone.
+    /// The default channel, `Refreshed-API-Token`. Almost all sessions share it.
     pub(crate) fn standard() -> Self {
         static STANDARD: LazyLock<Channels> = LazyLock::new(|| {
             let name = HeaderName::from_static("refreshed-api-token");
@@ -183,7 +184,7 @@ impl Channels {
         self.0.names.iter().any(|name| has_header(headers, name))
     }
 
-    /// Marks everything sensitive that may be a token.
+    /// Marks every header that may carry a token as sensitive.
     pub(crate) fn conceal(&self, headers: &mut HeaderMap) {
         for name in &self.0.names {
             if has_header(headers, name)
@@ -256,7 +257,7 @@ impl Place {
         }
     }
 
-    /// A malformed refresh token is as if it were absent.
+    /// A malformed refresh token counts as absent.
     fn read_refresh(&self, headers: &HeaderMap, now: SystemTime) -> Option<RefreshToken> {
         match self.read(headers, now) {
             Found::One(text) if !text.contains(',') => RefreshToken::new(text).ok(),
@@ -275,7 +276,7 @@ impl Place {
     }
 }
 
-/// What one place of a response has.
+/// What one channel found in a response.
 #[derive(Debug, PartialEq)]
 enum Found<'a> {
     Nothing,
@@ -283,14 +284,14 @@ enum Found<'a> {
     Malformed,
 }
 
-/// The one text that all values agree on.
+/// The text on which all values agree.
 fn agreed<'a>(values: impl Iterator<Item = Found<'a>>) -> Found<'a> {
     values
         .reduce(|first, other| if first == other { first } else { Found::Malformed })
         .unwrap_or(Found::Nothing)
 }
 
-/// A header that is there and has no token is malformed.
+/// A header that is present but holds no token is malformed.
 fn in_header(value: &HeaderValue) -> Found<'_> {
     match trim_header(value) {
         Some(Trimmed::Token(text)) => Found::One(text),
@@ -298,11 +299,11 @@ fn in_header(value: &HeaderValue) -> Found<'_> {
     }
 }
 
-/// `None` for another cookie, and for one that is removed (RFC 6265 §4.1.2).
+/// Returns `None` for another cookie, and for a removed cookie (RFC 6265 §4.1.2).
 fn in_cookie<'a>(line: &'a HeaderValue, name: &str, now: SystemTime) -> Option<Found<'a>> {
     let bytes = line.as_bytes();
     let Ok(text) = line.to_str() else {
-        // The name alone may still be legible.
+        // The name may be readable even if the value is not.
         let is_it = bytes.trim_ascii_start().strip_prefix(name.as_bytes());
         let is_it = is_it.is_some_and(|rest| rest.trim_ascii_start().starts_with(b"="));
         return is_it.then_some(Found::Malformed);
@@ -319,7 +320,7 @@ fn in_cookie<'a>(line: &'a HeaderValue, name: &str, now: SystemTime) -> Option<F
     (!text.is_empty()).then_some(Found::One(text))
 }
 
-/// RFC 6265 §4.1.2.2: where both are there, `Max-Age` counts and `Expires` does not.
+/// RFC 6265 §4.1.2.2: `Max-Age` takes precedence over `Expires`.
 fn is_removed(cookie: &Cookie<'_>, now: SystemTime) -> bool {
     match (cookie.max_age(), cookie.expires_datetime()) {
         (Some(age), _) => !age.is_positive(),

@@ -1,5 +1,5 @@
-//! Pure decisions: where a token may go, where it is put, where a new one comes from, and which
-//! responses reject it.
+//! Pure decisions: where a token may be sent, where it is placed, where a new one comes from, and
+//! which responses reject it.
 
 mod challenge;
 mod channel;

@@ -14,7 +14,7 @@ pub(crate) fn has_header(headers: &HeaderMap, name: &HeaderName) -> bool {
     headers.keys().any(|other| other == name)
 }
 
-/// A `token` of RFC 9110 §5.6.2.
+/// Whether a text is a `token` (RFC 9110 §5.6.2).
 pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty()
         && text

@@ -1,24 +1,24 @@
-//! Where a token may go: an origin in the sense of RFC 6454 §4, compared after URL normalisation.
+//! Where a token may be sent: an origin (RFC 6454 §4), compared after URL normalisation.
 
 use url::{Host, Url};
 
 use crate::error::{Error, ErrorKind};
 
 /// Scheme, host and port, normalised by the URL parser: lower case, IDN as Punycode,
-/// percent-encoding and default ports resolved. A trailing dot, another spelling of the same
-/// machine, or an IPv4 address mapped into IPv6 is another origin.
+/// percent-encoding and default ports resolved. A trailing dot, another name of the same machine,
+/// and an IPv4-mapped IPv6 address each make a different origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
     https: bool,
     host: Box<str>,
     port: u16,
-    /// How URLs of this origin begin if they name no user: up to and with the slash that ends the
-    /// authority.
+    /// The start of each URL of this origin that has no user info, up to and including the slash
+    /// after the authority.
     prefix: Box<str>,
 }
 
 impl Origin {
-    /// Reads an origin from a URL. Its path counts for nothing.
+    /// Parses an origin from a URL. The path is ignored.
     pub(crate) fn parse(text: &str, allow_plain_http: bool) -> Result<Self, Error> {
         let invalid = |why: &'static str| Error::new(ErrorKind::InvalidConfig, why);
         let url = Url::parse(text).map_err(|error| Error::new(ErrorKind::InvalidConfig, error))?;
@@ -60,8 +60,8 @@ impl Origin {
     }
 }
 
-/// Whether what is sent to this URL stays on the machine: 127.0.0.0/8, `::1`, `localhost` and names
-/// below it (RFC 6761 §6.3).
+/// Whether a request to this URL stays on the machine: 127.0.0.0/8, `::1`, `localhost` and its
+/// subdomains (RFC 6761 §6.3).
 pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
@@ -106,7 +106,8 @@ mod tests {
 
     #[test]
     fn equal_origins_are_spelled_differently() {
-        // Never with the prefix that a normalised URL has, so that scheme, host and port decide.
+        // None of these starts with the prefix of a normalised URL, so scheme, host and port
+        // decide.
         let table = [
             ("https://api.example.com", "https://user@api.example.com/", true),
             ("http://localhost:8080", "http://user@localhost:8080/", true),

@@ -1,4 +1,4 @@
-//! Where the access token goes on a request.
+//! Where a request carries the access token.
 
 use std::sync::Arc;
 
@@ -11,21 +11,22 @@ use crate::{
     token::AccessToken,
 };
 
-/// Where the access token goes on a request. See
+/// Where a request carries the access token. See
 /// [`SessionBuilder::placement`](crate::SessionBuilder::placement).
 ///
-/// The default is [`Placement::bearer`], as RFC 6750 §2.1 has it.
+/// The default is [`Placement::bearer`] (RFC 6750 §2.1).
 ///
 /// ```
-/// # use reqwest_reauth::{Error, Placement, Session, Tokens};
-/// # fn main() -> Result<(), Error> {
-/// let session = Session::builder(Tokens::new("0123abcd")?)
-///     .origin("https://api.example.com")
-///     // Authorization: Token 0123abcd
-///     .placement(Placement::scheme("Token"))
-///     .build()?;
-/// # Ok(())
-/// # }
+/// use reqwest_reauth::{Error, Placement, Session, Tokens};
+///
+/// fn main() -> Result<(), Error> {
+///     let session = Session::builder(Tokens::new("0123abcd")?)
+///         .origin("https://api.example.com")
+///         // Authorization: Token 0123abcd
+///         .placement(Placement::scheme("Token"))
+///         .build()?;
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone, Debug)]
 pub struct Placement(Kind);
@@ -40,32 +41,31 @@ enum Kind {
 }
 
 impl Placement {
-    /// `Authorization: Bearer <token>`.
+    /// Sends `Authorization: Bearer <token>`.
     pub fn bearer() -> Self {
         Self(Kind::Bearer)
     }
 
-    /// `Authorization: <scheme> <token>`, for example `Authorization: Token 0123abcd`.
+    /// Sends `Authorization: <scheme> <token>`, for example `Authorization: Token 0123abcd`.
     ///
-    /// A scheme that is no token of RFC 9110 §11.1 is
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig) at
-    /// [`build`](crate::SessionBuilder::build).
+    /// A scheme that is not a token (RFC 9110 §11.1) is reported as
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) by [`build`](crate::SessionBuilder::build).
     pub fn scheme(scheme: impl Into<String>) -> Self {
         Self(Kind::Scheme(scheme.into()))
     }
 
-    /// `<name>: <token>`, without a scheme, for example `X-API-Key: 0123abcd`.
+    /// Sends `<name>: <token>` without a scheme, for example `X-API-Key: 0123abcd`.
     ///
-    /// **reqwest removes `Authorization` from a request that is redirected to another host, and
-    /// carries any other header along.** Build the client with
-    /// [`same_origin_redirects`](crate::same_origin_redirects), or the token can reach a server that
-    /// the session does not trust. A response that comes from elsewhere all the same is logged as
-    /// an error.
+    /// **On a redirect to another host, reqwest removes `Authorization` but keeps any other
+    /// header.** Build the client with [`same_origin_redirects`](crate::same_origin_redirects), or
+    /// the token can reach a server that the session does not trust. If a response does come from
+    /// another origin, an error is logged.
     ///
-    /// The caller's own header of that name wins, as the caller's own `Authorization` does
-    /// elsewhere. An `Authorization` header is sent beside it.
+    /// If the request already has a header of that name, that header is sent instead, as with the
+    /// caller's own `Authorization` in the other placements. An `Authorization` header is sent in
+    /// addition.
     ///
-    /// A name that no header can have is [`InvalidConfig`](ErrorKind::InvalidConfig) at
+    /// An invalid header name is reported as [`InvalidConfig`](ErrorKind::InvalidConfig) by
     /// [`build`](crate::SessionBuilder::build).
     pub fn header<N>(name: N) -> Self
     where
@@ -75,39 +75,39 @@ impl Placement {
         Self(Kind::Header(name.try_into().map_err(|error| Arc::new(error.into()))))
     }
 
-    /// `Authorization: DPoP <token>` with a proof in `DPoP` that this key signs anew for each
-    /// request (RFC 9449). A stolen token is of no use without the key. Feature `dpop`.
+    /// Sends `Authorization: DPoP <token>`, and a proof in the header `DPoP` that this key signs
+    /// for each request (RFC 9449). A stolen token is useless without the key. Requires the feature
+    /// `dpop`.
     ///
-    /// The token endpoint gets proofs by the same key, and both servers' nonces are kept. A
-    /// response that asks for a nonce (`use_dpop_nonce`) is not the caller's: the request is sent
-    /// again at once, with that nonce.
+    /// Calls to the token endpoint carry proofs by the same key, and the nonces of both servers are
+    /// kept. If a response demands a nonce (`use_dpop_nonce`), the caller does not see it: the
+    /// request is sent again at once, with that nonce.
     ///
-    /// A proof is for one URL. **reqwest carries it along when it follows a redirect**, where it is
-    /// wrong: build the client with [`Policy::none`](reqwest::redirect::Policy::none), or with
-    /// [`same_origin_redirects`](crate::same_origin_redirects), which keeps it from other servers.
-    /// A retry inside the chain sends one proof twice, which servers reject: put it outside.
+    /// A proof is valid for one URL. **reqwest keeps the proof when it follows a redirect**, where
+    /// it is not valid. Build the client with [`Policy::none`](reqwest::redirect::Policy::none), or
+    /// with [`same_origin_redirects`](crate::same_origin_redirects), which keeps the proof from
+    /// other servers. Put retries outside the chain: a retry inside it sends the same proof twice,
+    /// which servers reject.
     ///
     /// ```
-    /// # use reqwest_reauth::{Error, OAuthRefresh, Session, Tokens};
-    /// use reqwest_reauth::{DpopAlg, DpopKey, Placement};
+    /// use reqwest_reauth::{DpopAlg, DpopKey, Error, OAuthRefresh, Placement, Session, Tokens};
     ///
-    /// # fn f(pem: &str, tokens: Tokens) -> Result<(), Error> {
-    /// // The key that the login was made with.
-    /// let key = DpopKey::from_pem(pem.as_bytes(), DpopAlg::Es256)?;
-    /// let session = Session::builder(tokens)
-    ///     .origin("https://api.example.com")
-    ///     .placement(Placement::dpop(key))
-    ///     .refresher(OAuthRefresh::new("https://login.example.com/oauth/token"))
-    ///     .build()?;
-    /// # Ok(())
-    /// # }
+    /// /// `pem` holds the key that the login was made with.
+    /// fn bound_session(pem: &str, tokens: Tokens) -> Result<Session, Error> {
+    ///     let key = DpopKey::from_pem(pem.as_bytes(), DpopAlg::Es256)?;
+    ///     Session::builder(tokens)
+    ///         .origin("https://api.example.com")
+    ///         .placement(Placement::dpop(key))
+    ///         .refresher(OAuthRefresh::new("https://login.example.com/oauth/token"))
+    ///         .build()
+    /// }
     /// ```
     #[cfg(feature = "dpop")]
     pub fn dpop(key: crate::dpop::DpopKey) -> Self {
         Self(Kind::Dpop(key))
     }
 
-    /// The key that requests are to be signed with.
+    /// The key that signs the requests.
     #[cfg(feature = "dpop")]
     pub(crate) fn dpop_key(&self) -> Option<&crate::dpop::DpopKey> {
         match &self.0 {
@@ -116,7 +116,7 @@ impl Placement {
         }
     }
 
-    /// Whether each request needs a proof of its own beside the token.
+    /// Whether each request needs its own proof beside the token.
     #[cfg_attr(not(feature = "dpop"), allow(clippy::unused_self))]
     pub(crate) fn needs_proof(&self) -> bool {
         #[cfg(feature = "dpop")]
@@ -138,7 +138,7 @@ impl Placement {
         }
     }
 
-    /// The header's name.
+    /// The name of the header.
     pub(crate) fn name(&self) -> &HeaderName {
         match &self.0 {
             Kind::Header(Ok(name)) => name,
@@ -146,7 +146,7 @@ impl Placement {
         }
     }
 
-    /// The header's value, marked sensitive and wiped with the last copy of the token.
+    /// The value of the header, marked sensitive and wiped with the last copy of the token.
     pub(crate) fn value(&self, token: &AccessToken) -> HeaderValue {
         match &self.0 {
             Kind::Scheme(scheme) => token.header_with_scheme(scheme),
@@ -157,7 +157,7 @@ impl Placement {
         }
     }
 
-    /// The scheme in which the API may challenge for this token. `None` for a header without one.
+    /// The scheme of the API's challenges for this token, or `None` for a header without a scheme.
     pub(crate) fn challenge_scheme(&self) -> Option<&str> {
         match &self.0 {
             Kind::Bearer => Some("Bearer"),
@@ -168,16 +168,16 @@ impl Placement {
         }
     }
 
-    /// Whether reqwest carries the header along when it follows a redirect to another host.
+    /// Whether reqwest keeps the header on a redirect to another host.
     pub(crate) fn survives_redirects(&self) -> bool {
         let dropped = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
         matches!(&self.0, Kind::Header(Ok(name)) if !dropped.contains(name))
     }
 
-    /// Whether a user name or a password in the URL takes this place. reqwest makes an
-    /// `Authorization` header of it.
+    /// Whether user info in the URL takes the place of this header, because reqwest turns it into
+    /// an `Authorization` header.
     pub(crate) fn is_taken_by_userinfo(&self, url: &Url) -> bool {
-        // One comparison for almost all: nothing else stands before the host.
+        // A fast path for almost all URLs: nothing precedes the host.
         url[Position::AfterScheme..Position::BeforeHost] != *"://"
             && *self.name() == header::AUTHORIZATION
             && (!url.username().is_empty() || url.password().is_some())

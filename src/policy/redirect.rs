@@ -1,22 +1,24 @@
-//! A redirect policy for tokens in headers that reqwest carries along.
+//! A redirect policy for tokens in headers that reqwest keeps on a redirect.
 
 use reqwest::redirect::{Attempt, Policy};
 
-/// reqwest's own default limit.
+/// reqwest's default limit.
 const MOST_REDIRECTS: usize = 10;
 
-/// A redirect policy for [`reqwest::ClientBuilder::redirect`]: follows at most ten redirects, none
-/// to another origin (scheme, host and port).
+/// Returns a redirect policy for [`reqwest::ClientBuilder::redirect`] that follows at most ten
+/// redirects, and none to another origin (scheme, host and port).
 ///
-/// A redirect elsewhere is not followed: the 3xx response is the caller's. The eleventh redirect is
-/// an error of reqwest's. Clients of a session with [`Placement::header`](crate::Placement::header)
-/// need it, since reqwest removes only `Authorization` from a request that is redirected elsewhere.
+/// For a redirect to another origin, the caller gets the 3xx response. The eleventh redirect is an
+/// error of reqwest. Sessions with [`Placement::header`](crate::Placement::header) need this
+/// policy, because reqwest removes only `Authorization` on a redirect to another host.
 ///
 /// ```
-/// let client = reqwest::Client::builder()
-///     .redirect(reqwest_reauth::same_origin_redirects())
-///     .build();
-/// # client.unwrap();
+/// fn main() -> reqwest::Result<()> {
+///     let client = reqwest::Client::builder()
+///         .redirect(reqwest_reauth::same_origin_redirects())
+///         .build()?;
+///     Ok(())
+/// }
 /// ```
 pub fn same_origin_redirects() -> Policy {
     Policy::custom(|attempt: Attempt<'_>| {

@@ -1,25 +1,25 @@
-//! Which answers of the API refuse the token, by status and challenge (RFC 9110 §11.6.1, RFC 6750
+//! Which responses of the API reject the token, by status and challenge (RFC 9110 §11.6.1, RFC 6750
 //! §3).
 
 use http::{HeaderMap, StatusCode};
 
 use super::{challenge::Challenges, reply::Reply};
 
-/// What the built-in rule says of an answer, and whether the token that was sent has run out by its
-/// own expiry. Given to the rule of
-/// [`SessionBuilder::rejected_if`](crate::SessionBuilder::rejected_if).
+/// The built-in rule's verdict on a response. It is passed to the rule of
+/// [`SessionBuilder::rejected_if`](crate::SessionBuilder::rejected_if), and
+/// [`Session::observe`](crate::Session::observe) returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Verdict {
-    /// The built-in rule takes this answer for a rejection of the token.
+    /// Whether the response rejects the token.
     pub rejected: bool,
-    /// The token that was sent has run out by its own expiry.
+    /// Whether the token that was sent has passed its own expiry.
     pub token_expired: bool,
-    /// The response brought a token that the session has adopted
+    /// Whether the response carried a token that the session has adopted
     /// ([`Session::observe`](crate::Session::observe)).
     pub captured: bool,
-    /// The response brought a nonce that the request did not carry
+    /// Whether the response carried a nonce that the request did not have
     /// ([`Session::observe`](crate::Session::observe)).
     pub new_nonce: bool,
     /// The response says nothing about the token.
@@ -37,15 +37,17 @@ impl Verdict {
         }
     }
 
-    /// Of a response that has nothing to do with the session.
+    /// The verdict on a response that does not concern the session.
     pub(crate) fn unrelated(status: StatusCode) -> Self {
         Self::new(status)
     }
 
-    /// What [`Session::with_credential`](crate::Session::with_credential) wants to know of a call,
-    /// with the call's value: [`Rejected`](Reply::Rejected); otherwise [`Again`](Reply::Again) for a
-    /// new nonce; otherwise [`Inconclusive`](Reply::Inconclusive) for 5xx, 408 and 429; otherwise
-    /// [`Accepted`](Reply::Accepted).
+    /// Converts the verdict into the result of a call of
+    /// [`Session::with_credential`](crate::Session::with_credential), with the call's value.
+    ///
+    /// The result is, in this order: [`Rejected`](Reply::Rejected) for a rejected token,
+    /// [`Again`](Reply::Again) for a new nonce, [`Inconclusive`](Reply::Inconclusive) for 5xx, 408
+    /// and 429, and otherwise [`Accepted`](Reply::Accepted).
     pub fn reply<T>(self, value: T) -> Reply<T> {
         if self.rejected {
             Reply::Rejected(value)
@@ -59,7 +61,7 @@ impl Verdict {
     }
 }
 
-/// The server is down or overloaded, which says nothing about the token.
+/// Whether the server is down or overloaded, which says nothing about the token.
 pub(crate) fn is_inconclusive(status: StatusCode) -> bool {
     status.is_server_error()
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
@@ -67,8 +69,8 @@ pub(crate) fn is_inconclusive(status: StatusCode) -> bool {
 
 /// Whether the API rejects the token with this response.
 ///
-/// `replaced`: the session has another token than the one that was sent, from this response or from
-/// anywhere else. `own_scheme`: what the token was sent with.
+/// `replaced` says that the session holds another token than the one that was sent, from this
+/// response or another source. `own_scheme` is the scheme that the token was sent with.
 pub(crate) fn is_rejection(
     status: StatusCode,
     headers: &HeaderMap,
@@ -83,8 +85,8 @@ pub(crate) fn is_rejection(
                 said.satisfiable && !said.needs_more
             }
         }
-        // Airflow answers a plain 403 to expired tokens, without a challenge, and to a token that it
-        // has replaced (apache/airflow#60108).
+        // Airflow sends a 403 without a challenge for an expired token, and for a token that it has
+        // replaced (apache/airflow#60108).
         StatusCode::FORBIDDEN => {
             replaced || token_expired || Challenges::read(headers, own_scheme).invalid_token
         }

@@ -1,18 +1,17 @@
-//! What a call with a credential came to.
+//! The result of a call with a credential.
 
-/// What a call of [`Session::with_credential`](crate::Session::with_credential) came to, with its
+/// The result of a call of [`Session::with_credential`](crate::Session::with_credential), with its
 /// value.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub enum Reply<T> {
-    /// The token works.
+    /// The token was accepted.
     Accepted(T),
-    /// The API rejected the token. If this was the second call, the value is the caller's all the
-    /// same.
+    /// The API rejected the token. After the second call the caller gets the value nevertheless.
     Rejected(T),
-    /// Nothing is known about the token: the connection failed, or the API is down.
+    /// The call says nothing about the token: the connection failed, or the API is down.
     Inconclusive(T),
-    /// The call is to be made once more with the same token, since the API wants another proof or
-    /// nonce. Heeded once for each token; after that it counts as `Inconclusive`.
+    /// The call should be repeated with the same token, because the API demands another proof or
+    /// nonce. This works once for each token. After that it counts as `Inconclusive`.
     Again(T),
 }

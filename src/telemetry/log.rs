@@ -1,4 +1,4 @@
-//! The lines for `tracing`, all under one target.
+//! The events for `tracing`, all under one target.
 
 use std::{error::Error as StdError, time::Duration};
 
@@ -10,8 +10,7 @@ use crate::{
     event::Event,
 };
 
-/// A line at the level that its volume says. Failures that are told aloud say how many they stand
-/// for.
+/// Logs a failure at the level of its volume. A loud failure reports how many it stands for.
 macro_rules! failure {
     ($volume:expr, $session:expr, $($rest:tt)*) => {
         match $volume {
@@ -97,7 +96,7 @@ pub(super) fn event(session: Option<&str>, event: &Event, volume: Volume) {
     }
 }
 
-/// Whether the login is over, and there was one.
+/// Whether the error ends a login that existed.
 fn is_lost_login(error: &Error) -> bool {
     error.kind() == ErrorKind::LoginRequired && !error.nothing_to_ask_with()
 }
@@ -215,7 +214,7 @@ mod tests {
         }
     }
 
-    /// The lines that `tell` writes.
+    /// The lines that `tell` logs.
     fn logged(tell: impl FnOnce()) -> Vec<String> {
         let log = Log::default();
         let to = log.clone();

@@ -1,7 +1,8 @@
 //! Counters, gauges and histograms through the [`metrics`](https://docs.rs/metrics) facade.
 //!
-//! Names follow OpenTelemetry's habits: dots between words, seconds for durations, `error.type` and
-//! `http.response.status_code` as attributes. The guide's page on telemetry lists them.
+//! Names follow the conventions of OpenTelemetry: dots between words, seconds for durations,
+//! `error.type` and `http.response.status_code` as attributes. The guide's page on telemetry lists
+//! them.
 
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use crate::{
     session::SessionState,
 };
 
-/// Tells the recorder what each metric means. A recorder that is installed later does not hear it,
-/// so every session says it again.
+/// Describes each metric to the recorder. Every session repeats this, because a recorder that is
+/// installed later has missed earlier descriptions.
 pub(super) fn describe() {
     let count = Unit::Count;
     describe_counter!("reauth.captures", count, "Tokens in responses of the API, by result");
@@ -60,7 +61,7 @@ pub(super) fn describe() {
     describe_histogram!("reauth.heartbeat.beat.duration", seconds, "How long a heartbeat took");
 }
 
-/// The attributes of a metric: at most one of its own, and the session's name if it has one.
+/// The labels of a metric: at most one of its own, and the session's name if it has one.
 fn labels(session: Option<&str>, own: Option<(&'static str, &str)>) -> Vec<Label> {
     let own = own.map(|(key, value)| Label::new(key, value.to_owned()));
     let session = session.map(|name| Label::new("reauth.session", name.to_owned()));
@@ -104,7 +105,7 @@ pub(super) fn event(session: Option<&str>, event: &Event) {
         Event::StoreFailed { .. } => {
             counter!("reauth.store.failures", labels(session, None)).increment(1);
         }
-        // Refreshes are told by `refresh`, with how long they took. The others have no counter.
+        // `refresh` records refreshes, with their duration. The other events have no counter.
         _ => {}
     }
 }
@@ -141,8 +142,9 @@ pub(super) fn heartbeat_ended(session: Option<&str>, reason: &'static str) {
         .increment(1);
 }
 
-/// A session has gone from one state to another: `None` before its birth and after its end. Each
-/// state has a gauge that counts the sessions in it, so that sessions without a name add up.
+/// Records a change of a session's state, where `None` stands for the time before its creation and
+/// after its drop. Each state has a gauge with the number of sessions in it, so that sessions
+/// without a name add up.
 pub(super) fn state(session: Option<&str>, from: Option<SessionState>, to: Option<SessionState>) {
     let of = |state| gauge!("reauth.session.state", labels(session, Some(("reauth.state", state))));
     if let Some(from) = from {

@@ -1,8 +1,9 @@
-//! What an operator sees of a session: lines for `tracing` and, with feature `metrics`, numbers.
+//! What an operator sees of a session: events for `tracing` and, with the feature `metrics`,
+//! numbers.
 //!
-//! Everything that the crate says to either goes through [`Telemetry`]. It names the session, and
-//! keeps failures that repeat from filling a log. A subscriber or a recorder that panics changes
-//! nothing.
+//! All of the crate's telemetry goes through [`Telemetry`]. It adds the session's name and limits
+//! the rate of repeated failures. A panic in a subscriber or a recorder has no effect on the
+//! session.
 
 mod log;
 #[cfg(feature = "metrics")]
@@ -29,13 +30,13 @@ use crate::{
     session::SessionState,
 };
 
-/// One session's, or that of a heartbeat without a session.
+/// The telemetry of a session, or of a heartbeat without a session.
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
     name: Option<Box<str>>,
-    /// Made at the first failure.
+    /// Allocated on the first failure.
     repeats: Mutex<Option<Box<Repeats>>>,
-    /// Told once at INFO.
+    /// Whether `CallerAuthorization` has been logged. It is logged at INFO once.
     caller_authorization: AtomicBool,
     /// The state that the gauge shows.
     #[cfg(feature = "metrics")]
@@ -55,14 +56,14 @@ impl Telemetry {
         self.name.as_deref()
     }
 
-    /// Tells what listeners are told.
+    /// Records an event that the listeners receive too.
     pub(crate) fn event(&self, event: &Event) {
         guarded(|| log::event(self.name(), event, self.volume_of(event)));
         #[cfg(feature = "metrics")]
         guarded(|| metrics::event(self.name(), event));
     }
 
-    /// How loud a failure, or something that is worth a line only once, is told.
+    /// The volume of a failure, or of an event that is logged only once.
     fn volume_of(&self, event: &Event) -> Volume {
         match event {
             Event::RefreshRetrying { .. } | Event::RefreshFailed { .. } => {
@@ -89,7 +90,8 @@ impl Telemetry {
         guarded(|| log::listener_panicked(self.name(), volume));
     }
 
-    /// A refresh has ended, and nothing has overtaken it: `None` if it brought a token.
+    /// Records the end of a refresh that was not superseded. `error` is `None` if the refresh
+    /// obtained a token.
     #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
     pub(crate) fn refresh(&self, error: Option<&Error>, took: Duration) {
         #[cfg(feature = "metrics")]
@@ -98,7 +100,7 @@ impl Telemetry {
         let _ = (error, took);
     }
 
-    /// A request is sent again with a nonce (RFC 9449 §8 and §9).
+    /// Records that a request is sent again with a nonce (RFC 9449 §8 and §9).
     #[cfg(feature = "dpop")]
     pub(crate) fn nonce_repeat(&self) {
         guarded(|| log::nonce_repeat(self.name()));
@@ -106,7 +108,7 @@ impl Telemetry {
         guarded(|| metrics::nonce_repeat(self.name()));
     }
 
-    /// A request, or the user, has waited for a refresh.
+    /// Records how long a request or the user waited for a refresh.
     #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
     pub(crate) fn wait(&self, took: Duration) {
         #[cfg(feature = "metrics")]
@@ -115,7 +117,7 @@ impl Telemetry {
         let _ = took;
     }
 
-    /// The session's state, as [`Session::state`](crate::Session::state) says it.
+    /// Records the session's state, as [`Session::state`](crate::Session::state) returns it.
     #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
     pub(crate) fn state(&self, to: Option<SessionState>) {
         #[cfg(feature = "metrics")]
@@ -130,7 +132,7 @@ impl Telemetry {
         let _ = to;
     }
 
-    /// A beat has ended. Heartbeats of one session share its pace.
+    /// Records the end of a beat. The heartbeats of a session share one rate limit.
     pub(crate) fn beat(&self, beat: &BeatTold<'_>) {
         let volume = match beat.failure {
             Some(_) => self.failed(Kind::Heartbeat),
@@ -141,42 +143,42 @@ impl Telemetry {
         guarded(|| metrics::beat(self.name(), beat.failure.map(|(kind, _)| kind), beat.took));
     }
 
-    /// A heartbeat's loop has ended.
+    /// Records the end of a heartbeat's loop.
     pub(crate) fn heartbeat_ended(&self, end: &EndTold<'_>) {
         guarded(|| log::heartbeat_ended(self.name(), end));
         #[cfg(feature = "metrics")]
         guarded(|| metrics::heartbeat_ended(self.name(), end.stopped));
     }
 
-    /// A server asked for another period than it gets.
+    /// Records that a server asked for a period outside the allowed range.
     pub(crate) fn period_cut(&self, asked: Duration, period: Duration) {
         guarded(|| log::period_cut(self.name(), asked, period));
     }
 }
 
-/// What is told of a heartbeat's end.
+/// The end of a heartbeat.
 pub(crate) struct EndTold<'a> {
     pub(crate) stopped: &'static str,
-    /// What the server said, already fit for a log.
+    /// The server's reason, already safe to log.
     pub(crate) reason: Option<&'a str>,
     pub(crate) status: Option<StatusCode>,
     pub(crate) failures: Option<u32>,
-    /// Nobody has asked for it.
+    /// Whether the heartbeat stopped without being told to.
     pub(crate) is_fault: bool,
 }
 
-/// What is told of a beat.
+/// The result of a beat.
 pub(crate) struct BeatTold<'a> {
     pub(crate) status: Option<StatusCode>,
-    /// How many beats have failed in a row.
+    /// The number of failed beats in a row.
     pub(crate) failures: u32,
-    /// Why it failed: the kind for metrics, and a text.
+    /// Why the beat failed: the kind for metrics, and a text.
     pub(crate) failure: Option<(&'static str, &'a str)>,
     #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
     pub(crate) took: Duration,
 }
 
-/// A request failed with an error of this crate.
+/// Records that a request failed with an error of this crate.
 pub(crate) fn request_failed(telemetry: Option<&Telemetry>, kind: ErrorKind) {
     #[cfg(feature = "metrics")]
     guarded(|| metrics::request_failed(telemetry.and_then(Telemetry::name), kind));
@@ -188,7 +190,7 @@ fn is_panic(error: &Error) -> bool {
     std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<StorePanicked>)
 }
 
-/// An observer cannot change what happens.
+/// Catches a panic, because telemetry must not change what the session does.
 fn guarded(tell: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(tell));
 }

@@ -1,4 +1,4 @@
-//! Which of many failures in a row is told aloud: from instants to a verdict, no clock, no I/O.
+//! Decides which of several repeated failures is logged loudly: a pure function of instants.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Failures that repeat for one reason, each with a pace of its own.
+/// Kinds of repeated failures, each with its own rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Attempts of a refresh, and refreshes that ended without a token.
+    /// Failed attempts of a refresh, and failed refreshes.
     Refresh,
     Heartbeat,
     Store,
@@ -28,17 +28,17 @@ impl Kind {
     }
 }
 
-/// How a failure is told.
+/// The level at which a failure is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Volume {
-    /// At `WARN`. `count`: how many there were since the last one told so, with this one. `None`
-    /// for the first of all.
+    /// At `WARN`. `count` is the number of failures since the last loud one, including this one. It
+    /// is `None` for the first failure.
     Aloud { count: Option<u64> },
     /// At `DEBUG`.
     Quiet,
 }
 
-/// What a session has told aloud, and when.
+/// The failures that a session has logged loudly, and when.
 #[derive(Debug, Default)]
 pub(super) struct Repeats([Slot; Kind::COUNT]);
 
@@ -49,7 +49,7 @@ struct Slot {
 }
 
 impl Repeats {
-    /// Another failure of this kind.
+    /// Counts a failure of this kind and returns its volume.
     pub(super) fn failed(&mut self, kind: Kind, now: Instant) -> Volume {
         let slot = &mut self.0[kind as usize];
         slot.since = slot.since.saturating_add(1);
@@ -77,7 +77,7 @@ mod tests {
             (Kind::Refresh, 0, aloud(None)),
             (Kind::Refresh, 1, Volume::Quiet),
             (Kind::Refresh, 59, Volume::Quiet),
-            // Each kind has a pace of its own.
+            // Each kind has its own rate limit.
             (Kind::Heartbeat, 59, aloud(None)),
             (Kind::StorePanic, 59, aloud(None)),
             (Kind::Refresh, 60, aloud(Some(3))),
@@ -86,7 +86,7 @@ mod tests {
             (Kind::StorePanic, 359, aloud(Some(2))),
             (Kind::ListenerPanic, 360, aloud(None)),
             (Kind::ListenerPanic, 659, Volume::Quiet),
-            // What was quiet an hour ago still counts.
+            // The quiet failures of an hour ago still count.
             (Kind::Refresh, 4000, aloud(Some(2))),
             (Kind::Refresh, 5000, aloud(Some(1))),
         ];

@@ -1,19 +1,19 @@
-//! The second clock of a token's life.
+//! The second clock of a token's lifetime.
 //!
-//! The monotonic clock stands still while a machine is suspended (`CLOCK_MONOTONIC` on Linux, and
-//! likewise on macOS). The wall clock goes on. So a token has ended when either says so. The wall
-//! clock counts forward alone: one that is set back leaves the monotonic clock's word as it is.
-//! `docs/decisions/0021-two-clocks.md` says why it is this one.
+//! The monotonic clock stops while a machine is suspended (`CLOCK_MONOTONIC` on Linux, and also on
+//! macOS). The wall clock continues. A token has therefore expired as soon as either clock says so.
+//! The wall clock is only used to shorten a lifetime: if it is set back, the monotonic clock alone
+//! decides. `docs/decisions/0021-two-clocks.md` explains the choice of clock.
 
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-/// What the clocks may differ by without a suspend: they are read one after the other, and a wall
-/// clock is adjusted in small steps.
+/// The difference that the clocks may show without a suspend. They are not read at the same
+/// instant, and the wall clock is adjusted in small steps.
 pub(crate) const TOLERANCE: Duration = Duration::from_secs(1);
 
-/// One moment on both clocks.
+/// One instant on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Now {
     pub(crate) monotonic: Instant,
@@ -26,7 +26,7 @@ impl Now {
         Self { monotonic: Instant::now(), wall: wall() }
     }
 
-    /// A moment of the monotonic clock on the wall clock, if neither runs out of numbers.
+    /// Converts an instant of the monotonic clock to the wall clock, or returns `None` on overflow.
     pub(crate) fn on_wall(self, at: Instant) -> Option<SystemTime> {
         match at.checked_duration_since(self.monotonic) {
             Some(left) => self.wall.checked_add(left),
@@ -34,8 +34,8 @@ impl Now {
         }
     }
 
-    /// How long the monotonic clock stood still, judged by something that ends at `until` by the
-    /// one and at `ends` by the other.
+    /// Returns how long the monotonic clock stood still, judged by a lifetime that ends at `until`
+    /// on the monotonic clock and at `ends` on the wall clock.
     pub(crate) fn missed(self, until: Instant, ends: SystemTime) -> Duration {
         let missed = self.on_wall(until).and_then(|told| told.duration_since(ends).ok());
         missed.filter(|missed| *missed > TOLERANCE).unwrap_or_default()
@@ -66,7 +66,7 @@ pub(crate) mod tests {
         SystemTime::now() + SUSPENDED.get()
     }
 
-    /// Moves this test's wall clock forward, and not its monotonic one.
+    /// Advances the wall clock of this test, but not its monotonic clock.
     pub(crate) fn suspend(span: Duration) {
         SUSPENDED.set(SUSPENDED.get() + span);
     }
@@ -78,11 +78,11 @@ pub(crate) mod tests {
         let minute = hour / 60;
         let end = |left: Duration| now.monotonic + left;
         let table = [
-            // left by the monotonic clock, end by the wall clock, missed
+            // The columns: end by the monotonic clock, end by the wall clock, missed time.
             (end(hour), now.wall + hour, Duration::ZERO),
-            // Read one after the other.
+            // Not read at the same instant.
             (end(hour), now.wall + hour - TOLERANCE, Duration::ZERO),
-            // Suspended: with some left, until after the end, and for long after it.
+            // Suspended: until before the end, until after the end, and until long after the end.
             (end(hour), now.wall + minute, minute * 59),
             (end(hour), now.wall, hour),
             (end(hour), now.wall - hour, hour * 2),

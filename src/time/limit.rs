@@ -1,10 +1,11 @@
-//! The one type for every limit of the crate.
+//! The one type for every time limit of the crate.
 //!
-//! A limit that is over is a question and not a verdict: was this process run meanwhile? A process
-//! that was stopped (SIGSTOP, a frozen cgroup, a paused VM), or whose every worker was busy, wakes
-//! up with its timers due and its sockets unread. `tokio::time::timeout` polls its future once more
-//! then, but a connection is another task, which has not read the socket by that time. A response
-//! that the kernel holds would be thrown away, and a single-use refresh token with it.
+//! When the timer of a limit fires, it is not yet clear that the work was slow. The process itself
+//! may have been stopped (SIGSTOP, a frozen cgroup, a paused VM), or all of its workers may have
+//! been busy. Such a process wakes up with its timers due and its sockets unread.
+//! `tokio::time::timeout` then polls its future once more, but the connection is a separate task
+//! that has not read the socket yet. A response that the kernel has already received would be
+//! discarded, and with it a single-use refresh token.
 
 use std::{
     cell::Cell,
@@ -19,52 +20,52 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// A timer that fires later than this shows that the process was not run.
+/// A timer that fires later than this shows that the process was not running.
 const LATE: Duration = Duration::from_millis(30);
-/// How long the sockets are looked at after a late timer.
+/// The extra time for reading the sockets after a late timer.
 const LOOK: Duration = Duration::from_millis(250);
-/// For a limit that the clock cannot hold.
+/// Stands in for a limit beyond the range of the clock.
 const FAR_AWAY: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 thread_local! {
-    /// Until when a limit further inside is looking, as far as the poll under way has shown.
+    /// The end of the extra time of a nested limit, as far as the current poll has seen.
     static INSIDE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// The limit was over, and what it was over had not come.
+/// The limit ran out before the work was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Elapsed;
 
-/// A limit over one piece of work, or over several in a row.
+/// A time limit for one piece of work, or for several in a row.
 ///
-/// If its timer fires over 30 ms late, the work is polled for up to 250 ms more, once, whatever the
-/// number of pieces. For a process that was run it ends exactly when it is due. Limits may be
-/// nested: one that is due while another inside it is looking waits for that one.
+/// If the timer fires more than 30 ms late, the work is polled for up to 250 ms more. This happens
+/// once, whatever the number of pieces. If the process was running, the limit ends exactly on time.
+/// Limits may be nested: an outer limit waits for the extra time of an inner one.
 #[derive(Clone, Debug)]
 pub(crate) struct Limit {
     due: Instant,
     look: Option<Instant>,
 }
 
-/// Runs the work with a [`Limit`] of its own.
+/// Runs the work with its own [`Limit`].
 pub(crate) fn within<F: Future>(
     limit: Duration,
     work: F,
 ) -> impl Future<Output = Result<F::Output, Elapsed>> {
     let mut limit = Limit::after(limit);
-    // Moved to the heap before the `async` block, which would hold it twice.
+    // Boxed outside the `async` block, which would otherwise hold the future twice.
     let work = Box::pin(work);
     async move { limit.poll(work).await }
 }
 
 impl Limit {
-    /// A limit that begins now.
+    /// Creates a limit that starts now.
     pub(crate) fn after(limit: Duration) -> Self {
         let now = Instant::now();
         Self { due: now.checked_add(limit).unwrap_or(now + FAR_AWAY), look: None }
     }
 
-    /// Whether it is over. What is begun now would only be cut off.
+    /// Whether the limit is over, so that new work would only be cut off.
     pub(crate) fn is_over(&self) -> bool {
         self.due <= Instant::now()
     }
@@ -79,8 +80,8 @@ impl Limit {
 
     #[allow(clippy::disallowed_methods, reason = "the one limit is made of it")]
     async fn poll<F: Future>(&mut self, mut work: Pin<Box<F>>) -> Result<F::Output, Elapsed> {
-        // Work that is always ready would use up tokio's budget for this task, and the timer would
-        // never be asked.
+        // Work that is always ready would use up the task's tokio budget, and the timer would never
+        // be polled.
         let mut timer = pin!(unconstrained(sleep_until(self.look.unwrap_or(self.due))));
         poll_fn(|context| {
             let outside = INSIDE.take();
@@ -105,7 +106,7 @@ impl Limit {
     }
 }
 
-/// Until when to look, once a timer has fired; `None` if the limit is over.
+/// The end of the extra time once a timer has fired, or `None` if the limit is over.
 fn look_until(
     due: Instant,
     look: Option<Instant>,
@@ -138,15 +139,15 @@ mod tests {
         let start = Instant::now();
         let at = |millis| start + ms(millis);
         let table = [
-            // due, own look, look inside, now, looks until
+            // The columns: due, own extra time, nested extra time, now, result.
             (100, None, None, 100, None),
             (100, None, None, 130, None),
             (100, None, None, 131, Some(381)),
             (100, None, None, 90_000, Some(90_250)),
-            // The look itself is over, on time or not.
+            // The extra time itself is over, on time or late.
             (100, Some(381), None, 381, None),
             (100, Some(381), None, 9000, None),
-            // One inside is looking.
+            // A nested limit is in its extra time.
             (100, None, Some(300), 100, Some(300)),
             (100, Some(300), Some(300), 300, None),
             (100, Some(381), Some(400), 381, Some(400)),
@@ -170,7 +171,7 @@ mod tests {
         assert_eq!(within(Duration::MAX, sleep(ms(100))).await, Ok(()));
     }
 
-    /// Lets the clock jump while nobody is polled.
+    /// Advances the clock while nothing is polled.
     async fn freeze(span: Duration) {
         sleep(ms(50)).await;
         tokio::time::advance(span).await;
@@ -228,7 +229,7 @@ mod tests {
         assert_eq!(within(ms(50), busy).await, Err::<(), _>(Elapsed));
     }
 
-    /// A response that came while the only worker was busy.
+    /// A response that arrived while the only worker was busy.
     #[tokio::test]
     async fn what_the_kernel_holds_is_read() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

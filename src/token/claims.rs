@@ -1,5 +1,5 @@
-//! Reads `exp` and `iat` of an access token that is a JWT. The claims are hints for scheduling,
-//! never trusted: no signature is checked, and what cannot be read is as if absent.
+//! Reads `exp` and `iat` of an access token that is a JWT. The claims are only scheduling hints: no
+//! signature is checked, and an unreadable claim counts as absent.
 
 use std::{
     fmt,
@@ -15,8 +15,8 @@ use serde_json::value::RawValue;
 use super::AccessToken;
 use crate::time::wall;
 
-/// Members are kept raw, since `serde_json` refuses a whole document for one number that is out of
-/// range.
+/// The claims that matter. Members stay raw, because `serde_json` rejects the whole document for
+/// one number out of range.
 #[derive(Default)]
 struct Claims {
     exp: Option<Box<RawValue>>,
@@ -28,13 +28,14 @@ pub(super) fn expires_at(token: &AccessToken) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(numeric_date(read(token)?.exp.as_deref())?)
 }
 
-/// `exp − iat`: zero if the token was expired when it was issued, `None` if either is missing.
+/// `exp − iat`: zero if the token was already expired when it was issued, `None` if either is
+/// missing.
 pub(super) fn lifetime(token: &AccessToken) -> Option<Duration> {
     let claims = read(token)?;
     let exp = numeric_date(claims.exp.as_deref())?;
     match numeric_date(claims.iat.as_deref()) {
         Some(iat) => Some(exp.saturating_sub(iat)),
-        // Without `iat` there is only the local clock to hold `exp` against.
+        // Without `iat`, only the local clock remains to compare `exp` with.
         None => Some(
             SystemTime::UNIX_EPOCH.checked_add(exp)?.duration_since(wall()).unwrap_or_default(),
         ),
@@ -45,8 +46,8 @@ fn read(token: &AccessToken) -> Option<Claims> {
     jsonwebtoken::dangerous::insecure_decode_claims(token.expose_secret()).ok()
 }
 
-/// By hand, since a derived one takes an array for its members in their order. The last of several
-/// wins (RFC 7519 §4).
+/// Written by hand, because a derived implementation also accepts an array of the members. The last
+/// of several members with the same name wins (RFC 7519 §4).
 impl<'de> Deserialize<'de> for Claims {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Walk;
@@ -75,8 +76,8 @@ impl<'de> Deserialize<'de> for Claims {
     }
 }
 
-/// RFC 7519 §2 `NumericDate`: seconds since the epoch, possibly with a fraction. Nothing negative,
-/// nothing infinite.
+/// A `NumericDate` (RFC 7519 §2): seconds since the epoch, possibly with a fraction. Negative and
+/// infinite values are rejected.
 fn numeric_date(raw: Option<&RawValue>) -> Option<Duration> {
     let seconds: f64 = raw?.get().parse().ok()?;
     Duration::try_from_secs_f64(seconds).ok()

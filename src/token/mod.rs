@@ -1,4 +1,4 @@
-//! Tokens: validated at the door, redacted in every text, wiped when the last copy goes.
+//! Token types: validated on construction, redacted in `Debug`, wiped on drop.
 
 mod claims;
 mod secret;
@@ -18,50 +18,65 @@ use crate::{
     time::{Now, wall},
 };
 
-/// An access token, a refresh token, or both, and when the access token ends.
+/// An access token, a refresh token, or both, and the expiry of the access token.
 ///
-/// The expiry is what was given with [`with_expires_in`](Self::with_expires_in) or
-/// [`with_expires_at`](Self::with_expires_at), else the `exp` of an access token that is a JWT,
-/// else unknown. Cloning shares the secrets.
+/// The expiry comes from [`with_expires_in`](Self::with_expires_in) or
+/// [`with_expires_at`](Self::with_expires_at). If neither was called, it is the `exp` of an access
+/// token that is a JWT, and otherwise unknown. Clones share the secrets.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use reqwest_reauth::{Error, Tokens};
+///
+/// fn main() -> Result<(), Error> {
+///     let tokens = Tokens::new("access-token")?
+///         .with_refresh_token("refresh-token")?
+///         .with_expires_in(Duration::from_secs(3600));
+///     assert!(tokens.expires_at().is_some());
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Tokens {
     access: Option<AccessToken>,
     refresh: Option<RefreshToken>,
     expiry: Option<Expiry>,
-    /// Refresh tokens of this login are known to rotate: each can be sent once.
+    /// The refresh tokens of this login are known to rotate, so each can be sent only once.
     rotates: bool,
-    /// Of the key that they are bound to.
+    /// The thumbprint of the key that the tokens are bound to.
     key_thumbprint: Option<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Expiry {
-    /// On the local clock: to be shown and stored.
+    /// The expiry on the local clock, for display and storage.
     at: SystemTime,
-    /// On the monotonic clock: `(received, end)`, when the lifetime was told from receipt on.
+    /// `(received, end)` on the monotonic clock, if the lifetime was given relative to receipt.
     monotonic: Option<(Instant, Instant)>,
 }
 
-/// When an access token was received and when it ends, on the monotonic clock.
+/// When an access token was received and when it expires, on the monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetime {
     pub(crate) from: Instant,
     pub(crate) until: Instant,
 }
 
-/// How a token came in, which decides how a JWT's `exp` is read.
+/// How a token arrived, which decides how a JWT's `exp` is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// Just issued by a server: its lifetime is `exp − iat`, whatever the local clock says.
+    /// Just issued by a server: the lifetime is `exp − iat`, whatever the local clock says.
     Issued,
-    /// Handed over by the caller or a store, of unknown age: `exp` against the local clock.
+    /// Handed over by the caller or a store, and of unknown age: `exp` is compared with the local
+    /// clock.
     Handed,
 }
 
 impl Lifetime {
-    /// The same life, begun that much earlier.
+    /// The same lifetime, shifted back by this much.
     pub(crate) fn moved_back(self, by: Duration, now: Instant) -> Self {
-        // A clock may not reach back before its machine's start.
+        // An `Instant` may be unable to represent times before boot.
         let until = self.until.checked_sub(by).unwrap_or(now);
         let from = self.from.checked_sub(by).unwrap_or_else(|| self.from.min(until));
         Self { from, until }
@@ -69,39 +84,39 @@ impl Lifetime {
 }
 
 impl Tokens {
-    /// An access token alone.
+    /// Creates tokens with an access token only.
     ///
     /// # Errors
-    /// [`InvalidToken`](crate::ErrorKind::InvalidToken), see [`AccessToken::new`].
+    /// [`InvalidToken`](crate::ErrorKind::InvalidToken), as for [`AccessToken::new`].
     pub fn new(access: impl Into<String>) -> Result<Self, Error> {
         Ok(Self { access: Some(AccessToken::new(access)?), ..Self::default() })
     }
 
-    /// No token at all: for a session whose [store](crate::SessionBuilder::store) or
-    /// [`Refresher`](crate::Refresher) has them.
+    /// Creates tokens without any token, for a session whose [store](crate::SessionBuilder::store)
+    /// or [`Refresher`](crate::Refresher) provides them.
     pub fn empty() -> Self {
         Self::default()
     }
 
-    /// A refresh token alone: the first request gets an access token with it.
+    /// Creates tokens with a refresh token only. The first request then obtains an access token.
     ///
     /// # Errors
-    /// [`InvalidToken`](crate::ErrorKind::InvalidToken), see [`RefreshToken::new`].
+    /// [`InvalidToken`](crate::ErrorKind::InvalidToken), as for [`RefreshToken::new`].
     pub fn from_refresh_token(refresh: impl Into<String>) -> Result<Self, Error> {
         Self::empty().with_refresh_token(refresh)
     }
 
-    /// Adds a refresh token, or replaces it.
+    /// Adds or replaces the refresh token.
     ///
     /// # Errors
-    /// [`InvalidToken`](crate::ErrorKind::InvalidToken), see [`RefreshToken::new`].
+    /// [`InvalidToken`](crate::ErrorKind::InvalidToken), as for [`RefreshToken::new`].
     pub fn with_refresh_token(mut self, refresh: impl Into<String>) -> Result<Self, Error> {
         self.refresh = Some(RefreshToken::new(refresh)?);
         Ok(self)
     }
 
-    /// The access token ends this long from now, on the monotonic clock. Zero is expired. A time
-    /// beyond what the clock can hold counts as unknown.
+    /// Sets the remaining lifetime of the access token, counted from now on the monotonic clock.
+    /// Zero means expired. A lifetime beyond the range of the clock counts as unknown.
     pub fn with_expires_in(mut self, remaining: Duration) -> Self {
         let now = Now::read();
         let from = now.monotonic;
@@ -112,18 +127,20 @@ impl Tokens {
         self
     }
 
-    /// The access token ends at this time of the local clock.
+    /// Sets the time at which the access token expires, on the local clock.
     pub fn with_expires_at(mut self, at: SystemTime) -> Self {
         self.expiry = Some(Expiry { at, monotonic: None });
         self
     }
 
-    /// The access token ends at its own `exp` (RFC 7519 §4.1.4), held against the local clock.
+    /// Sets the expiry to the `exp` of the access token (RFC 7519 §4.1.4), compared with the local
+    /// clock.
     ///
-    /// For a refresher that brings tokens of unknown age, e.g. from a file. Without this, the
-    /// lifetime of a token that a refresher brings is `exp − iat`, counted from its receipt. An
-    /// expiry that was given with [`with_expires_in`](Self::with_expires_in) or
-    /// [`with_expires_at`](Self::with_expires_at) wins. Without an `exp` nothing changes.
+    /// This is for a refresher that obtains tokens of unknown age, for example from a file. By
+    /// default, the lifetime of a token from a refresher is `exp − iat`, counted from its receipt.
+    /// An expiry from [`with_expires_in`](Self::with_expires_in) or
+    /// [`with_expires_at`](Self::with_expires_at) takes precedence. Without an `exp` nothing
+    /// changes.
     pub fn with_expiry_from_claims(mut self) -> Self {
         if self.expiry.is_none() {
             let at = self.access.as_ref().and_then(claims::expires_at);
@@ -132,34 +149,34 @@ impl Tokens {
         self
     }
 
-    /// Says that the tokens are bound to the key with this SHA-256 thumbprint (RFC 7638), as `jkt`
-    /// in the `cnf` of RFC 7800 does (RFC 9449 §6.1). Default: none.
+    /// Marks the tokens as bound to the key with this SHA-256 thumbprint (RFC 7638), like `jkt` in
+    /// a `cnf` claim (RFC 7800, RFC 9449 §6.1). Default: not bound.
     ///
-    /// For a [`TokenStore`](crate::TokenStore) that keeps the thumbprint beside the tokens. A session
-    /// saves the thumbprint of its own key, and neither adopts nor overwrites a stored login that
-    /// is bound to another one.
+    /// This is for a [`TokenStore`](crate::TokenStore) that stores the thumbprint beside the
+    /// tokens. A session saves the thumbprint of its own key. It neither adopts nor overwrites a
+    /// stored login that is bound to another key.
     pub fn with_key_thumbprint(mut self, thumbprint: impl Into<String>) -> Self {
         self.key_thumbprint = Some(thumbprint.into().into());
         self
     }
 
-    /// The thumbprint of the key that the tokens are bound to; `None` if they are bound to none, or
-    /// it is not known.
+    /// Returns the thumbprint of the key that the tokens are bound to, or `None` if they are not
+    /// bound or the key is not known.
     pub fn key_thumbprint(&self) -> Option<&str> {
         self.key_thumbprint.as_deref()
     }
 
-    /// The access token, if there is one.
+    /// Returns the access token, if there is one.
     pub fn access_token(&self) -> Option<&AccessToken> {
         self.access.as_ref()
     }
 
-    /// The refresh token, if there is one.
+    /// Returns the refresh token, if there is one.
     pub fn refresh_token(&self) -> Option<&RefreshToken> {
         self.refresh.as_ref()
     }
 
-    /// When the access token ends, on the local clock; `None` if it is not known.
+    /// Returns when the access token expires, on the local clock, or `None` if that is not known.
     pub fn expires_at(&self) -> Option<SystemTime> {
         match self.expiry {
             Some(expiry) => Some(expiry.at),
@@ -175,8 +192,7 @@ impl Tokens {
         self.refresh = refresh;
     }
 
-    /// The same tokens with an expiry that no longer depends on how they came: `None` where it is
-    /// unknown.
+    /// Resolves the expiry for this kind of arrival. Returns `None` if the expiry is unknown.
     pub(crate) fn lifetime(&self, arrival: Arrival) -> Option<Lifetime> {
         let both = Now::read();
         let now = both.monotonic;
@@ -195,7 +211,7 @@ impl Tokens {
         }
     }
 
-    /// Fixes the expiry to the one that was worked out on arrival.
+    /// Sets the expiry to the one that was resolved on arrival.
     pub(crate) fn with_lifetime(mut self, lifetime: Option<Lifetime>) -> Self {
         let now = Now::read();
         self.expiry = lifetime.and_then(|Lifetime { from, until }| {
@@ -204,7 +220,7 @@ impl Tokens {
         self
     }
 
-    /// What is here and not there.
+    /// The tokens that `other` does not have.
     pub(crate) fn without(&self, other: &Self) -> Self {
         Self::of(
             self.access.clone().filter(|access| other.access.as_ref() != Some(access)),
@@ -226,13 +242,13 @@ impl Tokens {
         self
     }
 
-    /// The same access and refresh token, whatever is known of their expiry.
+    /// Whether access and refresh token are equal, regardless of the expiry.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         self.access == other.access && self.refresh == other.refresh
     }
 }
 
-/// A time of the local clock on the monotonic one. What is past ends now.
+/// Converts a time of the local clock to the monotonic clock. A past time becomes now.
 fn local(now: Instant, at: SystemTime) -> Option<Lifetime> {
     let left = at.duration_since(wall()).unwrap_or_default();
     Some(Lifetime { from: now, until: now.checked_add(left)? })
@@ -305,7 +321,7 @@ mod tests {
         let token = || Tokens::new("opaque").unwrap();
         let relative = token().with_expires_in(HOUR);
         let wall = SystemTime::now();
-        // Within what the test itself takes.
+        // Within the duration of the test itself.
         let about = |at: SystemTime, span| at > wall + span - HOUR / 60 && at <= wall + span;
         assert!(about(relative.expires_at().unwrap(), HOUR));
         tokio::time::advance(HOUR / 2).await;
@@ -327,7 +343,7 @@ mod tests {
                 "{arrival:?}"
             );
         }
-        // Past what either clock can hold.
+        // Beyond the range of either clock.
         assert_eq!(token().with_expires_in(Duration::MAX).lifetime(Arrival::Handed), None);
     }
 

@@ -12,17 +12,17 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorKind};
 
-/// The longest token that is taken anywhere, in bytes.
+/// The maximum length of a token in bytes.
 pub(crate) const MAX_TOKEN_BYTES: usize = 64 * 1024;
 const SCHEME: &str = "Bearer ";
 
 /// An access token: visible ASCII characters, at most 64 KiB.
 ///
-/// RFC 6750 §2.1 (`b64token`) allows fewer characters, but providers issue others: Salesforce's
-/// tokens have a `!`, Facebook's a `|`, and eBay's a `^` and a `#`.
+/// RFC 6750 §2.1 (`b64token`) allows fewer characters, but providers use others: Salesforce's
+/// tokens contain `!`, Facebook's `|`, and eBay's `^` and `#`.
 ///
-/// Its text is in no `Debug`, and is wiped from memory when the last clone is dropped. Clones share
-/// it.
+/// `Debug` does not show the text. Clones share it, and it is wiped from memory when the last clone
+/// is dropped.
 #[derive(Clone)]
 pub struct AccessToken {
     text: Arc<Bearer>,
@@ -57,16 +57,16 @@ impl AsRef<[u8]> for Shared {
 }
 
 impl AccessToken {
-    /// Takes a token after checking it.
+    /// Validates a token.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidToken`] for one that is empty, is over 64 KiB, or has a blank, a control
-    /// character or a character that is not ASCII. The text names that character and its position,
-    /// and nothing else of the token.
+    /// [`ErrorKind::InvalidToken`] if the token is empty, longer than 64 KiB, or contains a blank,
+    /// a control character or a non-ASCII character. The error's text shows that character and its
+    /// position, and nothing else of the token.
     pub fn new(value: impl Into<String>) -> Result<Self, Error> {
         let value = Zeroizing::new(value.into());
         check("access token", &value)?;
-        // Allocated once at its full size, so that no shorter copy stays behind unwiped.
+        // Allocated once at full size, so that no shorter copy is left unwiped.
         let mut bearer = String::with_capacity(SCHEME.len() + value.len());
         bearer.push_str(SCHEME);
         bearer.push_str(&value);
@@ -80,7 +80,7 @@ impl AccessToken {
         Ok(Self { text, header, fingerprint })
     }
 
-    /// The token itself. Keep it out of logs.
+    /// Returns the token itself. Keep it out of logs.
     pub fn expose_secret(&self) -> &str {
         &self.text.text[SCHEME.len()..]
     }
@@ -103,7 +103,7 @@ impl AccessToken {
         self.fingerprint
     }
 
-    /// `Bearer <token>`, marked sensitive, shared with all its copies.
+    /// `Bearer <token>`, marked sensitive. All copies share the memory.
     pub(crate) fn header(&self) -> &HeaderValue {
         &self.header
     }
@@ -114,7 +114,7 @@ impl AccessToken {
         self.header_of(bytes)
     }
 
-    /// `<scheme> <token>`, marked sensitive, and wiped when its last copy is dropped.
+    /// `<scheme> <token>`, marked sensitive. It is wiped when its last copy is dropped.
     pub(crate) fn header_with_scheme(&self, scheme: &str) -> HeaderValue {
         let token = self.expose_secret();
         let mut text = String::with_capacity(scheme.len() + 1 + token.len());
@@ -125,7 +125,7 @@ impl AccessToken {
         self.header_of(Bytes::from_owner(Shared(text)))
     }
 
-    /// A token and a scheme are visible ASCII, which every header takes.
+    /// Tokens and schemes are visible ASCII, which is always a valid header value.
     fn header_of(&self, bytes: Bytes) -> HeaderValue {
         HeaderValue::from_maybe_shared(bytes).map_or_else(
             |_| self.header.clone(),
@@ -151,15 +151,15 @@ impl fmt::Debug for AccessToken {
     }
 }
 
-/// A refresh token: visible ASCII characters (RFC 6749 §A.17 without the blank), at most 64 KiB.
+/// A refresh token: visible ASCII characters (RFC 6749 §A.17 without the space), at most 64 KiB.
 ///
-/// Its text is in no `Debug`, and is wiped from memory when the last clone is dropped. Clones share
-/// it.
+/// `Debug` does not show the text. Clones share it, and it is wiped from memory when the last clone
+/// is dropped.
 #[derive(Clone)]
 pub struct RefreshToken(Arc<Zeroizing<String>>);
 
 impl RefreshToken {
-    /// Takes a token after checking it.
+    /// Validates a token.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidToken`], as for [`AccessToken::new`].
@@ -169,7 +169,7 @@ impl RefreshToken {
         Ok(Self(Arc::new(value)))
     }
 
-    /// The token itself. Keep it out of logs.
+    /// Returns the token itself. Keep it out of logs.
     pub fn expose_secret(&self) -> &str {
         &self.0
     }
@@ -215,7 +215,7 @@ fn check(what: &str, value: &str) -> Result<(), Error> {
     }
 }
 
-/// A token as servers write it: outer blanks and a leading `Bearer ` in any case are no part of it.
+/// Trims a token as servers write it: surrounding blanks, and a leading `Bearer ` in any case.
 pub(crate) fn trim_token(text: &str) -> &str {
     let text = text.trim_matches([' ', '\t', '\r', '\n']);
     let scheme = SCHEME.trim_end();
@@ -229,15 +229,15 @@ pub(crate) fn trim_token(text: &str) -> &str {
     }
 }
 
-/// What a header that should carry a token carries.
+/// The content of a header that should carry a token.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Trimmed<'a> {
     Token(&'a str),
     Nothing,
 }
 
-/// Outer blanks and a leading `Bearer ` in any case go; a `Bearer` alone is nothing. `None` for
-/// what is not ASCII text.
+/// Trims surrounding blanks and a leading `Bearer ` in any case. `Bearer` alone counts as empty.
+/// Returns `None` for anything but ASCII text.
 pub(crate) fn trim_header(value: &HeaderValue) -> Option<Trimmed<'_>> {
     let token = trim_token(value.to_str().ok()?);
     Some(if token.is_empty() { Trimmed::Nothing } else { Trimmed::Token(token) })
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn headers_lie_in_the_wiped_memory() {
-        // A copy of its own would stay behind unwiped.
+        // The bytes must not be copied, because a copy would be left unwiped.
         let token = AccessToken::new("a-secret").unwrap();
         let secret = token.expose_secret().as_bytes().as_ptr_range();
         let header = token.header().as_bytes().as_ptr_range();
@@ -342,7 +342,7 @@ mod tests {
             (b"Bearerabc", Some(Trimmed::Token("Bearerabc"))),
             (b"a b", Some(Trimmed::Token("a b"))),
             (b"Beare", Some(Trimmed::Token("Beare"))),
-            // As long as the scheme, and another scheme as long.
+            // A text as long as the scheme, and another scheme of the same length.
             (b"abcdef", Some(Trimmed::Token("abcdef"))),
             (b"Digest abc", Some(Trimmed::Token("Digest abc"))),
             (b"a\x80", None),

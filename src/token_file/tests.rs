@@ -1,4 +1,4 @@
-//! The file alone, and six hours with a kubelet.
+//! Tests of the file alone, and a simulation of six hours with a kubelet.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{ClientBuilderExt as _, Event, Session, time::suspend};
 
 const ORIGIN: &str = "https://api.example.com";
 
-/// A JWT with this `exp`, that was issued so long before.
+/// A JWT with this `exp` and this lifetime.
 fn jwt(exp: SystemTime, life: Duration) -> String {
     let exp = exp.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
     let claims = format!(r#"{{"iat":{},"exp":{exp}}}"#, exp - life.as_secs_f64());
@@ -120,7 +120,7 @@ impl Middleware for Api {
     }
 }
 
-/// Lets the local clock go with the paused one.
+/// Advances the local clock together with the paused clock.
 struct Clocks {
     start: Instant,
     wall: SystemTime,
@@ -148,14 +148,14 @@ struct Row {
     life: u64,
     /// The age of the first token when the session starts.
     age: u64,
-    /// What the API answers to an expired token.
+    /// The API's status for an expired token.
     status: u16,
-    /// When the file cannot be read, in seconds from the start.
+    /// When the file is unreadable, in seconds from the start.
     unreadable: std::ops::Range<u64>,
     refresh_failures: std::ops::RangeInclusive<usize>,
 }
 
-/// Renews the token in the file when 80 % of its life are over, at most a minute late.
+/// Renews the token in the file after 80 % of its lifetime, at most a minute late.
 async fn kubelet(path: &Path, clocks: &Clocks, row: &Row) {
     let life = Duration::from_secs(row.life);
     let mut minted = wall() - Duration::from_secs(row.age);
@@ -165,7 +165,7 @@ async fn kubelet(path: &Path, clocks: &Clocks, row: &Row) {
         if row.unreadable.contains(&at) {
             let _ = fs::remove_file(path);
         } else {
-            // The kubelet swaps a link; a rename is as atomic.
+            // The kubelet swaps a symlink. A rename is just as atomic.
             let next = path.with_extension("next");
             fs::write(&next, &token).unwrap();
             fs::rename(&next, path).unwrap();
@@ -179,7 +179,7 @@ async fn kubelet(path: &Path, clocks: &Clocks, row: &Row) {
     }
 }
 
-/// Six hours of a request every five seconds.
+/// Six hours with a request every five seconds.
 async fn six_hours(row: Row) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("token");
@@ -199,7 +199,7 @@ async fn six_hours(row: Row) {
     let requests = async {
         let mut failed = 0;
         while clocks.elapsed() < Duration::from_secs(6 * 3600) {
-            // Out of step with the kubelet.
+            // Not in step with the kubelet.
             clocks.sleep(Duration::from_millis(5003)).await;
             let sent = client.get(ORIGIN).send().await;
             failed += usize::from(!sent.is_ok_and(|response| response.status() == 200));
@@ -216,7 +216,7 @@ async fn six_hours(row: Row) {
     let events = events.lock().unwrap();
     let count = |wanted: fn(&Event) -> bool| events.iter().filter(|event| wanted(event)).count();
     let refreshed = count(|event| matches!(event, Event::Refreshed { .. }));
-    // One for each token, and none for what has not changed.
+    // One refresh for each token, and none for an unchanged file.
     let renewals = usize::try_from((6 * 3600 + row.age) * 10 / (row.life * 8)).unwrap();
     assert!(refreshed.abs_diff(renewals) <= 1, "{what}: {refreshed}, {renewals}");
     assert_eq!(count(|event| matches!(event, Event::RefreshStarted { .. })), refreshed, "{what}");
@@ -235,7 +235,7 @@ macro_rules! rows {
     )*};
 }
 
-/// A token of an hour, an API that answers 401, and a file that can always be read.
+/// A token of one hour, an API that responds with 401, and a file that is always readable.
 const PLAIN: Row =
     Row { what: "", life: 3600, age: 0, status: 401, unreadable: 0..0, refresh_failures: 0..=0 };
 
