@@ -1,9 +1,9 @@
-//! 200 tasks, one client, one connection pool, and a token of its own for each task.
+//! 200 tasks with one client and one connection pool, and a separate token for each task.
 //!
-//! `cargo run --example many_tasks` starts a server in this process, which calls all tokens off
-//! twice on the way, so that 200 tasks are refused at once and each has to refresh for itself. Then
-//! it looks at what the server saw: no request may ever have carried another task's token. It exits
-//! with 1 if one did, or if a task was refused anything.
+//! `cargo run --example many_tasks` starts a server in this process. The server rejects all current
+//! tokens twice, so that 200 tasks are rejected at once and each has to refresh its own token. At
+//! the end the example checks what the server saw: no request may have carried another task's
+//! token. It exits with 1 if a request did, or if a task's request failed because of its token.
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -22,19 +22,19 @@ const TASKS: usize = 200;
 const STAGES: usize = 3;
 const REQUESTS: usize = 15;
 
-/// A task's work: some requests in each stage. It knows the client and its own address, and nothing
-/// of tokens.
+/// The work of a task: a few requests in each stage. It knows the client and its own URL, but no
+/// tokens.
 async fn work(client: ClientWithMiddleware, jobs: String, stage: Arc<Barrier>) -> usize {
     let mut served = 0;
     for number in 0..STAGES * REQUESTS {
         if number > 0 && number % REQUESTS == 0 {
-            // Everybody is here, then all tokens are called off, then everybody goes on.
+            // All tasks arrive, all tokens are rejected from now on, and all tasks continue.
             stage.wait().await;
             stage.wait().await;
         }
         let answer = client.put(format!("{jobs}/{number}")).body("progress").send().await;
         served += usize::from(answer.is_ok_and(|answer| answer.status().is_success()));
-        // What a real task does between two requests.
+        // Stands for the work of a real task between two requests.
         sleep(Duration::from_millis(50)).await;
     }
     served
@@ -54,8 +54,8 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             .origin(server.origin())
             .refresher(OAuthRefresh::new(server.token_endpoint()))
             .build()?;
-        // The scope goes around the future that is spawned: nothing is inherited by a task that is
-        // spawned inside one.
+        // The scope wraps the spawned future, because a task that is spawned inside a scope does
+        // not inherit it.
         tasks.spawn(session.scope(work(
             client.clone(),
             server.url(&format!("/{name}")),
@@ -81,7 +81,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// `/task-7/0` is a request of `task-7`.
+/// Whether a request to `/task-7/0` carries the token of `task-7`.
 fn has_its_own_token(request: &Recorded) -> bool {
     let task = request.uri.path().split('/').nth(1);
     task.is_some() && task == request.subject.as_deref()

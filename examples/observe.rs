@@ -1,12 +1,12 @@
-//! Three sessions and two heartbeats on a bad day, for Prometheus to look at.
+//! Three sessions and two heartbeats with failing servers, to be scraped by Prometheus.
 //!
 //! ```text
 //! cargo run --example observe -- --help
 //! cargo run --example observe
 //! ```
 //!
-//! The metrics are on a port of the loopback interface. `docs/dashboard.json` is a Grafana dashboard
-//! for them, and the guide's page on telemetry has alert rules.
+//! The metrics are served on a port of the loopback interface. `docs/dashboard.json` is a Grafana
+//! dashboard for them, and the guide's page on telemetry has alert rules.
 
 use std::{
     error::Error as StdError,
@@ -29,19 +29,19 @@ use tokio::{net::TcpListener, time::sleep};
 
 type AnyError = Box<dyn StdError + Send + Sync>;
 
-/// Three sessions and two heartbeats against a failing server, with metrics for Prometheus.
+/// Three sessions and two heartbeats against failing servers, with metrics for Prometheus.
 ///
-/// "healthy" refreshes every few seconds. "outage" asks a token endpoint that answers 503 and
-/// nothing else. "revoked" loses its login at once, and its store cannot be read. "outage" and
-/// "revoked" have a heartbeat each: the first goes on, the second ends with its login.
+/// "healthy" refreshes every few seconds. The token endpoint of "outage" always responds with 503.
+/// "revoked" loses its login at once, and its store cannot be read. "outage" and "revoked" have a
+/// heartbeat each: the first continues, the second ends with its login.
 #[derive(Debug, Parser)]
 #[command(name = "observe")]
 struct Options {
-    /// The port of http://127.0.0.1:PORT/metrics. With 0 the system chooses one.
+    /// The port of http://127.0.0.1:PORT/metrics. With 0 the system chooses a port.
     #[arg(long, default_value = "9184")]
     port: u16,
 
-    /// How long to go on [default: until it is interrupted].
+    /// How long to run, in seconds [default: until interrupted].
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<u64>,
 }
@@ -64,7 +64,7 @@ fn is_closed_pipe(error: &(dyn StdError + Send + Sync + 'static)) -> bool {
 }
 
 async fn run(options: &Options) -> Result<(), AnyError> {
-    // Before the first session: a session tells the recorder what its metrics mean.
+    // Installed before the first session, because a session describes its metrics to the recorder.
     let buckets = [0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("duration".to_owned()), &buckets)?
@@ -81,11 +81,11 @@ async fn run(options: &Options) -> Result<(), AnyError> {
 
     let good = AuthServer::builder().lifetime(Duration::from_secs(5)).start().await;
     let down = AuthServer::builder().lifetime(Duration::from_secs(5)).start().await;
-    // More than anybody will wait for.
+    // More than any run will use.
     down.script_token_endpoint((0..100_000).map(|_| Answer::Status(503)));
     let healthy = session("healthy", &good).build()?;
     let outage = session("outage", &down).build()?;
-    // A directory is no file.
+    // A directory instead of a file, so that every load fails.
     let unreadable = FileStore::new(std::env::temp_dir());
     let revoked = session("revoked", &good).store(unreadable).build()?;
     good.revoke("revoked");
@@ -124,7 +124,7 @@ fn heartbeat(session: &Session, server: &AuthServer) -> Result<HeartbeatHandle, 
     Ok(heartbeat.session(session.clone()).every(Duration::from_secs(1)).spawn()?)
 }
 
-/// The job's own requests, which fail as they may.
+/// The job's own requests. Failures are ignored.
 async fn requests(client: ClientWithMiddleware, url: String) {
     loop {
         let _ = client.get(&url).send().await;

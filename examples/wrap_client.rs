@@ -1,4 +1,4 @@
-//! What the author of an API's client adds to keep its users signed in: `connect`, ten lines.
+//! What the author of an API client adds to keep its users signed in: the ten lines of `connect`.
 //!
 //! `cargo run --example wrap_client` runs it against a small server in this process.
 
@@ -7,7 +7,7 @@ use reqwest_reauth::{
     ClientBuilderExt, Error, OAuthRefresh, Outcome, Session, Tokens, testing::AuthServer,
 };
 
-/// A client for the API at `base` that never shows its user a token that has run out.
+/// Returns a client for the API at `base` that keeps expired tokens from its user.
 fn connect(base: &str, tokens: Tokens) -> Result<ClientWithMiddleware, Error> {
     let session = Session::builder(tokens)
         .origin(base)
@@ -24,8 +24,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let answer = client.post(server.url("/jobs")).body("one").send().await?;
     println!("the first request:  {}", answer.status());
 
-    // All tokens so far are refused from now on. The next request is, too; the caller never learns
-    // of it.
+    // All current tokens are rejected from now on, and so is the next request. The caller does not
+    // notice.
     server.expire_now();
     let answer = client.post(server.url("/jobs")).body("two").send().await?;
     println!("the second request: {}, {:?}", answer.status(), answer.extensions().get::<Outcome>());

@@ -1,4 +1,4 @@
-//! A job that has to stay alive, its heartbeat, and a server that makes it hard.
+//! A job that has to stay alive, its heartbeat, and a server that fails in several ways.
 //!
 //! ```text
 //! cargo run --example heartbeat -- --help
@@ -36,7 +36,7 @@ async fn main() -> ExitCode {
     match run(&Options::parse()).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        // Who reads the lines has gone, as `| head` does.
+        // The reader of the output has gone, for example `| head`.
         Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -50,7 +50,7 @@ fn is_closed_pipe(error: &(dyn StdError + Send + Sync + 'static)) -> bool {
     error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Whether no beat was lost.
+/// Returns whether no beat was lost.
 async fn run(options: &Options) -> Result<bool, AnyError> {
     let story = Arc::new(Story::default());
     let scene = match &options.url {
@@ -89,7 +89,7 @@ async fn run(options: &Options) -> Result<bool, AnyError> {
     }
     let mut counts = story.counts();
     let health = heartbeat.health().borrow().clone();
-    // The last beat ends after the last line.
+    // The last beat may end after the last line.
     counts.lost += u64::from(health.beats > counts.beats && health.last_error.is_some());
     counts.beats = health.beats;
     say(&summary(&paint, &counts, scene.server.as_deref()))?;
@@ -114,7 +114,7 @@ fn start(
         })
         .max_failures(options.max_failures)
     } else {
-        // Long enough for the standstill and the refresh after it.
+        // Covers the standstill and the refresh after it.
         Heartbeat::new(client, move |client| client.put(&url))
             .timeout(options.ttl + Duration::from_secs(10))
     };
@@ -122,13 +122,13 @@ fn start(
         .session(scene.session.clone())
         .every(options.every())
         .reissue_window(0.8)
-        // Not found, running elsewhere, gone.
+        // Not found, running elsewhere, or gone.
         .stop_on(|status| matches!(status.as_u16(), 404 | 409 | 410));
     Ok(heartbeat.spawn()?)
 }
 
-/// A job beside the heartbeat, on the same client: it reports progress, and looks for things that
-/// are not there.
+/// The job's own requests on the same client: it reports progress, and asks for resources that do
+/// not exist.
 async fn job(client: ClientWithMiddleware, url: String, story: Arc<Story>) {
     for status in [200_u16, 404, 409].into_iter().cycle() {
         let answer = client.post(format!("{url}?status={status}")).body("progress").send().await;

@@ -1,4 +1,4 @@
-//! What the command line says.
+//! The command-line options.
 #![allow(clippy::doc_markdown, reason = "--help prints it")]
 
 use std::time::Duration;
@@ -7,42 +7,42 @@ use clap::Parser;
 use http::Method;
 use reqwest::Url;
 
-/// A heartbeat that stays signed in, against a server that makes it hard.
+/// A heartbeat that stays signed in, against a server that fails in several ways.
 ///
-/// Without --url the server is in this process. It reissues tokens in the last fifth of their life
-/// as Airflow does, rejects expired ones with 403, has single-use refresh tokens as Seqera does, and
-/// stands still now and then.
+/// Without --url the server runs in this process. It reissues tokens in the last fifth of their
+/// lifetime as Airflow does, rejects expired ones with 403, has single-use refresh tokens as Seqera
+/// does, and stands still now and then.
 ///
 /// With --url the beats go to a real server, with tokens from the environment: REAUTH_ACCESS_TOKEN
-/// and, if it is to be refreshed, REAUTH_REFRESH_TOKEN, REAUTH_TOKEN_ENDPOINT and REAUTH_CLIENT_ID.
+/// and, to refresh it, REAUTH_REFRESH_TOKEN, REAUTH_TOKEN_ENDPOINT and REAUTH_CLIENT_ID.
 ///
 /// Exits with 1 if a beat was lost.
 #[derive(Debug, Parser)]
 #[command(name = "heartbeat", max_term_width = 100)]
 pub(crate) struct Options {
-    /// The server takes a token for a while after its end, and replaces it (the repair of
+    /// The server accepts an expired token for a while, and replaces it (the fix of
     /// apache/airflow#67944).
     #[arg(long, conflicts_with = "url")]
     pub(crate) grace: bool,
 
-    /// How long to go on [default: 20, with --url until it ends].
+    /// How long to run [default: 20, with --url until it ends].
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) seconds: Option<Duration>,
 
-    /// The time from one beat to the next [default: 1, with --url 30].
+    /// The time between beats [default: 1, with --url 30].
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     every: Option<Duration>,
 
-    /// How long a token of the server in this process lives.
+    /// The lifetime of a token of the server in this process.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "4", conflicts_with = "url")]
     pub(crate) ttl: Duration,
 
-    /// Where the beats go. With --task-instance, the base URL of Airflow's execution API, e.g.
-    /// https://airflow.example.com/execution/
+    /// The URL of the beats. With --task-instance, the base URL of Airflow's execution API, for
+    /// example https://airflow.example.com/execution/
     #[arg(long)]
     pub(crate) url: Option<Url>,
 
-    /// The task instance (a UUID) whose heartbeat it is.
+    /// The task instance (a UUID) to send the heartbeat for.
     #[arg(long, value_name = "ID", requires = "url")]
     task_instance: Option<String>,
 
@@ -50,7 +50,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "PUT", requires = "url")]
     pub(crate) method: Method,
 
-    /// The JSON body of a beat [default: hostname and pid, as Airflow wants them].
+    /// The JSON body of a beat [default: hostname and pid, as Airflow requires].
     #[arg(long, value_name = "JSON", requires = "url", value_parser = json, conflicts_with_all = ["hostname", "pid"])]
     body: Option<String>,
 
@@ -62,7 +62,7 @@ pub(crate) struct Options {
     #[arg(long, requires = "url")]
     pid: Option<u32>,
 
-    /// How many beats may fail in a row.
+    /// The number of beats that may fail in a row.
     #[arg(long, default_value = "20", requires = "url", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_failures: u32,
 }
@@ -73,13 +73,14 @@ impl Options {
         self.every.unwrap_or(Duration::from_secs(default))
     }
 
-    /// The time after which it stops.
+    /// The time after which the example stops.
     pub(crate) fn length(&self) -> Option<Duration> {
         let default = self.url.is_none().then_some(Duration::from_secs(20));
         self.seconds.or(default)
     }
 
-    /// Where beats go: `//task-instances` is a 404 at Airflow, whose base URL ends in a slash.
+    /// Where beats go. Airflow returns 404 for `//task-instances`, so a slash at the end of the
+    /// base URL is removed.
     pub(crate) fn beat_url(&self, base: &Url) -> String {
         match &self.task_instance {
             Some(id) => {

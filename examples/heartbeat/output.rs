@@ -1,4 +1,4 @@
-//! Lines for people.
+//! Output for a terminal.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::story::Counts;
 
-/// A line on standard output. An error means that nobody reads it any more.
+/// Writes a line to standard output. An error means that nothing reads it any more.
 pub(crate) fn say(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
@@ -57,7 +57,7 @@ pub(crate) fn line(
     line.trim_end().to_owned()
 }
 
-/// The table at the end.
+/// The summary table at the end.
 pub(crate) fn summary(paint: &Paint, counts: &Counts, server: Option<&AuthServer>) -> String {
     let judged = |number: u64, good: bool| {
         let text = format!("{number:>6}");
@@ -86,7 +86,7 @@ pub(crate) fn ended(paint: &Paint, stopped: &Stopped) -> String {
     paint.red(&format!("\nthe heartbeat ended: {stopped:?}"))
 }
 
-/// Colours, if it is a person who looks.
+/// Uses colours if the output is a terminal.
 pub(crate) struct Paint(bool);
 
 impl Paint {

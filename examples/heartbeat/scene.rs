@@ -1,15 +1,16 @@
 //! The server, and what it does to a heartbeat.
 //!
-//! What forces each thing to happen:
-//! - captured: the heartbeat moves beats into the last fifth of each token's life, and the job's own
-//!   requests fall there too;
-//! - rejected and replayed: two lifetimes after the start the server stands still for one lifetime
-//!   and a second. The requests that it holds were sent with a token that has expired when it looks
-//!   at them: 403, and only the refresh token is left;
-//! - refreshed: the token endpoint is a single-use one behind an nginx that answers 502, then 503
-//!   with `Retry-After: 1`, then lets the call through. That happens once every five lifetimes.
+//! The causes of each event:
+//! - captured: the heartbeat moves beats into the last fifth of each token's lifetime, and the
+//!   job's own requests fall into it too.
+//! - rejected and replayed: two lifetimes after the start, the server stands still for one lifetime
+//!   and a second. The tokens of the held requests have then expired, so they get 403, and only the
+//!   refresh token is left.
+//! - refreshed: the token endpoint accepts each refresh token once. An nginx in front of it
+//!   responds with 502, then with 503 and `Retry-After: 1`, then passes the call on. This happens
+//!   once every five lifetimes.
 //!
-//! With `--grace` the same standstill costs no refresh.
+//! With `--grace` the same standstill needs no refresh.
 
 use std::{env, sync::Arc, time::Duration};
 
@@ -22,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::{AnyError, options::Options, story::Story};
 
-/// The server, and the session with it.
+/// The server and its session.
 pub(crate) struct Scene {
     pub(crate) introduction: String,
     pub(crate) session: Session,
@@ -45,7 +46,7 @@ impl Scene {
         let session = Session::builder(server.login_as("job-7"))
             .origin(server.origin())
             .refresher(OAuthRefresh::new(server.cookie_token_endpoint()))
-            // The header is the way to new tokens here, and the token endpoint is for when that has
+            // New tokens come through the header here. The token endpoint is only for when that has
             // failed.
             .refresh_ahead(Duration::ZERO)
             .on_event(story.listener())
@@ -107,8 +108,8 @@ impl Drop for Scene {
     }
 }
 
-/// Two lifetimes after the start, and every five from then on, the server stands still until every
-/// token has expired.
+/// Two lifetimes after the start, and then every five lifetimes, the server stands still until
+/// every token has expired.
 async fn troubles(server: Arc<AuthServer>, ttl: Duration) {
     tokio::time::sleep(ttl * 2).await;
     loop {

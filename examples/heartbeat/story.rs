@@ -1,4 +1,4 @@
-//! What the session did, from its events.
+//! What the session did, according to its events.
 
 use std::{
     collections::VecDeque,
@@ -7,7 +7,7 @@ use std::{
 
 use reqwest_reauth::Event;
 
-/// What happened: counted, and told since the last line.
+/// The events, counted, and those since the last line.
 #[derive(Default)]
 pub(crate) struct Story(Mutex<(Counts, VecDeque<String>)>);
 
@@ -66,7 +66,7 @@ impl Story {
                     counts.replayed += 1;
                     format!("replayed: {}", status.as_u16())
                 }
-                // Two answers in one window bring two tokens: the later one is left.
+                // Two responses in one window carry two tokens, and only the later one is kept.
                 _ => return,
             });
         }

@@ -1,11 +1,12 @@
-//! A long run against servers that fail: `cargo run --release --example soak -- --minutes 10`.
+//! A long run against failing servers: `cargo run --release --example soak -- --minutes 10`.
 //!
-//! Twenty workers send 50 requests a second altogether (`--rate` for another figure) through one
-//! session, whose tokens live one second. Of the token endpoint's calls 5 % are answered 503, 1 %
-//! are reset, and 1 % spend the refresh token and lose the answer, which one more use of it brings
-//! back. It is twice gone for three seconds, and the API is restarted twice, on the same port.
+//! Twenty workers together send 50 requests a second (`--rate` sets another rate) through one
+//! session, whose tokens live one second. Of the calls to the token endpoint, 5 % get a 503, 1 %
+//! are reset, and 1 % spend the refresh token and lose the response. Using the spent token once
+//! more recovers that response. The token endpoint fails twice for three seconds, and the API is
+//! restarted twice on the same port.
 //!
-//! It ends with what was counted, and with 1 if one of the figures is not what it must be.
+//! The example prints its counts, and exits with 1 if one of them is out of bounds.
 
 mod relay;
 mod tally;
@@ -46,7 +47,7 @@ async fn main() -> Result<ExitCode, Failed> {
     let plan = Plan::from_arguments()?;
     let server =
         AuthServer::builder().lifetime(LIFETIME).rotation(Rotation::ReuseGrace).start().await;
-    // Three calls a second are more than there will be.
+    // Three calls a second are more than the run will make.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of calls")]
     let calls = (plan.length.as_secs_f64() * 3.0) as usize + 100;
     server.script_token_endpoint((0..calls).map(|_| fault(fastrand::f64())));
@@ -89,12 +90,12 @@ async fn main() -> Result<ExitCode, Failed> {
         server.forget_requests();
     }
     let took = begun.elapsed();
-    // Whatever happened, the login is alive.
+    // The login must still be valid at the end.
     let alive = session.refresh().await;
     Ok(report(&server, &tally, took, &held.await?, alive.is_ok()))
 }
 
-/// What becomes of a call of the token endpoint.
+/// Chooses the fate of a call to the token endpoint.
 fn fault(roll: f64) -> Answer {
     match roll {
         roll if roll < 0.05 => Answer::Status(503),
@@ -134,7 +135,7 @@ async fn work(
     }
 }
 
-/// Two outages of the token endpoint and two restarts of the API, spread over the run.
+/// Runs two outages of the token endpoint and two restarts of the API, spread over the run.
 async fn incidents(
     begun: Instant,
     length: Duration,
@@ -160,7 +161,8 @@ async fn incidents(
     Ok(())
 }
 
-/// One look a minute, four in a short run. The first comes when everything has been used once.
+/// Samples once a minute, or four times in a short run. The first sample is taken after everything
+/// has been used once.
 async fn watch_held(begun: Instant, length: Duration) -> Vec<Held> {
     let step = Duration::from_secs(60).min(length / 4);
     let mut seen = Vec::new();
@@ -211,8 +213,9 @@ fn report(
             "memory {} to {} KiB, files {} to {}",
             first.kib, last.kib, first.files, last.files
         );
-        // An allocator gives little back: what must not be is growth without end. A connection is
-        // four files here, of which the relay has two, and in a burst each worker has one.
+        // An allocator returns little memory, so the check is for growth without bound. A
+        // connection uses four files here, two of them in the relay, and in a burst each worker has
+        // one.
         held_flat = last.kib <= first.kib + first.kib / 5 + 4096
             && last.files <= first.files + 4 * WORKERS as usize;
     }
@@ -252,7 +255,7 @@ impl Plan {
         Ok(Self { length: Duration::from_secs_f64(minutes * 60.0), requests_per_second: rate })
     }
 
-    /// Of one worker.
+    /// The pause between the requests of one worker.
     fn pause(&self) -> Duration {
         Duration::from_secs_f64(f64::from(WORKERS) / self.requests_per_second)
     }

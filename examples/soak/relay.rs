@@ -1,4 +1,4 @@
-//! A TCP relay that can go down and come back on the same port, as a server does that is restarted.
+//! A TCP relay that can go down and come back on the same port, like a restarted server.
 
 use std::{
     io,
@@ -37,7 +37,7 @@ impl Relay {
     pub(crate) async fn down(&mut self) {
         if let Some((stop, task)) = self.running.take() {
             drop(stop);
-            // It neither panics nor is aborted.
+            // The task neither panics nor is aborted.
             let _ = task.await;
         }
     }
@@ -60,7 +60,7 @@ impl Relay {
                             connections.spawn(relay(client, upstream.clone()));
                         }
                     }
-                    // Only to forget those that have ended.
+                    // Removes finished connections.
                     Some(_) = connections.join_next() => {}
                     _ = stopped.changed() => break,
                 }
@@ -75,11 +75,11 @@ async fn relay(mut client: TcpStream, upstream: String) {
     let Ok(mut server) = TcpStream::connect(upstream).await else {
         return;
     };
-    // Best effort: without it the answers are right, and later.
+    // Best effort: without it, responses are slower but correct.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     if copy_bidirectional(&mut client, &mut server).await.is_err() {
-        // A reset is handed on as a reset. Tokio's method that does not warn is newer than the
-        // oldest tokio that this crate takes.
+        // Passes a reset on as a reset. Tokio's method without the deprecation is newer than the
+        // oldest supported tokio.
         #[allow(deprecated)]
         let _ = client.set_linger(Some(Duration::ZERO));
     }

@@ -1,4 +1,4 @@
-//! What was counted, and whether it may be so.
+//! The counts of the run, and their bounds.
 
 use std::{
     fmt, fs,
@@ -11,7 +11,7 @@ use std::{
 
 use reqwest_reauth::{Error, Event};
 
-/// How long after the end of an outage a failure is still put down to it.
+/// How long after the end of an outage a failure still counts as part of it.
 const AFTERMATH: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
@@ -40,7 +40,8 @@ struct Outage {
 #[derive(Clone)]
 pub(crate) struct Failure {
     at: Instant,
-    /// Of the token: a refusal, or the error of a refresh. Otherwise of the connection.
+    /// A failure of the token: a rejection, or the error of a refresh. Other failures are those of
+    /// the connection.
     refused: bool,
     text: String,
 }
@@ -57,7 +58,7 @@ impl Tally {
         }
     }
 
-    /// An answer or an error that a worker got.
+    /// Counts a response or an error of a worker.
     pub(crate) fn note(&self, got: &Result<u16, reqwest_middleware::Error>) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let (refused, text) = match got {
@@ -84,7 +85,8 @@ impl Tally {
         }
     }
 
-    /// Failures for the token's sake, and others; `excused`: those in an outage that explains them.
+    /// Returns the failures of the token, or the other failures. `excused` selects those that an
+    /// outage explains.
     pub(crate) fn failures(&self, refused: bool, excused: bool) -> Vec<Failure> {
         let (Ok(failures), Ok(outages)) = (self.failures.lock(), self.outages.lock()) else {
             return Vec::new();
@@ -111,7 +113,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What the process holds. `None` where there is no `/proc`.
+/// What the process holds, or `None` without `/proc`.
 #[derive(Clone, Copy)]
 pub(crate) struct Held {
     pub(crate) kib: u64,

@@ -1,4 +1,4 @@
-//! What a script lets the server answer.
+//! The scripted responses of the server.
 
 use std::{
     pin::Pin,
@@ -12,41 +12,44 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use serde_json::Value;
 
-/// One answer of a script: see
+/// A scripted response. See
 /// [`AuthServer::script_token_endpoint`](super::AuthServer::script_token_endpoint) and
 /// [`AuthServer::script_api`](super::AuthServer::script_api).
 ///
-/// "Works" means what the server does without a script: a refresh token is judged and spent, an
-/// access token is judged and maybe reissued.
+/// "Processes the request" means what the server does without a script: a refresh token is checked
+/// and spent, an access token is checked and possibly reissued.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Answer {
-    /// Works.
+    /// Processes the request and responds.
     Work,
-    /// Works, this much later: a client that gave up before has changed nothing.
+    /// Waits this long, then processes the request. A client that gave up before then has changed
+    /// nothing.
     Delay(Duration),
-    /// Works at once, and answers this much later: a client that gave up has changed what it does
-    /// not know of.
+    /// Processes the request at once, and responds this much later. A client that gave up does not
+    /// know what its request changed.
     Late(Duration),
-    /// Works, and cuts the connection instead of answering: the client sees a TCP reset, and the
-    /// refresh token is spent.
+    /// Processes the request, then resets the TCP connection instead of responding. The refresh
+    /// token is spent.
     Lost,
-    /// Works, and sends the status, the headers and half of the body, then ends the connection.
+    /// Processes the request, sends the status, the headers and half of the body, then closes the
+    /// connection.
     Cut,
-    /// Cuts the connection with a TCP reset. Nothing was done.
+    /// Resets the TCP connection. The request is not processed.
     Reset,
-    /// Never answers. Nothing was done. The connection is cut when the server is dropped.
+    /// Never responds. The request is not processed. The connection is closed when the server is
+    /// dropped.
     Hang,
-    /// This status with the HTML page that nginx has for it. Nothing was done. A status that HTTP
-    /// does not know becomes 500.
+    /// Responds with this status and nginx's HTML page for it. The request is not processed. An
+    /// invalid status becomes 500.
     Status(u16),
-    /// The same with a `Retry-After` in whole seconds.
+    /// Like [`Status`](Self::Status), with a `Retry-After` in whole seconds.
     StatusRetryAfter(u16, Duration),
-    /// 200 with an HTML page, as from a captive portal. Nothing was done.
+    /// Responds with 200 and an HTML page, like a captive portal. The request is not processed.
     Html200,
-    /// 200 with this JSON. Nothing was done.
+    /// Responds with 200 and this JSON. The request is not processed.
     Json(Value),
-    /// This answer, word for word. Nothing was done.
+    /// Responds with exactly this response. The request is not processed.
     Response(Response<Bytes>),
 }
 
@@ -81,7 +84,7 @@ pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Bytes
     response
 }
 
-/// The same answer without the second half of its body.
+/// The same response without the second half of its body.
 pub(super) fn cut(response: Response<Bytes>) -> Response<Body> {
     response.map(|body| {
         Body::new(Half {
@@ -92,7 +95,7 @@ pub(super) fn cut(response: Response<Bytes>) -> Response<Body> {
     })
 }
 
-/// A body that promises `whole` bytes and breaks off.
+/// A body that announces `whole` bytes and breaks off.
 struct Half {
     whole: u64,
     rest: Option<Bytes>,
@@ -110,8 +113,8 @@ impl http_body::Body for Half {
         if let Some(half) = self.rest.take() {
             return Poll::Ready(Some(Ok(Frame::data(half))));
         }
-        // The connection writes out what it has when the body has nothing ready; an error at once
-        // would drop it.
+        // The connection flushes its buffer when the body has nothing ready. An immediate error
+        // would discard the buffer.
         if !std::mem::replace(&mut self.sent, true) {
             cx.waker().wake_by_ref();
             return Poll::Pending;

@@ -1,4 +1,4 @@
-//! The API: judges the access token, and echoes the request.
+//! The API: checks the access token, and echoes the request.
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
@@ -14,7 +14,7 @@ use super::{
 
 const REISSUED: HeaderName = HeaderName::from_static("refreshed-api-token");
 
-/// What the server does with a request that no script catches. `number` is its record's.
+/// Handles a request without a script. `number` is the number of its record.
 pub(super) fn answer(
     shared: &Shared,
     parts: &Parts,
@@ -59,7 +59,7 @@ pub(super) fn answer(
         genuine && (due || scripted_reissue(&mut state.reissue_next))
     });
     if let Some(old) = &new {
-        // Base64 and dots fit any header.
+        // Base64 and dots are valid in any header.
         if let Ok(mut value) = HeaderValue::from_str(&state.grants.reissue(old, now)) {
             value.set_sensitive(true);
             response.headers_mut().insert(REISSUED, value);
@@ -69,8 +69,8 @@ pub(super) fn answer(
     response
 }
 
-/// The token of a request: RFC 6750 §2.1, or RFC 9449 §7.1 where proofs are wanted; the scheme in
-/// any case.
+/// The token of a request: RFC 6750 §2.1, or RFC 9449 §7.1 if proofs are required. The scheme is
+/// case-insensitive.
 pub(super) fn presented<'a>(shared: &Shared, parts: &'a Parts) -> Option<&'a str> {
     #[cfg(feature = "dpop")]
     let wanted = if shared.settings.dpop.is_some() { "DPoP" } else { "Bearer" };
@@ -84,7 +84,7 @@ pub(super) fn presented<'a>(shared: &Shared, parts: &'a Parts) -> Option<&'a str
     scheme.eq_ignore_ascii_case(wanted).then(|| token.trim_start())
 }
 
-/// What the API says of a proof that it does not take (RFC 9449 §7.1 and §9).
+/// The API's response to an invalid proof (RFC 9449 §7.1 and §9).
 #[cfg(feature = "dpop")]
 mod proof {
     use super::{Bytes, HeaderValue, Parts, Response, Shared, State, StatusCode, header, json};
@@ -181,7 +181,7 @@ fn refuse(
     response
 }
 
-/// The query's `status`, `location` and `echo` say what to answer.
+/// Builds the response that `status`, `location` and `echo` in the query ask for.
 fn echo(parts: &Parts, body: &Bytes, subject: Option<&str>) -> Response<Bytes> {
     let query = |wanted: &str| {
         let mut pairs = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
@@ -206,7 +206,7 @@ fn echo(parts: &Parts, body: &Bytes, subject: Option<&str>) -> Response<Bytes> {
         });
         json_response(status, &seen)
     };
-    // Its length would be told, though it is not sent.
+    // A body would not be sent, but its length would be announced.
     if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         *response.body_mut() = Bytes::new();
     }

@@ -1,4 +1,4 @@
-//! What every [`TokenStore`] has to keep, as a suite that a store of somebody else's can run.
+//! The rules of [`TokenStore`], as a test suite for other implementations.
 
 use std::{
     future::Future,
@@ -11,34 +11,37 @@ use crate::{
     token::{AccessToken, RefreshToken, Tokens},
 };
 
-/// Within which a free lock is taken, and a change is told.
+/// The time within which a free lock is acquired and a change is reported.
 const SOON: Duration = Duration::from_secs(20);
-/// For which nothing may happen.
+/// The time for which nothing may happen.
 const A_WHILE: Duration = Duration::from_millis(300);
-/// A failure that counts for a minute, as a session stores it.
+/// A failure that lasts a minute, as a session stores it.
 const FAILURE: &str =
     r#"{"id":"c0ffee","says":{"pause":{"for_ms":60000,"kind":"unavailable","status":503}}}"#;
 const NO_FAILURE: &str = r#"{"id":"c0ffee","says":"nothing"}"#;
 
-/// Checks that a store keeps the rules of [`TokenStore`]: the suite that
-/// [`FileStore`](crate::FileStore), [`MemoryStore`](crate::MemoryStore) and `RedisStore` pass.
+/// Checks that a store follows the rules of [`TokenStore`]. [`FileStore`](crate::FileStore),
+/// [`MemoryStore`](crate::MemoryStore) and `RedisStore` pass the same suite.
 ///
-/// `make` opens the same store again each time, as another process would; the store is empty at the
-/// beginning. It takes a few seconds of real time, so the test's clock must not be paused. Where
-/// the store keeps no [failures](TokenStore::load_failure), the rules about those are left out.
+/// `make` opens the same store each time, as another process would. The store must be empty at the
+/// beginning. The suite takes a few seconds of real time, so the clock of the test must not be
+/// paused. If the store does not keep [failures](TokenStore::load_failure), the rules about
+/// failures are skipped.
 ///
 /// ```
-/// # use reqwest_reauth::{FileStore, testing};
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() {
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let path = dir.path().join("tokens.json");
-/// testing::store_conformance(|| async { FileStore::new(&path) }).await;
-/// # }
+/// use reqwest_reauth::{FileStore, testing};
+///
+/// #[tokio::main(flavor = "current_thread")]
+/// async fn main() -> std::io::Result<()> {
+///     let dir = tempfile::tempdir()?;
+///     let path = dir.path().join("tokens.json");
+///     testing::store_conformance(|| async { FileStore::new(&path) }).await;
+///     Ok(())
+/// }
 /// ```
 ///
 /// # Panics
-/// If a rule is broken. The message names the rule.
+/// Panics if the store breaks a rule. The message names the rule.
 pub async fn store_conformance<S, F, Fut>(make: F)
 where
     S: TokenStore,

@@ -1,5 +1,5 @@
-//! DPoP as a strict server has it (RFC 9449 §4.3, §8 and §9): each proof is verified in full, and
-//! nonces are handed out and asked for.
+//! DPoP as a strict server implements it (RFC 9449 §4.3, §8 and §9): each proof is fully verified,
+//! and nonces are issued and demanded.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -14,20 +14,21 @@ use sha2::{Digest as _, Sha256};
 
 pub(super) const DPOP: HeaderName = HeaderName::from_static("dpop");
 const DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
-/// How far a proof's `iat` may be from the server's clock, in seconds.
+/// The maximum distance of a proof's `iat` from the server's clock, in seconds.
 const MOST_SECONDS_OFF: f64 = 60.0;
 
-/// How an [`AuthServer`](super::AuthServer) that binds tokens to keys deals with nonces. Without
-/// any of these settings it verifies proofs and has no nonces.
+/// The nonce rules of an [`AuthServer`](super::AuthServer) that binds tokens to keys. By default,
+/// proofs are verified and nonces are not used.
 ///
-/// ```no_run
-/// # async fn f() {
+/// ```
 /// use reqwest_reauth::testing::{AuthServer, Dpop};
 ///
-/// // As Bluesky's servers: a new nonce with each response, the newest few of which are good.
-/// let dpop = Dpop::new().api_nonces(8).token_endpoint_nonces(8);
-/// let server = AuthServer::builder().dpop(dpop).start().await;
-/// # }
+/// #[tokio::main(flavor = "current_thread")]
+/// async fn main() {
+///     // Like Bluesky's servers: a new nonce in each response, of which the newest few are valid.
+///     let dpop = Dpop::new().api_nonces(8).token_endpoint_nonces(8);
+///     let server = AuthServer::builder().dpop(dpop).start().await;
+/// }
 /// ```
 #[derive(Clone, Debug, Default)]
 #[must_use]
@@ -42,7 +43,7 @@ pub struct Dpop {
     pub(super) says_bearer: bool,
 }
 
-/// When a new nonce is made.
+/// When a new nonce is generated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Rotates {
     #[default]
@@ -51,82 +52,83 @@ enum Rotates {
 }
 
 impl Dpop {
-    /// Proofs are wanted, nonces are not.
+    /// Requires proofs, but no nonces.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The API wants one of its newest `good` nonces in each proof, and brings a new one with each
-    /// response.
+    /// Makes the API require one of its `good` newest nonces in each proof, and send a new nonce
+    /// with each response.
     pub fn api_nonces(mut self, good: usize) -> Self {
         self.api_nonces = Some(good.max(1));
         self
     }
 
-    /// The same for the token endpoint.
+    /// Sets the same rule for the token endpoint.
     pub fn token_endpoint_nonces(mut self, good: usize) -> Self {
         self.token_endpoint_nonces = Some(good.max(1));
         self
     }
 
-    /// A nonce stays until [`AuthServer::rotate_nonces`](super::AuthServer::rotate_nonces), in
-    /// place of one for each response. Responses bring it all the same.
+    /// Keeps each nonce until [`AuthServer::rotate_nonces`](super::AuthServer::rotate_nonces),
+    /// instead of a new nonce for each response. Responses still carry the current nonce.
     pub fn keep_nonces(mut self) -> Self {
         self.rotates = Rotates::WhenAsked;
         self
     }
 
-    /// The API asks for a nonce with 400 and a JSON body, without a challenge, as Salesforce's does
-    /// (forcedotcom/SalesforceMobileSDK-Android#3011).
+    /// Makes the API demand a nonce with 400 and a JSON body, without a challenge, like
+    /// Salesforce's (forcedotcom/SalesforceMobileSDK-Android#3011).
     pub fn ask_in_the_body(mut self) -> Self {
         self.in_the_body = true;
         self
     }
 
-    /// The API asks for a nonce whatever the proof carries (NotASithLord/peerd#301).
+    /// Makes the API demand a nonce for every proof, even one with a valid nonce
+    /// (NotASithLord/peerd#301).
     pub fn challenge_for_ever(mut self) -> Self {
         self.challenges_for_ever = true;
         self
     }
 
-    /// The token endpoint spends the refresh token before it looks at the proof
+    /// Makes the token endpoint spend the refresh token before it checks the proof
     /// (bluesky-social/atproto#3859).
     pub fn spend_first(mut self) -> Self {
         self.spends_first = true;
         self
     }
 
-    /// The token endpoint says `Bearer` of the tokens that it issues: a downgrade.
+    /// Makes the token endpoint report the token type `Bearer`, which is a downgrade.
     pub fn say_bearer(mut self) -> Self {
         self.says_bearer = true;
         self
     }
 }
 
-/// Which endpoint a proof is for.
+/// The endpoint that a proof is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum At {
     Api,
     TokenEndpoint,
 }
 
-/// Why a proof is not taken.
+/// Why a proof is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     Invalid(&'static str),
     WantsNonce,
 }
 
-/// A request, as far as its proof is about it.
+/// The parts of a request that its proof covers.
 pub(super) struct Proven<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) method: &'a Method,
-    /// The URL without query.
+    /// The URL without its query.
     pub(super) url: &'a str,
     pub(super) access_token: Option<&'a str>,
 }
 
-/// What a server remembers of proofs and nonces.
+/// The proofs and nonces that a server remembers.
 pub(super) struct Judge {
     rules: Dpop,
     api: VecDeque<String>,
@@ -143,13 +145,13 @@ impl Judge {
         judge
     }
 
-    /// Makes a new nonce at either endpoint.
+    /// Generates a new nonce for both endpoints.
     pub(super) fn rotate(&mut self) {
         self.add(At::Api);
         self.add(At::TokenEndpoint);
     }
 
-    /// Verifies a proof, and gives back the thumbprint of its key. `now`: seconds since 1970.
+    /// Verifies a proof and returns the thumbprint of its key. `now` is in seconds since the epoch.
     pub(super) fn check(
         &mut self,
         at: At,
@@ -166,7 +168,7 @@ impl Judge {
             return invalid("htu is another URL");
         }
         let issued_at = claims.get("iat").and_then(Value::as_u64);
-        // Seconds since 1970 are far below 2^53.
+        // Seconds since the epoch are far below 2^53.
         #[allow(clippy::cast_precision_loss)]
         let is_fresh = issued_at.is_some_and(|at| (at as f64 - now).abs() <= MOST_SECONDS_OFF);
         if !is_fresh {
@@ -193,7 +195,7 @@ impl Judge {
         Ok(thumbprint)
     }
 
-    /// Adds the nonce that each response brings.
+    /// Adds the current nonce to a response.
     pub(super) fn add_nonce(&mut self, at: At, headers: &mut HeaderMap) {
         let wanted = match at {
             At::Api => self.rules.api_nonces.is_some() || self.rules.challenges_for_ever,
@@ -225,7 +227,8 @@ impl Judge {
     }
 }
 
-/// The claims of the one proof of a request, and its key's thumbprint, if the signature is right.
+/// The claims of the only proof of a request and the thumbprint of its key, if the signature is
+/// valid.
 fn verified(headers: &HeaderMap) -> Result<(String, Value), &'static str> {
     let mut values = headers.get_all(DPOP).iter();
     let (Some(value), None) = (values.next(), values.next()) else {

@@ -1,8 +1,8 @@
-//! What the server knows of its logins, and what it thinks of a token. No I/O, no clock: the time
-//! is an argument.
+//! The server's logins, and its verdict on a token. There is no I/O and no clock: the time is an
+//! argument.
 //!
-//! Tokens say all about themselves, under the server's signature; a grant is a few counters,
-//! however long a test runs.
+//! Tokens are self-contained and signed by the server. A grant is a few counters, however long a
+//! test runs.
 
 use std::collections::HashMap;
 
@@ -18,39 +18,39 @@ const AUDIENCE: &str = "api";
 const ACCESS: &str = "at";
 const REFRESH: &str = "rt";
 
-/// All logins of a server. Times are seconds since the epoch.
+/// All logins of a server. Times are in seconds since the epoch.
 pub(super) struct Grants {
     settings: Settings,
     key: Key,
     by_subject: HashMap<String, Grant>,
 }
 
-/// One login: numbers count up, so that a token's number says where it stands.
+/// One login. Token numbers increase, so a token's number shows its age.
 #[derive(Debug, Default)]
 struct Grant {
-    /// The access token that was issued last.
+    /// The number of the newest access token.
     newest: u64,
-    /// Access tokens up to this one are no longer taken.
+    /// Access tokens up to this number are rejected.
     dead_up_to: u64,
-    /// The refresh token that is good.
+    /// The number of the valid refresh token.
     refresh: u64,
     revoked: bool,
     /// The thumbprint of the key that the login is bound to.
     bound_to: Option<String>,
 }
 
-/// What a token is worth.
+/// The verdict on a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// Taken. `reissue`: the answer brings a new one.
+    /// Valid. With `reissue`, the response carries a new token.
     Good { reissue: bool },
-    /// Genuine, but expired, superseded or called off.
+    /// Genuine, but expired, superseded or revoked.
     Over,
-    /// Not of this server, or of no login.
+    /// From another server, or of no known login.
     Invalid,
 }
 
-/// An access token that this server has signed, and what it says.
+/// An access token signed by this server, and its claims.
 #[derive(Clone, Debug)]
 pub(super) struct Presented {
     pub(super) subject: String,
@@ -61,7 +61,7 @@ pub(super) struct Presented {
     claims: Claims,
 }
 
-/// What the token endpoint hands out.
+/// The tokens that the token endpoint issues.
 #[derive(Debug)]
 pub(super) struct Issued {
     pub(super) subject: String,
@@ -69,12 +69,12 @@ pub(super) struct Issued {
     pub(super) refresh: Option<String>,
 }
 
-/// Why the token endpoint does not (RFC 6749 §5.2: `invalid_grant`).
+/// Why the token endpoint issues no tokens (RFC 6749 §5.2: `invalid_grant`).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NotIssued {
     Unknown,
     Revoked,
-    /// A spent refresh token came again, and the grant is revoked now.
+    /// A spent refresh token was reused, so the grant is revoked.
     Reused(String),
 }
 
@@ -87,13 +87,13 @@ impl Grants {
         &self.key
     }
 
-    /// A new login. An earlier one of the same subject is over.
+    /// Creates a login. It ends an earlier login of the same subject.
     pub(super) fn login(&mut self, subject: &str, now: f64) -> Issued {
         let grant = self.by_subject.entry(subject.to_owned()).or_default();
         grant.revoked = false;
         grant.bound_to = None;
         grant.dead_up_to = grant.newest;
-        // Two on, so that no earlier refresh token counts as the one spent last.
+        // Skips one number, so that no earlier refresh token counts as the one spent last.
         grant.refresh += 2;
         let refresh = grant.refresh;
         Issued {
@@ -103,7 +103,7 @@ impl Grants {
         }
     }
 
-    /// What a refresh token brings.
+    /// Exchanges a refresh token for new tokens.
     pub(super) fn refresh(&mut self, token: &str, now: f64) -> Result<Issued, NotIssued> {
         let (subject, number) = self.read_refresh_token(token).ok_or(NotIssued::Unknown)?;
         let grant = self.by_subject.get_mut(&subject).ok_or(NotIssued::Unknown)?;
@@ -129,12 +129,12 @@ impl Grants {
         Ok(Issued { subject, access, refresh })
     }
 
-    /// A new token with the claims of one that is good.
+    /// Issues a new token with the claims of a valid one.
     pub(super) fn reissue(&mut self, old: &Presented, now: f64) -> String {
         self.issue(&old.subject, &old.claims, now)
     }
 
-    /// Reads a token and says what it is worth: signature first, then every claim, the expiry last.
+    /// Checks a token: the signature first, then every claim, and the expiry last.
     pub(super) fn judge(&self, token: &str, now: f64) -> (Option<Presented>, Standing) {
         let Some(presented) = self.read_access_token(token) else {
             return (None, Standing::Invalid);
@@ -146,21 +146,21 @@ impl Grants {
         (Some(presented), standing)
     }
 
-    /// Whether this key may use the login's tokens. The first key that is seen with one is the one.
+    /// Whether this key may use the login's tokens. The first key that is used binds the login.
     #[cfg(feature = "dpop")]
     pub(super) fn is_bound_to(&mut self, subject: &str, thumbprint: &str) -> bool {
         let Some(grant) = self.by_subject.get_mut(subject) else { return false };
         grant.bound_to.get_or_insert_with(|| thumbprint.to_owned()) == thumbprint
     }
 
-    /// All access tokens so far are no longer taken.
+    /// Rejects all access tokens issued so far.
     pub(super) fn expire_now(&mut self) {
         for grant in self.by_subject.values_mut() {
             grant.dead_up_to = grant.newest;
         }
     }
 
-    /// The login is over: neither of its tokens is taken.
+    /// Ends the login: both of its tokens are rejected.
     pub(super) fn revoke(&mut self, subject: &str) {
         if let Some(grant) = self.by_subject.get_mut(subject) {
             grant.revoked = true;
@@ -171,7 +171,7 @@ impl Grants {
         self.by_subject.get(subject).is_some_and(|grant| grant.revoked)
     }
 
-    /// Whose refresh token this is, whatever it is worth.
+    /// The subject of this refresh token, valid or not.
     pub(super) fn subject_of(&self, refresh_token: &str) -> Option<String> {
         Some(self.read_refresh_token(refresh_token)?.0)
     }
@@ -181,7 +181,7 @@ impl Grants {
         grant.newest += 1;
         let lifetime = self.settings.lifetime;
         let (now, ends) = if lifetime.subsec_nanos() == 0 && lifetime.as_secs() >= 60 {
-            // `now` is after 1970 and below 2^53.
+            // `now` is positive and below 2^53.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             let now = now as u64;
             (json!(now), json!(now + lifetime.as_secs()))

@@ -1,16 +1,16 @@
-//! Requests that wait for a test.
+//! Requests that are held back for a test.
 
 use std::fmt;
 
 use tokio::sync::watch;
 
-/// A door that requests pass: open, unless somebody holds it.
+/// A gate for requests. It is open unless a [`Hold`] exists.
 pub(super) struct Gate {
     holders: watch::Sender<usize>,
     waiting: watch::Sender<usize>,
 }
 
-/// Holds requests back until it is dropped: see
+/// Holds requests back until it is dropped. See
 /// [`AuthServer::hold_token_calls`](super::AuthServer::hold_token_calls) and
 /// [`AuthServer::hold_api`](super::AuthServer::hold_api).
 #[must_use = "requests are held as long as this lives"]
@@ -35,12 +35,12 @@ impl Gate {
             return;
         }
         let _counted = Counted::one_more(&self.waiting);
-        // The sender is in `self`.
+        // `self` holds the sender, so the wait cannot fail.
         let _ = holders.wait_for(|&holders| holders == 0).await;
     }
 }
 
-/// Counts as long as it lives, since a client that gives up takes its request with it.
+/// Counts a request for as long as it lives. A client that gives up drops its request.
 struct Counted<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Counted<'a> {
@@ -57,14 +57,14 @@ impl Drop for Counted<'_> {
 }
 
 impl Hold {
-    /// Returns once at least this many requests are held.
+    /// Returns once at least this many requests are held back.
     pub async fn waiting(&self, requests: usize) {
         let mut waiting = self.waiting.clone();
-        // An error means that the server is gone, and nothing will come.
+        // An error means that the server is gone, so no more requests will arrive.
         let _ = waiting.wait_for(|&waiting| waiting >= requests).await;
     }
 
-    /// Lets them go. The same as dropping it.
+    /// Releases the requests, like dropping the value.
     pub fn release(self) {}
 }
 

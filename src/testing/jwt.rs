@@ -1,9 +1,9 @@
-//! Signing, HS256 (RFC 7515), with a key of the server's own.
+//! HS256 signatures (RFC 7515) with a key of the server.
 //!
-//! `jsonwebtoken::encode` takes its cryptography from one feature of the whole build, and panics
-//! when there are two or none: a test server that turned one on would break a user's build that has
-//! the other. HMAC with SHA-256 is all that is needed here, so it is done with `hmac` and `sha2`;
-//! `tests/auth_server.rs` holds it against `jsonwebtoken::encode`, byte for byte.
+//! `jsonwebtoken::encode` takes its cryptography from a feature that is global to the build, and
+//! panics if two or none are enabled. A test server that enabled one would break a user's build
+//! that enables the other. HMAC with SHA-256 is all that is needed, so this module uses `hmac` and
+//! `sha2`. `tests/all/auth_server.rs` compares the result with `jsonwebtoken::encode`, byte for byte.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use hmac::{Hmac, Mac as _};
@@ -12,10 +12,10 @@ use sha2::Sha256;
 
 pub(super) type Claims = Map<String, Value>;
 
-/// As long as a block of SHA-256, the one length that HMAC takes as it is.
+/// The block size of SHA-256, the length of key that HMAC uses unchanged.
 const KEY_BYTES: usize = 64;
 
-/// An HMAC key, random for each server.
+/// An HMAC key, generated at random for each server.
 pub(super) struct Key([u8; KEY_BYTES]);
 
 impl Key {
@@ -29,7 +29,7 @@ impl Key {
         &self.0
     }
 
-    /// A JWT with these claims.
+    /// Signs a JWT with these claims.
     pub(super) fn jwt(&self, claims: &Claims) -> String {
         let header = BASE64.encode(r#"{"typ":"JWT","alg":"HS256"}"#);
         let message = format!("{header}.{}", BASE64.encode(json(claims)));
@@ -37,7 +37,7 @@ impl Key {
         format!("{message}.{signature}")
     }
 
-    /// The claims of a JWT that this key has signed.
+    /// Returns the claims of a JWT that was signed with this key.
     pub(super) fn verify_jwt(&self, token: &str) -> Option<Claims> {
         let (message, signature) = token.rsplit_once('.')?;
         self.check(message, signature)?;
@@ -45,15 +45,15 @@ impl Key {
         serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()
     }
 
-    /// A token that says nothing to its holder and looks like no JWT: `~` stands where a JWT has a
-    /// dot, and nothing else can.
+    /// Signs an opaque token. It contains `~` in place of a JWT's dots, so that it cannot be
+    /// mistaken for a JWT.
     pub(super) fn opaque(&self, kind: &str, text: &str) -> String {
         let message = format!("{kind}~{}", BASE64.encode(text));
         let signature = BASE64.encode(self.mac(&message).finalize().into_bytes());
         format!("{message}~{signature}")
     }
 
-    /// The text of an opaque token of this kind that this key has signed.
+    /// Returns the text of an opaque token of this kind that was signed with this key.
     pub(super) fn verify_opaque(&self, kind: &str, token: &str) -> Option<String> {
         let (message, signature) = token.rsplit_once('~')?;
         self.check(message, signature)?;

@@ -1,4 +1,4 @@
-//! What the server saw, bounded.
+//! The server's bounded record of requests.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,48 +12,48 @@ use http::{HeaderMap, Method, StatusCode, Uri, header};
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Recorded {
-    /// Its method.
+    /// The method.
     pub method: Method,
-    /// Path and query.
+    /// The path and query.
     pub uri: Uri,
-    /// Its headers. `Authorization` and `Cookie` are marked sensitive.
+    /// The headers. `Authorization` and `Cookie` are marked sensitive.
     pub headers: HeaderMap,
-    /// Its body, up to 1 MiB.
+    /// The body, up to 1 MiB.
     pub body: Bytes,
-    /// How long the body was.
+    /// The length of the whole body in bytes.
     pub body_length: u64,
-    /// Who the access token (or, at the token endpoint, the refresh token) belongs to, if this
-    /// server has signed it.
+    /// The subject of the access token (at the token endpoint, of the refresh token), if this
+    /// server has signed the token.
     pub subject: Option<String>,
-    /// The access token's `jti`.
+    /// The `jti` of the access token.
     pub token_id: Option<String>,
-    /// What was answered; `None` if it never was.
+    /// The status of the response, or `None` if there was no response.
     pub status: Option<StatusCode>,
-    /// Whether it was refused for its token.
+    /// Whether the request was rejected because of its token.
     pub refused: bool,
-    /// Whether the answer brought a new token in `Refreshed-API-Token`.
+    /// Whether the response carried a new token in `Refreshed-API-Token`.
     pub reissued: bool,
 }
 
-/// Counts of one login, or of all: see [`AuthServer::counts`](super::AuthServer::counts).
+/// The counts of one login or of all logins. See [`AuthServer::counts`](super::AuthServer::counts).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Requests to the API.
+    /// The number of requests to the API.
     pub api_hits: u64,
-    /// Of those, refused for their token.
+    /// The number of API requests that were rejected because of their token.
     pub refused: u64,
-    /// Of those, answered with a new token in `Refreshed-API-Token`.
+    /// The number of API responses with a new token in `Refreshed-API-Token`.
     pub reissued: u64,
-    /// Calls of the token endpoint, scripted ones included.
+    /// The number of calls to the token endpoint, including scripted ones.
     pub token_calls: u64,
-    /// Of those, that issued tokens, whether or not the answer arrived.
+    /// The number of calls that issued tokens, whether or not the response arrived.
     pub tokens_issued: u64,
-    /// Spent refresh tokens that came again.
+    /// The number of reused refresh tokens.
     pub reuses: u64,
 }
 
-/// The newest records, and counts of all.
+/// The newest records, and all counts.
 #[derive(Default)]
 pub(super) struct Log {
     pub(super) api: Records,
@@ -65,17 +65,17 @@ pub(super) struct Log {
 #[derive(Default)]
 pub(super) struct Records {
     newest: VecDeque<Recorded>,
-    /// How many have gone before the first of `newest`.
+    /// The number of dropped records before the first of `newest`.
     gone: usize,
     body_bytes: usize,
 }
 
 impl Log {
-    /// Counts for everybody and, if it is known, for the subject.
+    /// Counts for all logins and, if it is known, for the subject.
     pub(super) fn count(&mut self, subject: Option<&str>, add: impl Fn(&mut Counts)) {
         add(&mut self.total);
         if let Some(subject) = subject {
-            // Subjects come from logins, never from outside.
+            // Subjects come only from logins, so the map is bounded.
             add(self.by_subject.entry(subject.to_owned()).or_default());
         }
     }
@@ -86,10 +86,10 @@ impl Records {
     const MOST_BODY_BYTES: usize = 64 << 20;
     pub(super) const LONGEST_BODY: usize = 1 << 20;
 
-    /// Keeps a record, and returns the number by which it can be [completed](Self::complete).
+    /// Stores a record and returns its number, for [`complete`](Self::complete).
     pub(super) fn add(&mut self, mut record: Recorded) -> usize {
         if record.body.len() > Self::LONGEST_BODY {
-            // A copy, so that the long one is freed.
+            // Copied, so that the long body is freed.
             record.body = Bytes::copy_from_slice(&record.body[..Self::LONGEST_BODY]);
         }
         for name in [header::AUTHORIZATION, header::COOKIE] {
@@ -106,7 +106,7 @@ impl Records {
         self.gone + self.newest.len() - 1
     }
 
-    /// Adds what is known only later, if the record is still there.
+    /// Completes a record later, if it is still stored.
     pub(super) fn complete(&mut self, number: usize, complete: impl FnOnce(&mut Recorded)) {
         if let Some(record) =
             number.checked_sub(self.gone).and_then(|index| self.newest.get_mut(index))

@@ -1,62 +1,78 @@
-//! A scripted API and token server on a real socket, to test a client against. Feature `test-util`.
+//! A scripted API and token endpoint on a real socket, to test clients against. Requires the
+//! feature `test-util`.
 //!
-//! [`AuthServer`] is both servers that a signed-in client speaks to: an API that wants a bearer
-//! token, and a token endpoint. Without settings they behave as a good server does. Settings make
-//! them strict, or like a server in the field; scripts make them fail; and afterwards they tell
-//! what they saw. This crate's own tests use nothing else.
+//! [`AuthServer`] is both servers that an authenticated client talks to: an API that requires a
+//! bearer token, and a token endpoint. By default they behave like a well-behaved server. Settings
+//! make them stricter, or similar to a particular server. Scripts make them fail. The recorded
+//! requests show what they received. This crate's own tests use the same server.
 //!
 //! ```
 //! use std::time::Duration;
+//!
 //! use reqwest_reauth::testing::{Answer, AuthServer};
 //!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let server = AuthServer::builder().lifetime(Duration::from_secs(600)).start().await;
-//! let tokens = server.login();
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let server = AuthServer::builder().lifetime(Duration::from_secs(600)).start().await;
+//!     let tokens = server.login();
 //!
-//! // Your client, with its session, in place of a bare one. Here nobody refreshes:
-//! let client = reqwest::Client::new();
-//! let token = tokens.access_token().ok_or("none")?;
-//! let send = || client.get(server.url("/jobs")).bearer_auth(token.expose_secret()).send();
+//!     // Use your own client and session here. This bare client does not refresh.
+//!     let client = reqwest::Client::new();
+//!     let token = tokens.access_token().ok_or("no access token")?;
+//!     let send = || client.get(server.url("/jobs")).bearer_auth(token.expose_secret()).send();
 //!
-//! assert_eq!(send().await?.status(), 200);
-//! server.expire_now();
-//! assert_eq!(send().await?.status(), 401);
+//!     assert_eq!(send().await?.status(), 200);
+//!     server.expire_now();
+//!     assert_eq!(send().await?.status(), 401);
 //!
-//! // What it saw, and how often.
-//! assert_eq!((server.api_hits(), server.refused(), server.token_calls()), (2, 1, 0));
-//! assert_eq!(server.requests()[0].uri.path(), "/jobs");
+//!     // The server records what it receives.
+//!     assert_eq!(server.api_hits(), 2);
+//!     assert_eq!(server.refused(), 1);
+//!     assert_eq!(server.token_calls(), 0);
+//!     assert_eq!(server.requests()[0].uri.path(), "/jobs");
 //!
-//! // The next two calls of the token endpoint fail, each in its way.
-//! server.script_token_endpoint([Answer::Status(502), Answer::StatusRetryAfter(503, Duration::from_secs(1))]);
-//! # Ok(())
-//! # }
+//!     // The next two calls to the token endpoint fail.
+//!     server.script_token_endpoint([
+//!         Answer::Status(502),
+//!         Answer::StatusRetryAfter(503, Duration::from_secs(1)),
+//!     ]);
+//!     Ok(())
+//! }
 //! ```
 //!
 //! # The API
 //!
-//! Every path but those of the token endpoint is the API, for every method. A request whose token
-//! is taken gets 200 and, as JSON, what the server saw: `method`, `path`, `query`, `subject`,
-//! `body_length`, `body_sha256`. The query can ask for something else: `?status=404` for another
-//! status, `?location=URL` for that header with it, `?echo` for the request's own body.
+//! Every path except those of the token endpoint belongs to the API, for every method. A request
+//! with a valid token gets 200 and a JSON description of itself: `method`, `path`, `query`,
+//! `subject`, `body_length`, `body_sha256`. The query can ask for another response: `?status=404`
+//! for another status, `?location=URL` for a `Location` header, `?echo` for the request's own body.
 //!
-//! # The server of Airflow
+//! # A server like Airflow's
 //!
-//! ```no_run
-//! # use std::time::Duration;
-//! # use reqwest_reauth::testing::{AuthServer, Refusal};
-//! # async fn f() {
-//! // A new token by header in the last fifth of a token's life; 403 for what has expired; no token endpoint in use.
-//! let server = AuthServer::builder().reissue_after(0.8).refusal(Refusal::Forbidden403);
-//! // With apache/airflow#67944, also for ten seconds after the expiry.
-//! let server = server.grace(Duration::from_secs(10)).start().await;
-//! # }
+//! ```
+//! use std::time::Duration;
+//!
+//! use reqwest_reauth::testing::{AuthServer, Refusal};
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() {
+//!     let server = AuthServer::builder()
+//!         // A new token in the response header during the last fifth of a token's lifetime.
+//!         .reissue_after(0.8)
+//!         // 403 for an expired token.
+//!         .refusal(Refusal::Forbidden403)
+//!         // With apache/airflow#67944, also a new token for ten seconds after the expiry.
+//!         .grace(Duration::from_secs(10))
+//!         .start()
+//!         .await;
+//! }
 //! ```
 //!
 //! # Signatures
 //!
-//! Access tokens are JWTs, signed with HS256 and the key in [`AuthServer::signing_key`], so that a
-//! test can make tokens of its own or verify the server's with any library. The server signs
+//! Access tokens are JWTs, signed by HS256 with the key in [`AuthServer::signing_key`]. A test can
+//! therefore create its own tokens, or verify the server's with any library. The server does not
+//! use the cryptography of `jsonwebtoken`, so the choice of its backend is yours.
 //! without `jsonwebtoken`'s cryptography, and leaves the choice of its backend to you.
 
 mod answer;
@@ -95,28 +111,29 @@ pub use self::{
 use self::{settings::Settings, shared::Shared};
 use crate::{error::Error, token::Tokens};
 
-/// An API and a token endpoint on one port of 127.0.0.1, until it is dropped: see the
+/// An API and a token endpoint on one port of 127.0.0.1, until the value is dropped. See the
 /// [module](self).
 ///
-/// It runs on the runtime that it was started on. Its clock is the wall clock, ahead by what a test
-/// has [advanced](tokio::time::advance) that runtime's: a test can let a token end in no time. When it is dropped, it answers what has begun,
-/// takes no new connection, and cuts those that [hang](Answer::Hang). Its memory is bounded: it
-/// keeps the newest 16,384 requests, 1 MiB of the body of each and 64 MiB together, and a few
-/// counters a login.
+/// The server runs on the runtime that it was started on. Its clock is the wall clock plus the time
+/// by which a test has [advanced](tokio::time::advance) that runtime's clock, so a test can let a
+/// token expire without waiting. When the server is dropped, it responds to open requests, accepts
+/// no new connections, and closes those that [hang](Answer::Hang). Its memory is bounded: it keeps
+/// the newest 16,384 requests, up to 1 MiB of each body and 64 MiB of bodies together, and a few
+/// counters for each login.
 pub struct AuthServer {
     shared: Arc<Shared>,
 }
 
 impl AuthServer {
-    /// A server with every setting at its default.
+    /// Starts a server with default settings.
     ///
     /// # Panics
-    /// If no port can be had.
+    /// Panics if no port is available.
     pub async fn start() -> Self {
         Self::builder().start().await
     }
 
-    /// A server's settings.
+    /// Returns a builder for a server's settings.
     pub fn builder() -> AuthServerBuilder {
         AuthServerBuilder::new()
     }
@@ -135,34 +152,34 @@ impl AuthServer {
         Self { shared }
     }
 
-    /// `http://127.0.0.1:PORT`: what a session trusts.
+    /// Returns `http://127.0.0.1:PORT`, the origin for a session.
     pub fn origin(&self) -> &str {
         &self.shared.origin
     }
 
-    /// The address of a path of the API, which begins with a slash.
+    /// Returns the URL of an API path, which begins with a slash.
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.shared.origin)
     }
 
-    /// The token endpoint that answers with JSON (RFC 6749 §5.1).
+    /// Returns the URL of the token endpoint that responds with JSON (RFC 6749 §5.1).
     pub fn token_endpoint(&self) -> String {
         self.url(serve::TOKEN_PATH)
     }
 
-    /// The token endpoint that answers with the cookies `JWT` and `JWT_REFRESH_TOKEN`, as the
-    /// Seqera platform's does.
+    /// Returns the URL of the token endpoint that responds with the cookies `JWT` and
+    /// `JWT_REFRESH_TOKEN`, like Seqera Platform's.
     pub fn cookie_token_endpoint(&self) -> String {
         self.url(serve::COOKIE_TOKEN_PATH)
     }
 
-    /// The HS256 key that access tokens are signed with, random for each server.
+    /// Returns the HS256 key that signs the access tokens. It is random for each server.
     pub fn signing_key(&self) -> Vec<u8> {
         self.shared.state().grants.key().bytes().to_vec()
     }
 
-    /// Tokens of a new login, independent of all others. Its subject is `login-1`, `login-2` and so
-    /// on.
+    /// Creates a login, independent of all others, and returns its tokens. Its subject is
+    /// `login-1`, `login-2` and so on.
     pub fn login(&self) -> Tokens {
         let number = {
             let mut state = self.shared.state();
@@ -172,12 +189,12 @@ impl AuthServer {
         self.login_as(&format!("login-{number}"))
     }
 
-    /// Tokens of a new login of this subject. An earlier login of the same subject is over: its
-    /// access tokens are refused, and its refresh token counts as spent.
+    /// Creates a login of this subject and returns its tokens. An earlier login of the same subject
+    /// ends: its access tokens are rejected, and its refresh token counts as spent.
     ///
     /// # Panics
-    /// If the tokens would be over 64 KiB, for a subject or [claims](AuthServerBuilder::claim) of
-    /// that size.
+    /// Panics if the tokens would exceed 64 KiB, because the subject or the
+    /// [claims](AuthServerBuilder::claim) are that long.
     pub fn login_as(&self, subject: &str) -> Tokens {
         let issued = self.shared.state().grants.login(subject, self.shared.now());
         let tokens = Tokens::new(issued.access).and_then(|tokens| match issued.refresh {
@@ -192,39 +209,39 @@ impl AuthServer {
         }
     }
 
-    /// All access tokens issued so far are refused from now on, whatever their `exp` says. Refresh
-    /// tokens stay good.
+    /// Rejects all access tokens issued so far, whatever their `exp` says. Refresh tokens stay
+    /// valid.
     pub fn expire_now(&self) {
         self.shared.state().grants.expire_now();
     }
 
-    /// Ends a login: its access tokens are refused, its refresh token is `invalid_grant`.
+    /// Ends a login: its access tokens are rejected, and its refresh token is an `invalid_grant`.
     pub fn revoke(&self, subject: &str) {
         self.shared.state().grants.revoke(subject);
     }
 
-    /// Whether a login was [revoked](Self::revoke), or has lost its grant to a spent refresh token
-    /// that came again.
+    /// Returns whether a login was [revoked](Self::revoke), or lost its grant because a spent
+    /// refresh token was reused.
     pub fn is_revoked(&self, subject: &str) -> bool {
         self.shared.state().grants.is_revoked(subject)
     }
 
-    /// The next `requests` requests to the API that bring a token are refused with this status,
-    /// however good the token. The challenge of RFC 6750 (`invalid_token`) comes with it, except
-    /// with 403 from a server that was built with [`Refusal::Forbidden403`].
+    /// Rejects the next `requests` API requests that carry a token with this status, even if the
+    /// token is valid. The response has the challenge of RFC 6750 (`invalid_token`), except for a
+    /// 403 from a server with [`Refusal::Forbidden403`].
     pub fn refuse_next(&self, requests: usize, status: StatusCode) {
         if requests > 0 {
             self.shared.state().refuse_next.push_back((requests, status));
         }
     }
 
-    /// The next `answers` answers of the API to tokens that this server has signed bring a new one
-    /// in `Refreshed-API-Token`, refusals and expired tokens included.
+    /// Adds a new token in `Refreshed-API-Token` to the next `answers` API responses for tokens
+    /// that this server has signed, even to rejections and for expired tokens.
     pub fn reissue_next(&self, answers: usize) {
         self.shared.state().reissue_next += answers;
     }
 
-    /// Makes a new nonce at both endpoints. Feature `dpop`.
+    /// Generates a new nonce for both endpoints. Requires the feature `dpop`.
     #[cfg(feature = "dpop")]
     pub fn rotate_nonces(&self) {
         if let Some(judge) = &mut self.shared.state().dpop {
@@ -232,88 +249,93 @@ impl AuthServer {
         }
     }
 
-    /// What the token endpoint answers to the next calls, one each. They add to what is left of
-    /// earlier scripts.
+    /// Scripts the responses of the token endpoint to the next calls, one each. They follow the
+    /// remaining responses of earlier scripts.
     pub fn script_token_endpoint(&self, answers: impl IntoIterator<Item = Answer>) {
         self.shared.state().token_script.extend(answers);
     }
 
-    /// What the API answers to the next requests, one each. They add to what is left of earlier
-    /// scripts.
+    /// Scripts the responses of the API to the next requests, one each. They follow the remaining
+    /// responses of earlier scripts.
     pub fn script_api(&self, answers: impl IntoIterator<Item = Answer>) {
         self.shared.state().api_script.extend(answers);
     }
 
-    /// Holds calls of the token endpoint back, before anything is done, as long as the returned
-    /// value lives. A test can wait until they are there, instead of sleeping:
+    /// Holds back calls to the token endpoint, before they are processed, for as long as the
+    /// returned value lives. A test can wait until calls have arrived, instead of sleeping:
     ///
-    /// ```no_run
-    /// # use reqwest_reauth::testing::AuthServer;
-    /// # async fn f(server: AuthServer) {
-    /// let hold = server.hold_token_calls();
-    /// // ... start requests that have to refresh ...
-    /// hold.waiting(1).await;
-    /// // ... now a refresh is under way, and stays so until:
-    /// hold.release();
-    /// # }
+    /// ```
+    /// use reqwest_reauth::testing::AuthServer;
+    ///
+    /// #[tokio::main(flavor = "current_thread")]
+    /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let server = AuthServer::start().await;
+    ///     let hold = server.hold_token_calls();
+    ///     let call = tokio::spawn(reqwest::Client::new().post(server.token_endpoint()).send());
+    ///     // The call has arrived, and is not processed until the release.
+    ///     hold.waiting(1).await;
+    ///     hold.release();
+    ///     call.await??;
+    ///     Ok(())
+    /// }
     /// ```
     pub fn hold_token_calls(&self) -> Hold {
         self.shared.token_gate.hold()
     }
 
-    /// The same for requests to the API.
+    /// Holds back requests to the API. See [`hold_token_calls`](Self::hold_token_calls).
     pub fn hold_api(&self) -> Hold {
         self.shared.api_gate.hold()
     }
 
-    /// The requests to the API in the order in which they came, the newest 16,384 at most.
+    /// Returns the newest 16,384 requests to the API, in order of arrival.
     pub fn requests(&self) -> Vec<Recorded> {
         self.shared.state().log.api.all()
     }
 
-    /// The calls of the token endpoint, likewise.
+    /// Returns the newest 16,384 calls to the token endpoint, in order of arrival.
     pub fn token_requests(&self) -> Vec<Recorded> {
         self.shared.state().log.token.all()
     }
 
-    /// Forgets the requests and calls that were recorded. Counts go on.
+    /// Discards the recorded requests and calls. The counts are kept.
     pub fn forget_requests(&self) {
         let mut state = self.shared.state();
         state.log.api.forget();
         state.log.token.forget();
     }
 
-    /// How many requests came to the API.
+    /// Returns the number of requests to the API.
     pub fn api_hits(&self) -> u64 {
         self.counts().api_hits
     }
 
-    /// How many requests the API has refused for their token.
+    /// Returns the number of API requests that were rejected because of their token.
     pub fn refused(&self) -> u64 {
         self.counts().refused
     }
 
-    /// How many answers of the API brought a new token.
+    /// Returns the number of API responses that carried a new token.
     pub fn reissued(&self) -> u64 {
         self.counts().reissued
     }
 
-    /// How many calls came to the token endpoint.
+    /// Returns the number of calls to the token endpoint.
     pub fn token_calls(&self) -> u64 {
         self.counts().token_calls
     }
 
-    /// The most calls of the token endpoint that were under way at the same time.
+    /// Returns the highest number of simultaneous calls to the token endpoint.
     pub fn concurrent_token_calls_max(&self) -> usize {
         self.shared.calls_max.load(Ordering::SeqCst)
     }
 
-    /// All counts.
+    /// Returns all counts.
     pub fn counts(&self) -> Counts {
         self.shared.state().log.total
     }
 
-    /// The counts of one login.
+    /// Returns the counts of one login.
     pub fn counts_of(&self, subject: &str) -> Counts {
         self.shared.state().log.by_subject.get(subject).copied().unwrap_or_default()
     }

@@ -1,6 +1,6 @@
-//! Scripts, holds and records around the two endpoints. What the endpoints say is in
-//! [`api`](super::api) and [`token_endpoint`](super::token_endpoint), what all of them use in
-//! [`shared`](super::shared).
+//! Scripts, holds and records around the two endpoints. [`api`](super::api) and
+//! [`token_endpoint`](super::token_endpoint) build the responses, and [`shared`](super::shared)
+//! holds the common state.
 
 use std::{
     future::Future,
@@ -30,7 +30,7 @@ pub(super) const TOKEN_PATH: &str = "/oauth/token";
 pub(super) const COOKIE_TOKEN_PATH: &str = "/oauth/access_token";
 const MOST_BODY_BYTES: usize = 64 << 20;
 
-/// Serves until the server is dropped: open requests are still answered.
+/// Serves until the server is dropped. Open requests still get their responses.
 pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<> {
     let token = |style| {
         any(
@@ -50,7 +50,7 @@ pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) -> impl Future<Ou
     async move {
         let service = router.into_make_service_with_connect_info::<Wire>();
         let stopped = async move { until.stopped().await };
-        // It has no error to report.
+        // `serve` never returns an error.
         let _ = axum::serve(Loopback(listener), service).with_graceful_shutdown(stopped).await;
     }
 }
@@ -106,7 +106,7 @@ async fn token_call(
     response
 }
 
-/// Every response brings a nonce, where there are any, whatever its status.
+/// Adds the current nonce to a response, whatever its status, if nonces are used.
 fn add_nonce(shared: &Shared, is_api: bool, response: &mut Response<Body>) {
     #[cfg(feature = "dpop")]
     if let Some(judge) = &mut shared.state().dpop {
@@ -188,7 +188,7 @@ fn record(
     }
 }
 
-/// A call of the token endpoint, counted as long as it lives.
+/// Counts a call to the token endpoint for as long as it lives.
 struct InFlight<'a>(&'a Shared);
 
 impl<'a> InFlight<'a> {

@@ -6,35 +6,47 @@ use serde_json::Value;
 
 use super::{AuthServer, jwt::Claims};
 
-/// How an [`AuthServer`] says that it does not take a token.
+/// How an [`AuthServer`] rejects a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// 401 with a challenge, as RFC 6750 §3 has it.
+    /// 401 with a challenge (RFC 6750 §3).
     #[default]
     Unauthorized401,
-    /// 403 with `{"detail":"Invalid auth token"}` and no challenge, as Airflow has it.
+    /// 403 with `{"detail":"Invalid auth token"}` and no challenge, like Airflow.
     Forbidden403,
 }
 
-/// What becomes of a refresh token that was used.
+/// What happens to a refresh token after use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rotation {
-    /// It is spent and a new one comes with the answer. If it comes again, the grant is revoked
-    /// (RFC 9700 §4.14.2).
+    /// The token is spent, and the response carries a new one. If the spent token is used again,
+    /// the grant is revoked (RFC 9700 §4.14.2).
     #[default]
     SingleUse,
-    /// As `SingleUse`, but the one spent last is taken once more and as often as it comes, and
-    /// brings the same successor. For clients whose answer was lost.
+    /// Like `SingleUse`, except that the token spent last can be used again, any number of times,
+    /// and always yields the same successor. This suits clients whose response was lost.
     ReuseGrace,
-    /// It stays good, and the answer has none.
+    /// The token stays valid, and the response carries no new one.
     Off,
 }
 
-/// Settings of an [`AuthServer`]. Those not set are: tokens are JWTs that live one hour, each of
-/// them is taken until it expires, expired ones are refused with 401, refresh tokens are
-/// single-use, and nothing is reissued by header.
+/// The settings of an [`AuthServer`].
+///
+/// # Defaults
+///
+/// | setting | default |
+/// | --- | --- |
+/// | [`lifetime`](Self::lifetime) | one hour |
+/// | [`opaque_tokens`](Self::opaque_tokens) | off: access tokens are JWTs |
+/// | [`reissue_after`](Self::reissue_after) | never |
+/// | [`grace`](Self::grace) | zero |
+/// | [`only_newest_token`](Self::only_newest_token) | off: every unexpired token is valid |
+/// | [`refusal`](Self::refusal) | [`Refusal::Unauthorized401`] |
+/// | [`rotation`](Self::rotation) | [`Rotation::SingleUse`] |
+/// | [`claim`](Self::claim) | none |
+/// | `dpop` | off: tokens are not bound to keys |
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct AuthServerBuilder {
@@ -73,77 +85,77 @@ impl AuthServerBuilder {
         }
     }
 
-    /// How long an access token lives; fractions of a second are kept. Default: one hour.
+    /// Sets the lifetime of an access token. Fractions of a second are kept. Default: one hour.
     ///
-    /// Times below a minute, and fractions, are told as fractions of seconds in `iat`, `exp` and
-    /// `expires_in` (RFC 7519 §2 allows it), others in whole seconds.
+    /// For lifetimes below a minute, and for fractions, `iat`, `exp` and `expires_in` are fractions
+    /// of seconds (RFC 7519 §2 allows it). Otherwise they are whole seconds.
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.settings.lifetime = lifetime;
         self
     }
 
-    /// Access tokens are no JWTs: their expiry is told by the token endpoint's `expires_in` alone.
-    /// Default: they are.
+    /// Makes access tokens opaque: only the token endpoint's `expires_in` tells their expiry.
+    /// Default: access tokens are JWTs.
     pub fn opaque_tokens(mut self) -> Self {
         self.settings.opaque = true;
         self
     }
 
-    /// Answers of the API, whatever their status, bring a new token in `Refreshed-API-Token` once
-    /// this fraction of the token's life has passed, as Airflow's do at 0.8. Default: never.
+    /// Adds a new token in `Refreshed-API-Token` to API responses, whatever their status, once this
+    /// fraction of the token's lifetime has passed. Airflow does so at 0.8. Default: never.
     pub fn reissue_after(mut self, fraction: f64) -> Self {
         self.settings.reissue_after = Some(fraction);
         self
     }
 
-    /// For this long after its expiry a token is still taken and replaced in `Refreshed-API-Token`:
-    /// the signature and every other claim are verified, only the expiry is relaxed, and the new
-    /// token carries the same claims (apache/airflow#67944). Default: zero.
+    /// Accepts a token for this long after its expiry, and replaces it in `Refreshed-API-Token`.
+    /// The signature and every other claim are still verified, and the new token carries the same
+    /// claims (apache/airflow#67944). Default: zero.
     pub fn grace(mut self, after_expiry: Duration) -> Self {
         self.settings.grace = after_expiry;
         self
     }
 
-    /// Only the access token of a grant that was issued last is taken, as by django-oauth-toolkit.
-    /// Default: all that live.
+    /// Accepts only the newest access token of a grant, like django-oauth-toolkit. Default: every
+    /// unexpired token is valid.
     pub fn only_newest_token(mut self) -> Self {
         self.settings.only_newest = true;
         self
     }
 
-    /// How a token that is not taken is refused. Default: [`Refusal::Unauthorized401`].
+    /// Sets how an invalid token is rejected. Default: [`Refusal::Unauthorized401`].
     pub fn refusal(mut self, refusal: Refusal) -> Self {
         self.settings.refusal = refusal;
         self
     }
 
-    /// What becomes of used refresh tokens. Default: [`Rotation::SingleUse`].
+    /// Sets what happens to a refresh token after use. Default: [`Rotation::SingleUse`].
     pub fn rotation(mut self, rotation: Rotation) -> Self {
         self.settings.rotation = rotation;
         self
     }
 
-    /// A claim that every access token carries, beside `iss`, `aud`, `sub`, `jti`, `iat` and `exp`,
-    /// which cannot be replaced.
+    /// Adds a claim to every access token. The claims `iss`, `aud`, `sub`, `jti`, `iat` and `exp`
+    /// are always present and cannot be replaced.
     pub fn claim(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.settings.claims.insert(name.into(), value.into());
         self
     }
 
-    /// Tokens are bound to keys (RFC 9449): both endpoints want a proof with each request, verify
-    /// it in full, and issue tokens of the type `DPoP` whose `cnf` names the key. A login's tokens
-    /// are bound to the key of the first proof that comes with one of them. Default: they are not.
-    /// Feature `dpop`.
+    /// Binds tokens to keys (RFC 9449). Both endpoints require a proof with each request and verify
+    /// it fully. They issue tokens of the type `DPoP` whose `cnf` claim names the key. The first
+    /// proof that is sent with a login's token binds that login to its key. Default: not bound.
+    /// Requires the feature `dpop`.
     #[cfg(feature = "dpop")]
     pub fn dpop(mut self, rules: super::Dpop) -> Self {
         self.settings.dpop = Some(rules);
         self
     }
 
-    /// Starts the server on a free port of 127.0.0.1, on the runtime that this is called on.
+    /// Starts the server on a free port of 127.0.0.1, on the current runtime.
     ///
     /// # Panics
-    /// If no port can be had.
+    /// Panics if no port is available.
     pub async fn start(self) -> AuthServer {
         AuthServer::serve(self.settings).await
     }

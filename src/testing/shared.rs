@@ -1,4 +1,5 @@
-//! What the two endpoints, the code around them, and the [`AuthServer`](super::AuthServer) share.
+//! The state that the two endpoints, their handlers and the [`AuthServer`](super::AuthServer)
+//! share.
 
 use std::{
     collections::VecDeque,
@@ -17,14 +18,14 @@ use super::{
     settings::{Refusal, Settings},
 };
 
-/// What the handlers and the [`AuthServer`](super::AuthServer) share.
+/// The state that the handlers and the [`AuthServer`](super::AuthServer) share.
 pub(super) struct Shared {
     pub(super) settings: Settings,
     /// `http://127.0.0.1:PORT`.
     pub(super) origin: String,
     pub(super) api_gate: Gate,
     pub(super) token_gate: Gate,
-    /// Turns true when the server is dropped.
+    /// Becomes `true` when the server is dropped.
     pub(super) stopped: watch::Sender<bool>,
     pub(super) calls_now: AtomicUsize,
     pub(super) calls_max: AtomicUsize,
@@ -37,9 +38,9 @@ pub(super) struct State {
     pub(super) log: Log,
     pub(super) api_script: VecDeque<Answer>,
     pub(super) token_script: VecDeque<Answer>,
-    /// How many requests more are refused, with which status.
+    /// Scripted rejections: how many, and with which status.
     pub(super) refuse_next: VecDeque<(usize, StatusCode)>,
-    /// How many answers more bring a new token.
+    /// The number of further responses that carry a new token.
     pub(super) reissue_next: usize,
     pub(super) logins: u64,
     #[cfg(feature = "dpop")]
@@ -72,7 +73,7 @@ impl Shared {
         }
     }
 
-    /// Never held across an await.
+    /// The guard must not be held across an await.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,11 +91,11 @@ impl Shared {
     }
 
     pub(super) async fn stopped(&self) {
-        // The sender is in `self`.
+        // `self` holds the sender, so the wait cannot fail.
         let _ = self.stopped.subscribe().wait_for(|&stopped| stopped).await;
     }
 
-    /// Waits this long, or until the server goes.
+    /// Waits this long, or until the server is dropped.
     pub(super) async fn pause(&self, length: Duration) {
         tokio::select! {
             () = tokio::time::sleep(length) => {}

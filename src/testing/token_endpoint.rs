@@ -1,5 +1,4 @@
-//! The token endpoint: RFC 6749 §6, answered as §5 has it, or with cookies as the Seqera platform
-//! does.
+//! The token endpoint (RFC 6749 §6). It responds as in §5, or with cookies like Seqera Platform's.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
@@ -12,7 +11,7 @@ use super::{
     shared::Shared,
 };
 
-/// How tokens are handed out.
+/// How tokens are returned.
 #[derive(Clone, Copy)]
 pub(super) enum Style {
     Json,
@@ -20,7 +19,7 @@ pub(super) enum Style {
     Cookies,
 }
 
-/// What the server does with a call that no script catches.
+/// Handles a call without a script.
 pub(super) fn answer(
     shared: &Shared,
     style: Style,
@@ -64,7 +63,7 @@ pub(super) fn answer(
     }
 }
 
-/// What the token endpoint says of a proof that it does not take (RFC 9449 §5 and §8).
+/// The token endpoint's response to an invalid proof (RFC 9449 §5 and §8).
 #[cfg(feature = "dpop")]
 mod proof {
     use super::{Bytes, Parts, Response, Shared, refuse};
@@ -135,7 +134,7 @@ fn as_cookies(issued: &Issued) -> Response<Bytes> {
     let mut response = json_response(StatusCode::OK, &json!({}));
     let refresh = issued.refresh.as_ref().map(|token| ("JWT_REFRESH_TOKEN", token));
     for (name, token) in [("JWT", &issued.access)].into_iter().chain(refresh) {
-        // Base64, dots and tildes fit any header.
+        // Base64, dots and tildes are valid in any header.
         if let Ok(mut cookie) =
             HeaderValue::from_str(&format!("{name}={token}; Path=/; HttpOnly; SameSite=Strict"))
         {

@@ -25,7 +25,7 @@ use tokio::{
 pub(super) struct Wire(Arc<AtomicBool>);
 
 impl Wire {
-    /// Whatever is answered next becomes a TCP reset.
+    /// Turns the response to this request into a TCP reset.
     pub(super) fn reset(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -39,7 +39,7 @@ impl Listener for Loopback {
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         let (stream, peer) = Listener::accept(&mut self.0).await;
-        // Best effort: without it the answers are right, and later.
+        // Best effort: without it, responses are slower but correct.
         let _ = stream.set_nodelay(true);
         (Connection { stream, wire: Wire::default() }, peer)
     }
@@ -63,8 +63,8 @@ pub(super) struct Connection {
 impl Connection {
     fn check(&self) -> io::Result<()> {
         if self.wire.0.load(Ordering::Relaxed) {
-            // The one setting that makes a close a reset. Zero does not block; tokio's method that
-            // says so is too new to ask for.
+            // Only this setting turns a close into a reset. Zero does not block, and tokio's method
+            // for it is newer than the oldest supported tokio.
             #[allow(deprecated)]
             self.stream.set_linger(Some(std::time::Duration::ZERO))?;
             return Err(io::ErrorKind::ConnectionReset.into());

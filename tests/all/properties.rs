@@ -188,7 +188,7 @@ fn check(result: reqwest_middleware::Result<u16>) {
 async fn finish(world: &World, session: &Session, store: Option<&FakeStore>) {
     assert!(world.most_at_once() <= 1, "two calls of the token endpoint at once");
     assert_eq!(
-        world.asked_with_a_spent_one(),
+        world.reused_token(),
         None,
         "a refresh token was sent again after it had been replaced"
     );
@@ -219,7 +219,7 @@ async fn finish(world: &World, session: &Session, store: Option<&FakeStore>) {
         }
     }
     assert_eq!(world.calls(), calls, "the token endpoint was asked after the close");
-    world.look_away();
+    world.stop_watching();
 }
 
 proptest! {

@@ -1,4 +1,4 @@
-//! An API without a socket: for tests on the paused clock, where a socket would let time run.
+//! An API without a socket, for tests on the paused clock: a socket would let time advance.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -34,7 +34,7 @@ use reqwest_reauth::{
 
 pub const ORIGIN: &str = "https://api.example.com";
 
-/// What the API saw of a request.
+/// A request as the API saw it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     pub method: String,
@@ -52,7 +52,7 @@ impl Seen {
 type Answering =
     dyn Fn(Seen) -> Pin<Box<dyn Future<Output = http::response::Builder> + Send>> + Send + Sync;
 
-/// The end of the chain: answers in place of the connection and keeps what it saw.
+/// The end of the chain: responds in place of the connection and records what it saw.
 #[derive(Clone)]
 pub struct Api {
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -68,7 +68,7 @@ impl Api {
         Self { seen: Arc::default(), answer: Arc::new(move |seen| Box::pin(answer(seen))) }
     }
 
-    /// Accepts these tokens, answers 401 to all others.
+    /// Accepts these tokens, and rejects all others with 401.
     pub fn accepting(good: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         Self::new(move |seen| {
             let status = if seen.token().is_some_and(&good) { 200 } else { 401 };
@@ -89,8 +89,8 @@ impl Api {
     }
 }
 
-/// The client under a faked API. All share one: with TLS, each reads all of the system's
-/// certificates when it is made.
+/// The client under a faked API. All tests share one, because with TLS each new client reads all of
+/// the system's certificates.
 pub fn never_asked() -> reqwest::Client {
     static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
     CLIENT.clone()
@@ -117,7 +117,7 @@ impl Middleware for Api {
     }
 }
 
-/// A panic that a script asks for is not to fill the output.
+/// Keeps panics that a script asks for out of the output.
 pub fn silence_scripted_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -138,7 +138,7 @@ pub fn answer(status: u16) -> http::response::Builder {
     http::Response::builder().status(status)
 }
 
-/// A JWT that was issued so many seconds from now, and lives so long.
+/// A JWT that was issued this many seconds from now, with this lifetime.
 pub fn jwt_at(issued: i64, life: i64) -> String {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let iat = i64::try_from(now).unwrap() + issued;
@@ -151,7 +151,7 @@ pub fn pair(access: &str, refresh: &str) -> Tokens {
     Tokens::new(access).unwrap().with_refresh_token(refresh).unwrap()
 }
 
-/// What the session holds: access and refresh token, empty where there is none.
+/// The session's access and refresh token, empty if there is none.
 pub fn held(session: &Session) -> (String, String) {
     session.tokens().as_ref().map(store::texts).unwrap_or_default()
 }
@@ -160,7 +160,7 @@ pub fn texts(access: &str, refresh: &str) -> (String, String) {
     (access.to_owned(), refresh.to_owned())
 }
 
-/// This crate's error in a request's.
+/// This crate's error inside a request's error.
 pub fn error_of(result: reqwest_middleware::Result<Response>) -> Error {
     let error = result.expect_err("an answer came");
     Error::find_in(&error).unwrap_or_else(|| panic!("not ours: {error:?}")).clone()
@@ -174,7 +174,7 @@ pub async fn until(session: &Session, state: SessionState) {
     session.subscribe().wait_for(|now| *now == state).await.unwrap();
 }
 
-/// Lets this long pass by tokio's clock, in no time. The clock runs on from there.
+/// Advances tokio's clock without waiting. The clock continues from there.
 pub async fn pass(span: Duration) {
     tokio::time::pause();
     tokio::time::advance(span).await;
@@ -192,7 +192,7 @@ pub fn url(path: &str) -> String {
     format!("{ORIGIN}{path}")
 }
 
-/// A token endpoint without a socket: counts its calls, and plays a script.
+/// A token endpoint without a socket. It counts its calls and follows a script.
 #[derive(Clone)]
 pub struct Issuer {
     script: Arc<Mutex<VecDeque<Turn>>>,
@@ -210,7 +210,7 @@ pub enum Turn {
     Fail(Duration, Error),
     Panic,
     Hang,
-    /// Issues when the gate has a permit.
+    /// Issues tokens once the gate has a permit.
     Gated,
     /// These tokens, after this delay.
     Bring(Duration, Tokens),
@@ -233,22 +233,22 @@ impl Issuer {
         self.calls.load(Ordering::SeqCst)
     }
 
-    /// Waits until this many calls have begun.
+    /// Waits until this many calls have started.
     pub async fn until_called(&self, times: usize) {
         self.begun.subscribe().wait_for(|calls| *calls >= times).await.unwrap();
     }
 
-    /// Forgets the rest of the script: all is well from now on.
+    /// Discards the rest of the script. All further calls succeed.
     pub fn recover(&self) {
         self.script.lock().unwrap().clear();
     }
 
-    /// The most calls at once.
+    /// The highest number of simultaneous calls.
     pub fn most(&self) -> usize {
         self.most.load(Ordering::SeqCst)
     }
 
-    /// The refresh tokens it was asked with.
+    /// The refresh tokens of the calls.
     pub fn asked(&self) -> Vec<Option<String>> {
         self.asked.lock().unwrap().clone()
     }
@@ -264,12 +264,12 @@ impl Drop for Busy {
 
 #[async_trait]
 impl Refresher for Issuer {
-    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
+    async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
         let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         let at_once = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         let _busy = Busy(Arc::clone(&self.now));
         self.most.fetch_max(at_once, Ordering::SeqCst);
-        let tokens = flight.tokens();
+        let tokens = context.tokens();
         self.asked
             .lock()
             .unwrap()
@@ -307,7 +307,7 @@ pub fn unavailable() -> Error {
     Error::new(ErrorKind::Unavailable, "scripted").with_status(StatusCode::BAD_GATEWAY)
 }
 
-/// The events of a session, in their order.
+/// The events of a session, in order.
 #[derive(Clone, Default)]
 pub struct Events(Arc<Mutex<Vec<Event>>>);
 

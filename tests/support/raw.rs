@@ -1,4 +1,4 @@
-//! A server that answers any bytes, for what no HTTP library would send.
+//! A server that responds with any bytes, for what no HTTP library would send.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -25,15 +25,15 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// A request as it came in.
+/// A request as it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// From 1, over all connections.
+    /// Counted from 1 over all connections.
     pub number: usize,
     pub method: String,
     pub target: String,
     pub version: String,
-    /// Names in lower case, in their order.
+    /// Names in lower case, in the order received.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
@@ -47,7 +47,7 @@ impl Seen {
             .collect()
     }
 
-    /// The one bearer token.
+    /// The only bearer token.
     pub fn token(&self) -> Option<&str> {
         match self.all("authorization")[..] {
             [value] => value.strip_prefix("Bearer "),
@@ -55,7 +55,7 @@ impl Seen {
         }
     }
 
-    /// Everything but the authorization.
+    /// The request without its authorization.
     pub fn rest(&self) -> (String, String, String, Vec<(String, String)>, Vec<u8>) {
         let headers =
             self.headers.iter().filter(|(name, _)| name != "authorization").cloned().collect();
@@ -63,13 +63,13 @@ impl Seen {
     }
 }
 
-/// What follows the bytes of an answer.
+/// What follows the bytes of a response.
 #[derive(Clone, Debug)]
 enum Then {
     KeepAlive,
     Close,
     Stall,
-    /// These bytes again and again, this often.
+    /// Repeats these bytes this often.
     Repeat(Arc<[u8]>, u64),
 }
 
@@ -89,12 +89,12 @@ impl Reply {
         }
     }
 
-    /// These bytes and nothing else, then the connection ends.
+    /// Sends only these bytes, then closes the connection.
     pub fn bytes(bytes: impl Into<Vec<u8>>) -> Self {
         Self { head: bytes.into(), body: None, then: Then::Close }
     }
 
-    /// The same answer with another status.
+    /// The same response with another status.
     pub fn with_status(mut self, status: u16) -> Self {
         self.head[9..12].copy_from_slice(status.to_string().as_bytes());
         self
@@ -114,18 +114,18 @@ impl Reply {
         self.header("content-type", "application/json").body(body)
     }
 
-    /// Promises `length` bytes, sends none.
+    /// Announces `length` bytes and sends none.
     pub fn stalled(mut self, length: usize) -> Self {
         self.head.extend(format!("content-length: {length}\r\n\r\n").into_bytes());
         Self { body: None, then: Then::Stall, ..self }
     }
 
-    /// Chunks of this until the client goes.
+    /// Sends this chunk until the client disconnects.
     pub fn endless(self, chunk: impl AsRef<[u8]>) -> Self {
         self.repeated(chunk, u64::MAX)
     }
 
-    /// Chunks of this, and the end.
+    /// Sends this chunk `times` times, then the end.
     pub fn repeated(mut self, chunk: impl AsRef<[u8]>, times: u64) -> Self {
         let chunk = chunk.as_ref();
         self.head.extend(b"transfer-encoding: chunked\r\n\r\n");
@@ -152,7 +152,7 @@ impl Reply {
 
 type Answering = dyn Fn(Seen) -> Pin<Box<dyn Future<Output = Reply> + Send>> + Send + Sync;
 
-/// On a free port of 127.0.0.1, until it is dropped.
+/// A server on a free port of 127.0.0.1, until it is dropped.
 pub struct Server {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -202,7 +202,7 @@ impl Server {
         Self { address, shared, task: task.abort_handle() }
     }
 
-    /// Answers at once.
+    /// A server that responds at once.
     pub async fn simple(answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         Self::start(move |seen| std::future::ready(answer(&seen))).await
     }
@@ -223,7 +223,7 @@ impl Server {
         self.shared.seen.lock().unwrap().len()
     }
 
-    /// The token of each request, in their order.
+    /// The token of each request, in order.
     pub fn tokens(&self) -> Vec<Option<String>> {
         self.seen().iter().map(|seen| seen.token().map(str::to_owned)).collect()
     }
@@ -232,7 +232,7 @@ impl Server {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// How many bytes were written to clients.
+    /// The number of bytes written to clients.
     pub fn sent(&self) -> usize {
         self.shared.sent.load(Ordering::SeqCst)
     }
@@ -255,7 +255,7 @@ impl Shared {
                 Then::KeepAlive => {}
                 Then::Close => return stream.shutdown().await.ok(),
                 Then::Stall => {
-                    // Until the client goes.
+                    // Waits until the client disconnects.
                     let _ = stream.read(&mut [0]).await;
                     return None;
                 }

@@ -1,4 +1,4 @@
-//! A redis-server of the test's own.
+//! A redis-server for the test alone.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
 
@@ -12,7 +12,7 @@ use std::{
 use redis::FromRedisValue;
 use reqwest_reauth::RedisStore;
 
-/// Why there can be no server here.
+/// Why no server can run here.
 pub fn missing() -> Option<String> {
     let version = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
     version.is_err().then(|| "redis-server is not installed".to_owned())
@@ -34,7 +34,7 @@ impl Server {
     pub fn start_with(options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options: Vec<_> = options.iter().map(ToString::to_string).collect();
-        // Another may take the port between our look and the server's start.
+        // Another process may take the port before the server starts.
         (0..10)
             .find_map(|_| {
                 let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -44,7 +44,7 @@ impl Server {
             .expect("redis-server does not start")
     }
 
-    /// Dead at once, with the data on its disk.
+    /// Kills the server. Its data stays on disk.
     pub fn stop(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -61,7 +61,7 @@ impl Server {
         format!("redis://127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Two nodes of a cluster, each with half of the slots.
+    /// Starts a cluster of two nodes, each with half of the slots.
     pub fn start_cluster() -> [Self; 2] {
         let node = || Self::start_with(&["--cluster-enabled", "yes"]);
         let nodes = [node(), node()];
@@ -83,7 +83,7 @@ impl Server {
         RedisStore::connect(&self.url(), "login").await.unwrap()
     }
 
-    /// What Redis itself says.
+    /// The result of a Redis command.
     pub fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let mut connection = redis::Client::open(self.url()).unwrap().get_connection().unwrap();
         let mut command = redis::cmd(words[0]);
@@ -101,8 +101,8 @@ impl Drop for Server {
     }
 }
 
-/// `None` if it did not come up. A TLS server (`tls-port 0` among its options) listens there with
-/// TLS only.
+/// Returns `None` if the server did not start. A TLS server (`tls-port 0` among its options)
+/// listens on that port with TLS only.
 fn launch(port: u16, dir: &Path, options: &[String]) -> Option<(Child, BufReader<ChildStdout>)> {
     let port = port.to_string();
     let port_option = if options.iter().any(|option| option == "--tls-cert-file") {

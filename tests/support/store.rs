@@ -1,4 +1,4 @@
-//! A store that fails as the script says, and keeps a record of what was done to it.
+//! A store that fails according to a script, and records what was done to it.
 
 use std::{
     collections::VecDeque,
@@ -10,16 +10,16 @@ use async_trait::async_trait;
 use reqwest_reauth::{Error, ErrorKind, StoreLock, TokenStore, Tokens};
 use tokio::sync::{Semaphore, watch};
 
-/// What happens at one call. Without a script, all is well.
+/// The outcome of one call. Without a script, calls succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Well,
     Down,
     Hang,
     Panic,
-    /// Goes on when the gate has a permit.
+    /// Continues once the gate has a permit.
     Gated,
-    /// Does its work, and says that it failed.
+    /// Does its work, but reports a failure.
     Lies,
 }
 
@@ -75,7 +75,7 @@ impl FakeStore {
         store
     }
 
-    /// As another process would, without the lock.
+    /// Stores tokens without the lock, as another process would.
     pub fn put(&self, tokens: Tokens) {
         *self.0.held.lock().unwrap() = Some(tokens);
     }
@@ -84,24 +84,24 @@ impl FakeStore {
         self.0.held.lock().unwrap().clone()
     }
 
-    /// Access and refresh token that are stored.
+    /// The stored access and refresh token.
     pub fn held(&self) -> Option<(String, String)> {
         self.0.held.lock().unwrap().as_ref().map(texts)
     }
 
-    /// The fate of the next calls of this kind, one after the other.
+    /// Scripts the next calls of this kind, one each.
     pub fn next(&self, call: Call, fates: impl IntoIterator<Item = Fate>) {
         self.0.script.lock().unwrap().extend(fates.into_iter().map(|fate| (call, fate)));
     }
 
-    /// The fate of all calls of this kind from now on.
+    /// Scripts all further calls of this kind.
     pub fn always(&self, call: Call, fate: Fate) {
         let mut always = self.0.always.lock().unwrap();
         always.retain(|(other, _)| *other != call);
         always.push((call, fate));
     }
 
-    /// All is well from now on.
+    /// Lets all further calls succeed.
     pub fn heal(&self) {
         self.0.script.lock().unwrap().clear();
         self.0.always.lock().unwrap().clear();
@@ -122,12 +122,12 @@ impl FakeStore {
         self.ops().into_iter().filter_map(saves).collect()
     }
 
-    /// Waits until this was done.
+    /// Waits until these operations have happened.
     pub async fn until(&self, wanted: impl Fn(&[Op]) -> bool) {
         self.0.ops.subscribe().wait_for(|ops| wanted(ops)).await.unwrap();
     }
 
-    /// Waits until a call of this kind has begun, whatever its fate.
+    /// Waits until a call of this kind has started, whatever its outcome.
     pub async fn until_begun(&self, call: Call) {
         self.0.begun.subscribe().wait_for(|calls| calls.contains(&call)).await.unwrap();
     }
@@ -141,7 +141,7 @@ impl FakeStore {
         self.0.lock.available_permits() == 1
     }
 
-    /// Each save and clear under the lock.
+    /// Asserts that each save and clear holds the lock.
     pub fn assert_locked(&self) {
         let mut locked = false;
         for op in self.ops() {
@@ -154,7 +154,7 @@ impl FakeStore {
         }
     }
 
-    /// Contract §10.2: each save under the lock, and after a load.
+    /// Contract §10.2: asserts that each save holds the lock and follows a load.
     pub fn assert_orderly(&self) {
         let (mut locked, mut loaded) = (false, false);
         for op in self.ops() {
@@ -247,7 +247,7 @@ fn down() -> Error {
     Error::new(ErrorKind::Store, "down, as the script says")
 }
 
-/// Access and refresh token as texts; empty where there is none.
+/// The access and refresh token as texts, empty if there is none.
 pub fn texts(tokens: &Tokens) -> (String, String) {
     let access = tokens.access_token().map(|token| token.expose_secret().to_owned());
     let refresh = tokens.refresh_token().map(|token| token.expose_secret().to_owned());

@@ -1,6 +1,6 @@
-//! Everything that could be read of a process: every log line of every crate at TRACE, every panic
-//! message, and every text that a test shows it. And the ways in which a secret could be written
-//! there.
+//! Records everything that can be read of a process: every log line of every crate at TRACE, every
+//! panic message, and every text that a test passes in. Also lists the encodings in which a secret
+//! could appear there.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -37,14 +37,15 @@ impl io::Write for Writer {
     }
 }
 
-/// Words that a panic of a test's own begins with: what others put into theirs is not ours.
+/// The start of a panic message of the test's own. The crate does not control the text of such a
+/// panic.
 pub const FOREIGN_PANIC: &str = "foreign panic";
 
-/// Begins to listen, once for the process.
+/// Starts recording, once for the process.
 pub fn listen() {
     static LISTENING: Once = Once::new();
     LISTENING.call_once(|| {
-        // What still speaks through `log` is heard too.
+        // Also records what goes through `log`.
         tracing_log::LogTracer::init().unwrap();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::TRACE)
@@ -78,7 +79,7 @@ pub fn show_text(value: &impl Display) {
     note(&format!("{value}\n{value:#}"));
 }
 
-/// An error with all its causes, in each of the ways in which people print them.
+/// Shows an error with all its causes, in each of the usual ways to print it.
 pub fn show_error(error: &(dyn StdError + 'static)) {
     let mut link = Some(error);
     while let Some(error) = link {
@@ -91,8 +92,8 @@ pub fn text() -> String {
     String::from_utf8_lossy(&TEXT.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
 }
 
-/// A secret in every writing: plain, half of it, percent- and form-encoded, hexadecimal, as a list
-/// of bytes, escaped, and Base64 of a text that has it at any place.
+/// A secret in every encoding: plain, half of it, percent- and form-encoded, hexadecimal, as a list
+/// of bytes, escaped, and in Base64 at any offset of a longer text.
 pub fn writings(secret: &str) -> Vec<String> {
     let half = secret.len() / 2;
     let bytes = secret.as_bytes();
@@ -116,7 +117,7 @@ pub fn writings(secret: &str) -> Vec<String> {
         let padded = [&b"###"[..offset], bytes].concat();
         for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
             let encoded = engine.encode(&padded);
-            // What depends on nothing but the secret, wherever it stands.
+            // The characters that depend only on the secret, at any offset.
             all.push(encoded[(offset * 8).div_ceil(6)..padded.len() * 8 / 6].to_owned());
         }
     }
@@ -128,7 +129,7 @@ pub fn percent(secret: &str) -> String {
     secret.bytes().map(|byte| format!("%{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
-/// Where a text has one of these secrets, with a little of what is around.
+/// Finds these secrets in a text, with a little context.
 pub fn leaks(text: &str, secrets: &[&str]) -> String {
     let mut found = String::new();
     for writing in secrets.iter().flat_map(|secret| writings(secret)) {

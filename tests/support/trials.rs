@@ -1,5 +1,5 @@
-//! The harness of tests that need somebody else's server: `libtest-mimic` in place of libtest,
-//! which cannot report a test as ignored once it runs.
+//! The harness for tests that need an external server: `libtest-mimic` in place of libtest, which
+//! cannot report a test as ignored once it runs.
 //!
 //! Without the server a test is *ignored*, with the reason. With `CI` set it fails.
 #![allow(unreachable_pub, reason = "each test binary compiles its own copy")]
@@ -8,12 +8,12 @@ use std::future::Future;
 
 use libtest_mimic::{Completion, Trial};
 
-/// Lists tests by module. Those after `with $missing` need a server; `$missing` says why it cannot
-/// run here, if so. A test that no list names is dead code, which the lints reject.
+/// Lists tests by module. Those after `with $missing` need a server, and `$missing` says why it
+/// cannot run here, if it cannot. A test that is not listed is dead code, which the lints reject.
 macro_rules! trials {
     ($($module:ident $(with $missing:expr)? => [$($test:ident),+ $(,)?])+) => {
         vec![$({
-            // libtest alone runs functions with a test attribute.
+            // Only libtest runs functions with a test attribute.
             const _: () = assert!(
                 !$crate::trials::has_test_attribute(include_str!(concat!(stringify!($module), ".rs"))),
                 "remove the test attribute, and name the test in main.rs",
@@ -34,7 +34,7 @@ macro_rules! trials {
 }
 pub(crate) use trials;
 
-/// One test, on a runtime of its own.
+/// A test with its own runtime.
 pub fn trial<F>(name: &str, missing: Option<String>, test: fn() -> F) -> Trial
 where
     F: Future<Output = ()> + 'static,

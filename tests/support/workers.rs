@@ -1,6 +1,6 @@
-//! The other processes of a fleet: the test binary once more, running nothing but its test
-//! `worker`, with a session of its own on the store that all share. The judge is the server in the
-//! test: it alone knows what was asked when.
+//! The other processes of a fleet. Each is the test binary once more, running only its test
+//! `worker`, with its own session on the shared store. The server in the test is the judge, because
+//! only the server knows the calls and their times.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers outside of test functions
 
@@ -24,10 +24,10 @@ use reqwest_reauth::{
     testing::{AuthServer, Recorded},
 };
 
-/// The extra member of the form by which the token endpoint's log tells workers apart.
+/// The extra form member that identifies the worker in the token endpoint's log.
 const NAME: &str = "worker";
 
-/// A session's settings on this server.
+/// The settings of a session on this server.
 pub fn session(tokens: Tokens, origin: &str, worker: &str) -> SessionBuilder {
     let refresher =
         OAuthRefresh::new(format!("{origin}/oauth/token")).client_id("fleet").param(NAME, worker);
@@ -38,13 +38,13 @@ pub fn client(session: &Session) -> ClientWithMiddleware {
     ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).build()
 }
 
-/// A member of the form that the token endpoint was sent.
+/// A form member of a call to the token endpoint.
 pub fn form(call: &Recorded, wanted: &str) -> Option<String> {
     form_urlencoded::parse(&call.body)
         .find_map(|(name, value)| (name == wanted).then(|| value.into_owned()))
 }
 
-/// Which worker made this call.
+/// The worker that made this call.
 pub fn caller(call: &Recorded) -> String {
     form(call, NAME).unwrap()
 }
@@ -54,7 +54,7 @@ pub fn refresh_token(tokens: &Tokens) -> String {
     tokens.refresh_token().unwrap().expose_secret().to_owned()
 }
 
-/// A worker in a process of its own.
+/// A worker in its own process.
 pub struct Worker {
     process: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -62,8 +62,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts one that was given these tokens, on a store that the test file's `worker` knows by
-    /// this name.
+    /// Starts a worker with these tokens. The `worker` of the test file maps `store` to a store.
     pub fn start(task: &str, name: &str, server: &AuthServer, store: &str, given: &Tokens) -> Self {
         let access = given.access_token().map_or("", |token| token.expose_secret());
         let refresh = given.refresh_token().map_or("", |token| token.expose_secret());
@@ -85,7 +84,7 @@ impl Worker {
         Self { process, lines, input }
     }
 
-    /// What it says next; `None` if it has ended.
+    /// Returns the worker's next line, or `None` if it has ended.
     pub fn says(&mut self) -> Option<String> {
         self.lines
             .by_ref()
@@ -107,7 +106,7 @@ impl Worker {
         );
     }
 
-    /// `kill -9`, and what it had said before.
+    /// Kills the worker with `kill -9` and returns its earlier lines.
     pub fn kill(mut self) -> Vec<String> {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -131,7 +130,7 @@ async fn told_to_go_on() {
     tokio::task::spawn_blocking(|| std::io::stdin().lines().next()).await.unwrap();
 }
 
-/// What a worker's process is to do.
+/// The task of a worker process.
 pub struct Job {
     task: String,
     name: String,
@@ -141,7 +140,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// `None` in a usual run of the tests.
+    /// Returns `None` in a normal run of the tests.
     pub fn from_env() -> Option<Self> {
         let task = std::env::var("FLEET_TASK").ok()?;
         let of = |name| std::env::var(name).unwrap();
@@ -177,7 +176,7 @@ impl Job {
     }
 }
 
-/// Rotates until it is killed, or has lost the login.
+/// Rotates until the process is killed or has lost the login.
 async fn rotate(session: SessionBuilder) {
     let session = session.restore().await.unwrap();
     say("ready");
@@ -197,7 +196,7 @@ async fn rotate(session: SessionBuilder) {
     }
 }
 
-/// Sends requests all the time until told to stop, then says how many were served.
+/// Sends requests until told to stop, then reports how many succeeded.
 async fn serve(session: SessionBuilder, api: &str) {
     let called = Arc::new(AtomicU64::new(0));
     let adopted = Arc::new(AtomicU64::new(0));
@@ -246,7 +245,7 @@ async fn serve(session: SessionBuilder, api: &str) {
     ));
 }
 
-/// Comes to a stop between the token endpoint's answer and the save, and says how it went on.
+/// Stops between the token endpoint's response and the save, and then reports the outcome.
 async fn stall(session: SessionBuilder, api: &str) {
     struct Stalling(OAuthRefresh);
 
@@ -278,8 +277,8 @@ async fn stall(session: SessionBuilder, api: &str) {
     std::future::pending::<()>().await;
 }
 
-/// Four processes on one store, with tokens of two seconds, at a server that forgives nothing,
-/// sending requests all the time.
+/// Four processes on one store, with tokens of two seconds and a strict server, sending requests
+/// all the time.
 pub async fn four_processes_refresh_once_an_expiry(store: &str) {
     const LIFETIME: Duration = Duration::from_secs(2);
     let length = std::env::var("FLEET_TEST_SECONDS").map_or(15, |seconds| seconds.parse().unwrap());
@@ -292,8 +291,8 @@ pub async fn four_processes_refresh_once_an_expiry(store: &str) {
         assert_eq!(worker.says().as_deref(), Some("ready"));
     }
     workers.iter_mut().for_each(Worker::go_on);
-    // When each access token was issued, by its number: the log is bounded, so it is read as it
-    // grows.
+    // When each access token was issued, by its number. Read while the run lasts, because the log
+    // is bounded.
     let mut issued = BTreeMap::new();
     let mut look = tokio::time::interval(Duration::from_millis(500));
     let begun = Instant::now();
@@ -318,8 +317,8 @@ pub async fn four_processes_refresh_once_an_expiry(store: &str) {
     assert_eq!(counts.reuses, 0);
     assert_eq!(server.concurrent_token_calls_max(), 1);
     assert_eq!(counts.api_hits, answered + counts.refused, "each request was served once");
-    // Every token was used, but maybe the login's own and the last; and none was renewed before the
-    // last fifth of its life.
+    // Every token was used, except perhaps the first and the last. None was refreshed before the
+    // last fifth of its lifetime.
     let (first, last) = (*issued.keys().next().unwrap(), *issued.keys().next_back().unwrap());
     assert!(
         issued.len() as u64 == last - first + 1 && first <= 2 && last >= counts.token_calls,
@@ -332,7 +331,7 @@ pub async fn four_processes_refresh_once_an_expiry(store: &str) {
     assert!(counts.token_calls > length / 4, "{}", counts.token_calls);
 }
 
-/// The numbers and times in the access tokens that the API has seen.
+/// Records the numbers and times of the access tokens that the API has seen.
 fn note_tokens(server: &AuthServer, issued: &mut BTreeMap<u64, f64>) {
     let mut seen = HashSet::new();
     for request in server.requests() {

@@ -1,4 +1,4 @@
-//! An API and a token endpoint that keep account of what was sent to whom, for properties.
+//! An API and a token endpoint that record what was sent to whom, for property tests.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -11,22 +11,22 @@ use reqwest_reauth::{Error, ErrorKind, RefreshContext, RefreshToken, Refresher, 
 
 use super::{Api, Seen, answer, pair};
 
-/// How the token endpoint answers.
+/// How the token endpoint responds.
 #[derive(Clone, Copy, Debug)]
 pub enum Grant {
     /// A new pair, with this lifetime in seconds.
     Issue(Option<u64>),
     SameRefreshToken,
     Fail(ErrorKind),
-    /// A new refresh token beside something that is no good.
+    /// A new refresh token beside an unusable access token.
     KeepAndFail,
-    /// The same, and then a good pair for the one that was kept.
+    /// The same, followed by a valid pair for the refresh token that was kept.
     KeepAndIssue,
     Hang,
     Panic,
 }
 
-/// One request as the API saw it.
+/// A request as the API saw it.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub request: String,
@@ -41,21 +41,21 @@ pub struct World(Arc<Mutex<Account>>);
 struct Account {
     grants: VecDeque<(u64, Grant)>,
     session: Option<Session>,
-    /// The number of the last token that was made.
+    /// The number of the newest token.
     last: usize,
-    /// Tokens up to this number are refused.
+    /// Tokens up to this number are rejected.
     revoked: Option<usize>,
     requests: Vec<Asked>,
     calls: usize,
     now: usize,
     most: usize,
-    /// Replaced by an answer that was received.
+    /// Refresh tokens that a received response has replaced.
     spent: HashSet<String>,
-    asked_with_a_spent_one: Option<String>,
+    reused_token: Option<String>,
     expected: String,
     renewed: bool,
-    /// How often the user has spoken.
-    words: usize,
+    /// The number of new logins and logouts.
+    changes: usize,
     generation: u64,
 }
 
@@ -70,13 +70,13 @@ impl World {
         self.0.lock().unwrap()
     }
 
-    /// Holds each generation that is seen from here against those before.
+    /// Checks each generation that is seen from here on against the earlier ones.
     pub fn watch(&self, session: &Session) {
         self.account().session = Some(session.clone());
     }
 
-    /// The session has this as its refresher: that circle would outlive the test.
-    pub fn look_away(&self) {
+    /// Stops watching. The session owns this refresher, and the cycle would outlive the test.
+    pub fn stop_watching(&self) {
         self.account().session = None;
     }
 
@@ -123,18 +123,18 @@ impl World {
         account.revoked = Some(account.last);
     }
 
-    /// The user's word: from now on this is what is not to be lost.
+    /// A new login, whose tokens must not be lost from now on.
     pub fn new_login(&self) -> Tokens {
         let mut account = self.account();
         account.last += 1;
-        account.words += 1;
+        account.changes += 1;
         account.expected = format!("n{}", account.last);
         pair(&format!("u{}", account.last), &account.expected)
     }
 
     pub fn logout(&self) {
         let mut account = self.account();
-        account.words += 1;
+        account.changes += 1;
         account.expected.clear();
     }
 
@@ -150,24 +150,24 @@ impl World {
         self.account().most
     }
 
-    pub fn asked_with_a_spent_one(&self) -> Option<String> {
-        self.account().asked_with_a_spent_one.clone()
+    pub fn reused_token(&self) -> Option<String> {
+        self.account().reused_token.clone()
     }
 
     pub fn last_refresh_token(&self) -> String {
         self.account().expected.clone()
     }
 
-    /// Whether anything has taken the place of the tokens that the session was given.
+    /// Whether the session's initial tokens have been replaced.
     pub fn was_renewed(&self) -> bool {
         self.account().expected != "r0" || self.account().renewed
     }
 
-    /// The answer has been received.
-    fn replaces(&self, old: &str, new: &str, words: usize) {
+    /// A response with the new refresh token was received.
+    fn replaces(&self, old: &str, new: &str, changes: usize) {
         let mut account = self.account();
         account.spent.insert(old.to_owned());
-        if account.words == words {
+        if account.changes == changes {
             new.clone_into(&mut account.expected);
             account.renewed = true;
         }
@@ -200,42 +200,42 @@ impl Drop for Busy {
 
 #[async_trait]
 impl Refresher for World {
-    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
-        let asked = flight
+    async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
+        let asked = context
             .tokens()
             .refresh_token()
             .map(|token| token.expose_secret().to_owned())
             .unwrap_or_default();
-        let (words, takes, grant) = {
+        let (changes, takes, grant) = {
             let mut account = self.account();
             account.see_generation();
             account.calls += 1;
             account.now += 1;
             account.most = account.most.max(account.now);
             if account.spent.contains(&asked) {
-                account.asked_with_a_spent_one = Some(asked.clone());
+                account.reused_token = Some(asked.clone());
             }
             let (takes, grant) = account.grants.pop_front().unwrap_or((0, Grant::Issue(None)));
-            (account.words, takes, grant)
+            (account.changes, takes, grant)
         };
         let _busy = Busy(self.clone());
         if takes > 0 {
             tokio::time::sleep(Duration::from_millis(takes)).await;
         }
         match grant {
-            Grant::Issue(lifetime) => Ok(self.issue(&asked, lifetime, words)),
+            Grant::Issue(lifetime) => Ok(self.issue(&asked, lifetime, changes)),
             Grant::SameRefreshToken => {
                 let number = self.make();
                 Tokens::new(format!("t{number}"))
             }
             Grant::Fail(kind) => Err(Error::new(kind, "scripted")),
             Grant::KeepAndFail => {
-                self.keep(flight, &asked, words).await?;
+                self.keep(context, &asked, changes).await?;
                 Err(Error::new(ErrorKind::BadResponse, "scripted"))
             }
             Grant::KeepAndIssue => {
-                let kept = self.keep(flight, &asked, words).await?;
-                Ok(self.issue(&kept, None, words))
+                let kept = self.keep(context, &asked, changes).await?;
+                Ok(self.issue(&kept, None, changes))
             }
             Grant::Hang => std::future::pending().await,
             Grant::Panic => panic!("the refresher panics, as the script says"),
@@ -248,10 +248,10 @@ impl Refresher for World {
 }
 
 impl World {
-    fn issue(&self, asked: &str, lifetime: Option<u64>, words: usize) -> Tokens {
+    fn issue(&self, asked: &str, lifetime: Option<u64>, changes: usize) -> Tokens {
         let number = self.make();
         let refresh = format!("r{number}");
-        self.replaces(asked, &refresh, words);
+        self.replaces(asked, &refresh, changes);
         let tokens = pair(&format!("t{number}"), &refresh);
         match lifetime {
             Some(lifetime) => tokens.with_expires_in(Duration::from_secs(lifetime)),
@@ -261,13 +261,13 @@ impl World {
 
     async fn keep(
         &self,
-        flight: &RefreshContext,
+        context: &RefreshContext,
         asked: &str,
-        words: usize,
+        changes: usize,
     ) -> Result<String, Error> {
         let kept = format!("k{}", self.make());
-        self.replaces(asked, &kept, words);
-        flight.keep(RefreshToken::new(kept.clone())?).await;
+        self.replaces(asked, &kept, changes);
+        context.keep(RefreshToken::new(kept.clone())?).await;
         Ok(kept)
     }
 }

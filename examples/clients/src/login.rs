@@ -1,4 +1,4 @@
-//! What each of them starts with: a server, and a session whose token has expired.
+//! The setup of each example: a server, and a session whose token has expired.
 
 use reqwest_reauth::{OAuthRefresh, Session, testing::AuthServer};
 
@@ -10,7 +10,7 @@ pub struct Login {
 }
 
 impl Login {
-    /// `others`: origins beside the server's own.
+    /// `others` are origins in addition to the server's own.
     pub async fn expired(others: &[&str]) -> Result<Self, BoxError> {
         let server = AuthServer::start().await;
         let mut builder = Session::builder(server.login())
@@ -28,7 +28,7 @@ impl Login {
         Ok(Self { server, session })
     }
 
-    /// What the server saw of it.
+    /// Checks what the server saw.
     pub fn check(&self, name: &str) {
         let counts = self.server.counts();
         assert_eq!(counts.refused, 1, "{name}: rejected calls");

@@ -1,8 +1,8 @@
-//! One login for clients that take no `ClientWithMiddleware`.
+//! One session for clients that do not accept a `ClientWithMiddleware`.
 //!
-//! Each adapter is run against `testing::AuthServer` with a token that has expired: one rejected
-//! call, one refresh, one second call, success. The adapters are in files of their own, each short
-//! enough to be pasted; the guide's page "Other clients" has them too.
+//! Each adapter runs against `testing::AuthServer` with an expired token: one rejected call, one
+//! refresh, and one successful second call. Each adapter is in its own file, short enough to be
+//! copied. The guide's page "Other clients" shows them too.
 
 mod login;
 mod object_store_http;

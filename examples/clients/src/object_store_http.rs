@@ -1,4 +1,5 @@
-//! object_store takes an HTTP service for each of its stores: here the whole chain is that service.
+//! object_store accepts an HTTP service for each of its stores. Here the whole chain is that
+//! service.
 
 use http_body_util::BodyExt;
 use object_store::{
@@ -34,8 +35,8 @@ impl HttpService for Chain {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let request = reqwest::Request::try_from(request.map(Body::wrap))
             .map_err(|error| HttpError::new(HttpErrorKind::Unknown, error))?;
-        // `Unknown` is not retried. A program that wants object_store to retry what passes says
-        // `Request` where `reqwest_reauth::Error::is_transient` does.
+        // `Unknown` is not retried. To let object_store retry transient failures, return `Request`
+        // if `reqwest_reauth::Error::is_transient`.
         let response = self
             .0
             .execute(request)

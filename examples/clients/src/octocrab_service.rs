@@ -1,4 +1,4 @@
-//! octocrab takes a tower service: here the whole chain is that service.
+//! octocrab accepts a tower service. Here the whole chain is that service.
 
 use octocrab::{
     AuthState, OctoBody, Octocrab, OctocrabBuilder, service::middleware::base_uri::BaseUriLayer,
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::login::{BoxError, Login};
 
-/// octocrab streams its bodies: the session needs `buffer_bodies` for them to be replayed.
+/// octocrab streams its bodies. The session needs `buffer_bodies` to replay them.
 pub fn octocrab(session: &Session, base: &str) -> Result<Octocrab, BoxError> {
     let client = session.wrap(reqwest::Client::new());
     let service = tower::service_fn(move |request: http::Request<OctoBody>| {

@@ -1,4 +1,4 @@
-//! async-openai takes a tower service: here the whole chain is that service.
+//! async-openai accepts a tower service. Here the whole chain is that service.
 
 use async_openai::{
     Client, config::OpenAIConfig, error::OpenAIError, middleware::HttpRequestFactory,
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::login::{BoxError, Login};
 
-/// async-openai sets the key as its own `Authorization`: the session needs
+/// async-openai sets its key as the `Authorization` header. The session needs
 /// `override_authorization`.
 pub fn openai(session: &Session, base: &str) -> Client<OpenAIConfig> {
     let client = session.wrap(reqwest::Client::new());

@@ -1,4 +1,4 @@
-//! A gRPC client gets a credential for each call: its channel speaks another protocol than reqwest.
+//! A gRPC client fetches a credential for each call, because its channel does not use reqwest.
 
 use reqwest_reauth::{Error, Reply, Session, reqwest, testing::AuthServer};
 use tonic::{
@@ -14,7 +14,7 @@ use tonic_health::pb::{
 
 use crate::login::{BoxError, Login};
 
-/// `origin` is where the channel goes to, and one of the session's origins.
+/// `origin` is the address of the channel and one of the session's origins.
 pub async fn check(
     session: &Session,
     origin: &str,
@@ -43,7 +43,7 @@ pub async fn check(
         .await
 }
 
-/// A server that asks the API whether a token is good.
+/// A server that asks the API whether a token is valid.
 struct Server {
     http: reqwest::Client,
     api: String,

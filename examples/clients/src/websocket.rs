@@ -1,5 +1,5 @@
-//! A WebSocket: its handshake gets a credential, and a server that closes with 4401 gets another
-//! handshake with a renewed one.
+//! A WebSocket whose handshake carries a credential. When the server closes with 4401, the client
+//! refreshes the token and connects again.
 
 use axum::{
     Router,
@@ -21,14 +21,14 @@ use crate::{
     tonic_call::is_good,
 };
 
-/// What servers close with when a token has ended.
+/// The close code of servers for an expired token.
 const UNAUTHORIZED: u16 = 4401;
 
 type Stream = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 pub struct Socket {
     session: Session,
-    /// With `http` or `https`, as the session's origins are written.
+    /// With the scheme `http` or `https`, like the session's origins.
     url: String,
     credential: Credential,
     stream: Stream,
@@ -44,8 +44,8 @@ impl Socket {
         self.stream.send(Message::text(text)).await
     }
 
-    /// The next message. When the server says that the token has ended, renews it and connects
-    /// again; what the program has to say after a connect is its own affair.
+    /// Returns the next message. If the server reports an expired token, refreshes the token and
+    /// connects again. The program itself repeats whatever it has to send after a connect.
     pub async fn next(&mut self) -> Option<Result<Message, BoxError>> {
         loop {
             match self.stream.next().await? {
@@ -65,7 +65,7 @@ impl Socket {
 }
 
 async fn handshake(session: &Session, url: &str) -> Result<(Stream, Credential), BoxError> {
-    // ws:// for http://, wss:// for https://
+    // Turns http:// into ws:// and https:// into wss://.
     let address = url.replacen("http", "ws", 1);
     let connected = session
         .with_credential(url, |credential| {
@@ -92,7 +92,7 @@ async fn open(address: &str, url: &str, credential: &Credential) -> Result<Strea
     Ok(stream)
 }
 
-/// A server that asks the API whether a token is good, and closes when it is told to.
+/// A server that asks the API whether a token is valid, and closes the socket on request.
 async fn serve(
     State((http, api)): State<(reqwest::Client, String)>,
     headers: HeaderMap,
@@ -123,7 +123,7 @@ pub async fn run() -> Result<(), BoxError> {
     assert_eq!(socket.next().await.ok_or("closed")??, Message::text("welcome"));
     login.check("WebSocket");
 
-    // The server closes with 4401: the token is renewed, and the socket is connected again.
+    // The server closes with 4401. The client refreshes the token and connects again.
     socket.send("close, please").await?;
     assert_eq!(socket.next().await.ok_or("closed")??, Message::text("welcome"));
     let counts = login.server.counts();

@@ -55,7 +55,7 @@ enum Packing {
     Cut,
 }
 
-fn packed(body: Vec<u8>, packing: Packing) -> Answer {
+fn packed(body: Vec<u8>, packing: Packing) -> RawResponse {
     let mut headers = HeaderMap::new();
     let (bytes, end) = match packing {
         Packing::Plain => (body, End::Whole),
@@ -76,7 +76,7 @@ fn packed(body: Vec<u8>, packing: Packing) -> Answer {
     RawResponse::new(StatusCode::OK, headers, Body { bytes: Zeroizing::new(bytes), end })
 }
 
-fn rotated(response: Answer) -> Option<String> {
+fn rotated(response: RawResponse) -> Option<String> {
     let asked_with = RefreshToken::new("old").unwrap();
     let judgement = judge_by(None, response, Some(&asked_with), SystemTime::UNIX_EPOCH);
     judgement.rotated.map(|token| token.expose_secret().to_owned())
@@ -130,6 +130,6 @@ proptest! {
         packing in packing(),
     ) {
         let status = StatusCode::from_u16(status).unwrap();
-        let _ = rotated(Answer { status, ..packed(body, packing) });
+        let _ = rotated(RawResponse { status, ..packed(body, packing) });
     }
 }

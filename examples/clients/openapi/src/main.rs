@@ -1,6 +1,6 @@
-//! A client that OpenAPI Generator made (library `reqwest`, `supportMiddleware=true`) takes the
-//! chain as it is. Two things to know: its own token fields stay empty, since they would set a
-//! header of their own; and it streams its uploads, which `buffer_bodies` makes replayable.
+//! A client that OpenAPI Generator made (library `reqwest`, `supportMiddleware=true`) works with
+//! the chain without changes. Its own token fields must stay empty, because they would set a second
+//! header. It streams its uploads, which `buffer_bodies` makes replayable.
 
 use generated::apis::{configuration::Configuration, pet_api};
 use reqwest_reauth::{OAuthRefresh, Session, reqwest, testing::AuthServer};
