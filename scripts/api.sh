@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The public API against the committed listing, and a build with the oldest versions of what Cargo.toml allows. Both need nightly.
+# Compares the public API with the committed listing, and builds with the oldest dependencies that Cargo.toml allows. Both need nightly.
 #
 #   scripts/api.sh            compares
-#   scripts/api.sh --update   writes docs/public-api.txt: for a change that is meant, with a line in CHANGELOG.md
+#   scripts/api.sh --update   writes docs/public-api.txt, for an intended change (with a line in CHANGELOG.md)
 #   scripts/api.sh --oldest   only the build with the oldest versions, with redis too
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ if [ "${1:-}" = --oldest ]; then
 elif cargo public-api --version >/dev/null 2>&1; then
   listing=docs/public-api.txt now=$(mktemp)
   trap 'rm -f "$now"' EXIT
-  # With derives and auto traits, so that a dropped Clone or Send is seen; without the blanket impls that every type has.
+  # Includes derives and auto traits, so that a lost Clone or Send shows. Omits the blanket impls that every type has.
   CARGO_TARGET_DIR=$target/public-api cargo +nightly public-api -s --all-features --color never >"$now"
   if [ "${1:-}" = --update ]; then
     cp "$now" "$listing"
@@ -33,7 +33,7 @@ else
   echo "api: the listing is skipped, cargo-public-api is not installed (cargo install --locked cargo-public-api@0.52.0)"
 fi
 
-# In a copy, so that Cargo.lock stays; without the development dependencies, which nobody's build has.
+# Builds a copy, so that Cargo.lock stays unchanged, and without the development dependencies, which users do not build.
 copy=$PWD/target/minimal-versions
 rm -rf "$copy"
 mkdir -p "$copy"
@@ -47,7 +47,7 @@ oldest() {
   cargo +nightly update --quiet -Z direct-minimal-versions
   cargo check --quiet --lib "$@"
 }
-# The redis crate wants a newer tokio than the rest, and a feature cannot say so.
+# The redis crate requires a newer tokio than the rest, and a feature cannot express that.
 sed -i -e '/^redis = {/d' -e 's/^redis = \[.*/redis = ["dep:rustls"]/' Cargo.toml
 others=$(cargo metadata --no-deps --format-version 1 | python3 -c '
 import json, sys

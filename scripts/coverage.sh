@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Line coverage of src by all tests. Names the uncovered lines of files under 95 % in session, chain, oauth and policy.
 #
-# rustc writes profiles that only LLVM tools of its own major version read: those of the toolchain (llvm-tools), or Debian's llvm-NN.
+# Only LLVM tools of the same major version read the profiles of rustc: those of the toolchain (llvm-tools), or Debian's llvm-NN.
 #   scripts/coverage.sh                               all tests
 #   scripts/coverage.sh [argument of cargo test...]   some of them: --lib
 set -euo pipefail
@@ -25,7 +25,7 @@ target=${CARGO_TARGET_DIR:-$PWD/target}
 out=$target/coverage
 mkdir -p "$out"
 rm -f "$out"/*.profraw
-# The crate alone is instrumented: with RUSTFLAGS all dependencies would be compiled again.
+# Instruments only the crate. With RUSTFLAGS, all dependencies would be compiled again.
 export RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/instrument.sh LLVM_PROFILE_FILE=$out/%p-%m.profraw
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0
 [ $# -gt 0 ] || set -- --lib --tests

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fuzzes each target for some seconds (default 20), and prints the executions. Named targets: only those.
+# Fuzzes all targets, or the named ones, for some seconds each (default 20), and prints the number of executions.
 #   scripts/fuzz.sh [seconds] [target...]
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -18,7 +18,7 @@ fi
 
 target_dir=${CARGO_TARGET_DIR:-$PWD/fuzz/target}
 targets=${*:-$(cargo +nightly fuzz list)}
-# The crate forbids unsafe code: speed finds more than a sanitizer would.
+# The crate forbids unsafe code, so more executions find more than a sanitizer would.
 cargo +nightly fuzz build --sanitizer none || exit 1
 
 failed=0
@@ -26,7 +26,7 @@ for target in $targets; do
     corpus="$target_dir/corpus/$target"
     log="$target_dir/fuzz-$target.log"
     mkdir -p "$corpus"
-    # What is found goes into the first directory; the seeds are only read.
+    # New inputs go into the first directory. The seeds are only read.
     if cargo +nightly fuzz run --sanitizer none "$target" "$corpus" "fuzz/seeds/$target" -- \
         -max_total_time="$seconds" -max_len=20000 -timeout=5 -rss_limit_mb=512 -print_final_stats=1 >"$log" 2>&1; then
         echo "fuzz: $target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") executions in $seconds s, no finding"

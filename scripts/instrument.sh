@@ -1,3 +1,3 @@
 #!/bin/sh
-# rustc for scripts/coverage.sh: cargo calls it for the crate alone.
+# The rustc wrapper of scripts/coverage.sh. Cargo calls it only for the crate itself.
 exec "$@" -C instrument-coverage

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests under LeakSanitizer: what keeps itself alive in a circle (a session, its refresher, a flight, a waiter) fails its test file.
-# The crate forbids unsafe code, so that leaks are what a sanitizer can find in it. Needs nightly, and takes some minutes.
+# Runs all tests under LeakSanitizer. A reference cycle (of a session, its refresher, a refresh, a waiter) fails its test file.
+# The crate forbids unsafe code, so leaks are all that a sanitizer can find. Needs nightly, and takes some minutes.
 #
 #   scripts/leaks.sh [argument of cargo test...]
 set -euo pipefail
@@ -12,6 +12,6 @@ if ! cargo +nightly --version >/dev/null 2>&1; then
 fi
 target=$(rustc -vV | sed -n 's/^host: //p')
 [ $# -gt 0 ] || set -- --lib --tests
-# A target is named so that build scripts and macros are built without it.
+# An explicit target keeps the sanitizer out of build scripts and macros.
 RUSTFLAGS="-Zsanitizer=leak" CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/leaks \
   cargo +nightly test --quiet --locked --target "$target" --no-fail-fast "$@"

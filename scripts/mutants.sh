@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Mutation testing: changes src in one place at a time and asks whether a test notices. Takes hours.
+# Mutation testing: changes src in one place at a time and checks whether a test fails. Takes hours.
 #
 #   scripts/mutants.sh                   all of it; the result goes to docs/mutants.md
 #   scripts/mutants.sh policy            only this folder; the result is printed
 #   scripts/mutants.sh session expiry    only src/session/**/expiry.rs
 #   scripts/mutants.sh root error        only src/error.rs
-#   scripts/mutants.sh --sample          half the mutants of src/policy/origin.rs, for CI; one that survives fails it
+#   scripts/mutants.sh --sample          half the mutants of src/policy/origin.rs, for CI; a survivor fails the step
 #
-# First with the tests that are about the folder; who survives that meets all the others. All tests have to pass before.
-# Environment: JOBS, how many mutants at once; default 1. IN_PLACE=1, to change the files of this checkout, one at a time, and put them
-# back: spares building the dependencies anew for each folder, in a checkout in which nobody works meanwhile.
+# Each mutant runs against the tests of its folder first, and a survivor then against all others. All tests must pass beforehand.
+# Environment: JOBS is the number of parallel mutants (default 1). IN_PLACE=1 changes the files of this checkout one at a time and restores
+# them. That saves building the dependencies for each folder, but the checkout must not be used in the meantime.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,7 +18,7 @@ if ! cargo mutants --version >/dev/null 2>&1; then
   exit 0
 fi
 
-# `lib` are the unit tests of the folder, other names are modules of tests/all.
+# `lib` stands for the unit tests of the folder. Other names are modules of tests/all.
 declare -A about=(
   [policy]="lib"
   [chain]="chain replay rejection rejections capture subsets scope"
@@ -33,7 +33,7 @@ declare -A about=(
   [testing]="auth_server"
 )
 
-# Nobody debugs a mutant, and each differs from the one before in one function.
+# No debug information, and incremental builds: each mutant differs from the previous one in one function.
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 RUST_BACKTRACE=0 CARGO_INCREMENTAL=1
 out=target/mutants
 
@@ -42,7 +42,7 @@ mutate() { # seconds that the tests may take, arguments of cargo mutants
   shift
   [ -z "${IN_PLACE:-}" ] || place=(--in-place)
   cargo mutants --no-shuffle --colors never --baseline skip --timeout "$limit" --build-timeout 1800 "${place[@]}" "$@" || status=$?
-  # 2 is a survivor, 3 a timeout: both are results.
+  # Exit code 2 is a survivor and 3 a timeout. Both are results.
   case $status in 0 | 2 | 3) ;; *) exit "$status" ;; esac
 }
 
@@ -71,13 +71,13 @@ for folder in "${folders[@]}"; do
   for file in $files; do
     name=$(basename "$file" .rs)
     [ "${2:-$name}" = "$name" ] || continue
-    # Files of one name in two folders below this one are told apart.
+    # Keeps files of the same name in two folders below this one apart.
     one=$out/$folder/$(sed -e "s|^src/||" -e 's|/|-|g' -e 's|\.rs$||' <<<"$file")
     rm -rf "$one"
     mkdir -p "$one"
     mutate 60 --file "$file" --output "$one" "${tests[@]}"
     if [ -s "$one/mutants.out/missed.txt" ]; then
-      # All of them take minutes on a busy machine: less, and each survivor would count as caught by the time limit.
+      # All tests take minutes on a busy machine. With a shorter time limit, each survivor would count as caught.
       mutate 900 --file "$file" --output "$one" --iterate --cargo-arg=--lib --cargo-arg=--tests
     fi
   done
@@ -103,7 +103,7 @@ missed = []
 for folder in sys.argv[2:]:
     summaries = {}
     for out in pathlib.Path("target/mutants", folder).iterdir():
-        # The second run's word goes before the first's.
+        # The result of the second run takes precedence.
         summaries |= outcomes(out / "mutants.out.old/outcomes.json") | outcomes(out / "mutants.out/outcomes.json")
     counts = collections.Counter(summaries.values())
     columns = [len(summaries)] + [counts[summary] for summary in ("CaughtMutant", "Timeout", "Unviable", "MissedMutant")]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Looks at the metrics with a real Prometheus: scrapes examples/observe, queries each metric that it shows, evaluates each alert rule of
-# docs/alerts.yml and each query of docs/dashboard.json. Debian's package `prometheus` has all it needs; as root it is installed.
+# Checks the metrics with a real Prometheus: scrapes examples/observe, queries each of its metrics, and evaluates each alert rule of
+# docs/alerts.yml and each query of docs/dashboard.json. Needs Debian's package `prometheus`, which is installed if the script runs as root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,7 +8,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 if ! have prometheus || ! have promtool || ! have curl; then
   export DEBIAN_FRONTEND=noninteractive
-  # The package would start the server.
+  # Keeps the package from starting the server.
   policy=/usr/sbin/policy-rc.d
   [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; made_policy=yes; }
   apt-get update -qq
@@ -38,7 +38,7 @@ for _ in $(seq 100); do
 done
 [ -n "$target" ] || { echo "examples/observe did not start" >&2; exit 1; }
 
-# The same rules without their waiting time, and no dead series.
+# The same rules without their waiting time and without dead series.
 sed '/^ *for: /d' docs/alerts.yml >"$work/alerts.yml"
 cat >"$work/prometheus.yml" <<YML
 global: {scrape_interval: 1s, evaluation_interval: 1s}
@@ -63,7 +63,7 @@ def api(path, **query):
 def query(text):
     return api("query", query=text)["result"]
 
-# What examples/observe shows.
+# The metrics of examples/observe.
 METRICS = {
     "reauth_flights", "reauth_flight_duration_bucket", "reauth_flight_retries", "reauth_wait_duration_bucket",
     "reauth_requests_failed", "reauth_session_state", "reauth_heartbeat_beats", "reauth_heartbeat_beat_duration_bucket",
