@@ -1,14 +1,14 @@
 //! Keeps a [`reqwest`] client signed in.
 //!
 //! Jobs run for hours; access tokens live for minutes. Wrap your client in this chain of
-//! [`reqwest-middleware`](reqwest_middleware), and a token that the API rejects, or replaces through
-//! the response header `Refreshed-API-Token`, does not reach your code as a failure.
+//! [`reqwest-middleware`](reqwest_middleware), and your code no longer fails when the API rejects a
+//! token, or replaces it through the response header `Refreshed-API-Token`.
 //!
 //! ```text
 //! client.send()
-//!   └ Replay      keeps a copy; sends it once more if the token was rejected and the session has a newer one
-//!      └ Refresh     ensures a usable token; renews it when the API rejects it
-//!         └ Capture     takes a replacement token from every response, whatever its status
+//!   └ Replay      replays a rejected request once, if the session has a newer token
+//!      └ Refresh     ensures a usable token, and refreshes it when the API rejects it
+//!         └ Capture     captures a new token from every response, whatever its status
 //!            └ Authorize   attaches the token
 //!               └ the connection
 //! ```
@@ -42,52 +42,51 @@
 //!
 //! - **One refresh at a time.** All requests, clients and tasks that share a session wait for the
 //!   same refresh and get its result.
-//! - **A refresh outlives its callers.** Dropping a request does not stop it. A new refresh token is
-//!   kept before anything else in the response is judged, and is in the [store](TokenStore), if
-//!   there is one, before a request uses the access token that came with it.
+//! - **A refresh outlives its callers.** Dropping a request does not stop it. A new refresh token
+//!   is kept before the rest of the response is judged. With a [store](TokenStore), it is saved
+//!   before a request uses the access token that came with it.
 //! - **Failures of the token endpoint are distinguished.** A 502 is retried with backoff and
-//!   `Retry-After`. After `invalid_grant` the session stops asking until it gets a new login. After
-//!   any other failure the session stops calling the token endpoint for a cool-down (10 s by
-//!   default).
+//!   `Retry-After`. After `invalid_grant` the session makes no more calls until it gets a new
+//!   login. After any other failure it makes no more calls for a cool-down (10 s by default).
 //! - **A late response never undoes a newer token**, and only the API itself can replace a token.
-//! - **A rejected request is replayed at most once**, whole and with another token, or not at all. A
-//!   streamed body is never sent empty or half.
+//! - **A rejected request is replayed at most once**, in full and with another token, or not at
+//!   all. A streamed body is never sent empty or truncated.
 //! - **A timer never discards a response that has arrived**, even if the process was stopped or the
-//!   machine was suspended meanwhile.
+//!   machine was suspended in the meantime.
 //! - **Tokens go to the session's origins only**, and appear in no `Debug`, `Display`, error or log.
 //!
 //! # Scope
 //!
 //! - The chain does not retry requests that fail for other reasons. `reqwest-retry` does, outside
 //!   the chain.
-//! - There is no login flow. Your program obtains the first tokens, and
-//!   [`Session::replace_tokens`] takes new ones.
-//! - If the process dies after the token endpoint has answered and before the new refresh token is
-//!   saved, a server without a grace period for spent refresh tokens ends the login. The next
-//!   process's error says [`possibly_consumed`](Error::possibly_consumed) if the spent token was in
-//!   its store.
+//! - There is no login flow. Your program obtains the first tokens, and passes later ones to
+//!   [`Session::replace_tokens`].
+//! - If the process dies between the token endpoint's response and the save of the new refresh
+//!   token, a server without a grace period for spent refresh tokens ends the login. If the spent
+//!   token was in the store, the next process fails with
+//!   [`possibly_consumed`](Error::possibly_consumed).
 //! - Copies of a token in the buffers of the HTTP stack are not wiped.
 //!
 //! # Order
 //!
-//! Retries and tracing of whole calls go outside the chain, rate limits and request signing inside.
-//! Nothing that turns a status into an error may stand inside. [The page on order](guide::order) has
-//! the reasons.
+//! Retries and tracing of whole calls belong outside the chain, rate limits and request signing
+//! inside. Middleware that turns a status into an error must not be inside. [The page on
+//! order](guide::order) has the reasons.
 //!
 //! # Errors
 //!
 //! A request fails with [`reqwest_middleware::Error`]. [`Error::find_in`] finds this crate's
-//! [`Error`] inside it, which names what the API and what the token endpoint answered, separately.
-//! [The page on errors](guide::errors) says what to do about each kind.
+//! [`Error`] inside it, which describes the API's response and the token endpoint's response
+//! separately. [The page on errors](guide::errors) says how to react to each kind.
 //!
 //! # Features
 //!
-//! No feature is enabled by default. Those for TLS and HTTP/2 are reqwest's own, passed through: a
-//! crate that depends on reqwest with its defaults needs none of them.
+//! No feature is enabled by default. The TLS and HTTP/2 features are reqwest's, passed through. A
+//! crate that depends on reqwest with its default features needs none of them.
 //!
 //! | feature | what it adds |
 //! | --- | --- |
-//! | `redis` | `RedisStore`: one login for a fleet on several machines |
+//! | `redis` | `RedisStore`: one login for processes on several machines |
 //! | `metrics` | counters and histograms through the `metrics` facade |
 //! | `dpop` | `Placement::dpop`: tokens that are bound to a key (RFC 9449) |
 //! | `test-util` | `testing::AuthServer`: a scripted API and token endpoint to test clients against |
