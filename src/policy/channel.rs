@@ -178,7 +178,8 @@ impl Channels {
         STANDARD.clone()
     }
 
-    /// Whether these headers may bring a token: a look at one name for almost every session.
+    /// Whether these headers may carry a token. For almost all sessions this looks up a single
+    /// name.
     #[inline]
     pub(crate) fn may_bring(&self, headers: &HeaderMap) -> bool {
         self.0.names.iter().any(|name| has_header(headers, name))
@@ -212,8 +213,8 @@ impl Channels {
         brings && !text.contains(',')
     }
 
-    /// The tokens that a response brings, `None` if it brings none. Channels that do not agree
-    /// bring none.
+    /// Returns the new tokens of a response, or `None` if there are none. Channels that disagree
+    /// count as none.
     pub(crate) fn read(
         &self,
         headers: &HeaderMap,

@@ -47,7 +47,7 @@ impl Origin {
         url.as_str().starts_with(&*self.prefix)
     }
 
-    /// Whether this URL is of this origin.
+    /// Whether the URL belongs to this origin.
     pub(crate) fn covers(&self, url: &Url) -> bool {
         // One comparison for almost all.
         if self.covers_plainly(url) {

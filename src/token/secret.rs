@@ -30,7 +30,7 @@ pub struct AccessToken {
     fingerprint: u64,
 }
 
-/// `Bearer <token>`: one text serves the header and [`AccessToken::expose_secret`].
+/// `Bearer <token>`. The same text serves the header and [`AccessToken::expose_secret`].
 struct Bearer {
     text: Zeroizing<String>,
     /// Of the token alone, once it was asked for.
@@ -194,7 +194,8 @@ fn fingerprint(token: &str) -> u64 {
     KEY.hash_one(token)
 }
 
-/// Whether a token may be sent: every visible ASCII character is part of some provider's tokens.
+/// Checks whether a token may be sent. Every visible ASCII character occurs in some provider's
+/// tokens.
 fn check(what: &str, value: &str) -> Result<(), Error> {
     let invalid = |why: String| Err(Error::new(ErrorKind::InvalidToken, why));
     if value.is_empty() {

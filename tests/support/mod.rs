@@ -181,7 +181,7 @@ pub async fn pass(span: Duration) {
     tokio::time::resume();
 }
 
-/// Lets everything run that can run without time passing.
+/// Runs everything that can run without time advancing.
 pub async fn settle() {
     for _ in 0..64 {
         tokio::task::yield_now().await;

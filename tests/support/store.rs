@@ -132,7 +132,7 @@ impl FakeStore {
         self.0.begun.subscribe().wait_for(|calls| calls.contains(&call)).await.unwrap();
     }
 
-    /// Takes the lock, as another process does.
+    /// Takes the lock, as another process would.
     pub async fn occupy(&self) -> impl Send + 'static {
         Arc::clone(&self.0.lock).acquire_owned().await.unwrap()
     }
