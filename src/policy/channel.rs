@@ -196,10 +196,11 @@ impl Channels {
         }
     }
 
-    /// Whether these headers bring this token alone, plainly written. Then it is marked sensitive.
+    /// Whether these headers contain this token, and no other, in its plain form. If so, its value
+    /// is marked sensitive.
     ///
-    /// Names are compared one by one, and the text is not read as a token: this is for servers that
-    /// send the token with each response. `false` says nothing.
+    /// This is a fast path for servers that send the token with each response. It compares the
+    /// names one by one, and does not parse the value as a token. A result of `false` says nothing.
     pub(crate) fn bring(&self, headers: &mut HeaderMap, token: &AccessToken) -> bool {
         let [CaptureFrom { access: Place::Header(name), refresh: None }] = &*self.0.all else {
             return false;
@@ -344,7 +345,7 @@ mod tests {
         let table: &[(CaptureFrom, &str, &[&str], bool)] = &[
             (header(), plain, &[plain], true),
             (header(), plain, &["Bearer an.access.token"], true),
-            // Those that have to be read.
+            // The fast path does not apply to these.
             (header(), plain, &[], false),
             (header(), plain, &["another"], false),
             (header(), plain, &[plain, plain], false),

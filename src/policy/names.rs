@@ -1,8 +1,8 @@
-//! Which texts are names in HTTP, and finding a header by its name.
+//! The syntax of names in HTTP, and the lookup of a header by its name.
 
 use http::{HeaderMap, HeaderName};
 
-/// Up to so many headers, to compare all names takes less than to hash one.
+/// Up to this many headers, comparing all names takes less time than hashing one.
 const FEW: usize = 16;
 
 /// Whether there is a header of this name.

@@ -40,8 +40,9 @@ impl Origin {
         Ok(Self { https: url.scheme() == "https", host: host.into(), port, prefix })
     }
 
-    /// Whether this URL is of this origin and names no user: nothing but the origin's authority
-    /// stands before its first slash. A URL of which this does not hold may still be of the origin.
+    /// Whether the URL belongs to this origin and has no user info, so that only the origin's
+    /// authority precedes its first slash. A URL for which this is `false` may still belong to the
+    /// origin.
     #[inline]
     pub(crate) fn covers_plainly(&self, url: &Url) -> bool {
         url.as_str().starts_with(&*self.prefix)
@@ -49,7 +50,7 @@ impl Origin {
 
     /// Whether the URL belongs to this origin.
     pub(crate) fn covers(&self, url: &Url) -> bool {
-        // One comparison for almost all.
+        // A fast path for almost all URLs.
         if self.covers_plainly(url) {
             return true;
         }

@@ -104,8 +104,8 @@ impl Shared {
     }
 }
 
-/// The wall clock, ahead by what a test has advanced tokio's: tokens end for the server when they
-/// end for a session on the same runtime.
+/// The wall clock plus the time by which a test has advanced tokio's clock. A token therefore
+/// expires at the same time for the server and for a session on the same runtime.
 struct Clock {
     tokio: tokio::time::Instant,
     real: std::time::Instant,

@@ -1,5 +1,5 @@
-//! Limits that ask whether this process was run before they are a verdict, the two clocks by which
-//! tokens end, and what servers say of when to come back.
+//! Time limits that take a suspended process into account, the two clocks of a token's expiry, and
+//! `Retry-After`.
 
 mod clock;
 mod limit;

@@ -1,12 +1,12 @@
-//! The header with which a server says when to come back.
+//! The header with which a server says when to try again.
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, header::RETRY_AFTER};
 
-/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date held against `now`, which is the server's
-/// own clock where it is known. Malformed is as if absent. Digits without end are a wait without
-/// end.
+/// Parses `Retry-After` (RFC 9110 §10.2.3): seconds, or a date relative to `now`. `now` is the
+/// server's clock if it is known. A malformed value counts as absent. A number that overflows
+/// counts as an endless wait.
 pub(crate) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -33,7 +33,7 @@ pub struct AccessToken {
 /// `Bearer <token>`. The same text serves the header and [`AccessToken::expose_secret`].
 struct Bearer {
     text: Zeroizing<String>,
-    /// Of the token alone, once it was asked for.
+    /// The hash of the token alone, computed on first use.
     #[cfg(feature = "dpop")]
     hash: OnceLock<Box<str>>,
 }
@@ -85,8 +85,9 @@ impl AccessToken {
         &self.text.text[SCHEME.len()..]
     }
 
-    /// The token's SHA-256, base64url: `ath` of a proof (RFC 9449 §4.2). Worked out once for a
-    /// token, since hashing a long one takes a fifth of what a signature takes.
+    /// The SHA-256 hash of the token in base64url: the `ath` of a proof (RFC 9449 §4.2). It is
+    /// computed once for a token, because hashing a long token takes a fifth of the time of a
+    /// signature.
     #[cfg(feature = "dpop")]
     pub(crate) fn hash(&self) -> &str {
         use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -97,8 +98,8 @@ impl AccessToken {
             .get_or_init(|| URL_SAFE_NO_PAD.encode(Sha256::digest(self.expose_secret())).into())
     }
 
-    /// A number that two tokens share only if they are the same, for this process alone: hashed with
-    /// a random key, so that it tells nothing of the token.
+    /// A number that identifies the token within this process. It is hashed with a random key, so
+    /// it reveals nothing about the token.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

@@ -160,7 +160,7 @@ impl Job {
         })
     }
 
-    /// Whether the test kills the process, or stops it.
+    /// Whether the test stops the process instead of killing it.
     pub fn is_to_be_stopped(&self) -> bool {
         self.task != "serve"
     }

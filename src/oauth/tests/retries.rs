@@ -169,15 +169,15 @@ async fn other_failures_are_not_asked_about_again() {
     }
 }
 
-/// Lets this long pass by tokio's clock, in no time.
+/// Advances tokio's clock without waiting.
 async fn pass(span: Duration) {
     tokio::time::pause();
     tokio::time::advance(span).await;
     tokio::time::resume();
 }
 
-/// One refresh, whose attempt timeout passes as soon as a reply stalls, and never before.
-async fn fly_past(
+/// One refresh whose attempt timeout runs out as soon as a response stalls, and never before.
+async fn refresh_past_stalls(
     endpoint: &TokenEndpoint,
     stalls: usize,
     refresher: OAuthRefresh,
@@ -206,7 +206,7 @@ async fn a_lost_response_waits_the_first_step() {
     let endpoint = TokenEndpoint::start(script).await;
     let first = Duration::from_millis(10);
     let refresher = OAuthRefresh::new(&endpoint.url).backoff(first, Duration::from_secs(9));
-    let (result, log) = fly_past(&endpoint, 2, refresher).await;
+    let (result, log) = refresh_past_stalls(&endpoint, 2, refresher).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(
         log.retried_statuses(),
@@ -232,7 +232,7 @@ async fn without_retry_lost_a_lost_answer_ends_it() {
         let stalls = usize::from(matches!(reply, Reply::Stall(_)));
         let endpoint = TokenEndpoint::start([reply]).await;
         let refresher = quick(&endpoint).retry_lost(false);
-        let (result, log) = fly_past(&endpoint, stalls, refresher).await;
+        let (result, log) = refresh_past_stalls(&endpoint, stalls, refresher).await;
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(error.attempts(), 1);
@@ -349,7 +349,7 @@ async fn a_stalled_refusal_is_judged_by_its_headers() {
     {
         let endpoint = TokenEndpoint::start([Reply::Stall(head(status, &[], Some(9)))]).await;
         let refresher = quick(&endpoint).max_attempts(2);
-        let error = fly_past(&endpoint, count, refresher).await.0.unwrap_err();
+        let error = refresh_past_stalls(&endpoint, count, refresher).await.0.unwrap_err();
         assert_eq!(error.kind(), kind);
         assert!(!error.possibly_consumed());
         assert_eq!(endpoint.count(), count);

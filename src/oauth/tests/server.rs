@@ -131,7 +131,7 @@ impl TokenEndpoint {
         self.seen.borrow().len()
     }
 
-    /// Waits until this many replies stall.
+    /// Waits until this many responses stall.
     pub(super) async fn until_stalled(&self, times: usize) {
         self.stalled.subscribe().wait_for(|stalled| *stalled >= times).await.unwrap();
     }
