@@ -10,7 +10,11 @@ use http::Extensions;
 use peak_alloc::PeakAlloc;
 use reqwest::{Request, Response, ResponseBuilderExt, header::AUTHORIZATION};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
-use reqwest_reauth::{ClientBuilderExt, OAuthRefresh, Outcome, Session, Tokens, refresh_with};
+use reqwest_reauth::{
+    ClientBuilderExt, OAuthRefresh, Outcome, Session, Tokens,
+    heartbeat::{Beat, Heartbeat},
+    refresh_with,
+};
 use support::{ORIGIN, url};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -155,6 +159,68 @@ fn threads() -> Option<usize> {
     let all = std::fs::read_dir("/proc/self/task").ok()?;
     let all = all.filter_map(Result::ok).map(|thread| name(&thread.path()));
     Some(all.filter(|name| *name == own || name.starts_with("tokio")).count())
+}
+
+/// How often the runtime slept while so many heartbeats went on for `span`, and what its thread
+/// took on the processor.
+fn beats(heartbeats: usize, span: Duration, window: Option<f64>) -> (u64, Option<Duration>) {
+    let runtime = runtime();
+    runtime.block_on(async {
+        let handles: Vec<_> = (0..heartbeats)
+            .map(|_| {
+                let tokens =
+                    Tokens::new("t").unwrap().with_expires_in(Duration::from_secs(30 * 24 * 3600));
+                let session = Session::builder(tokens).origin(ORIGIN).build().unwrap();
+                let heartbeat = Heartbeat::from_fn(|| async { Ok(Beat::Alive) })
+                    .session(session)
+                    .every(Duration::from_secs(30));
+                match window {
+                    Some(fraction) => heartbeat.reissue_window(fraction).spawn().unwrap(),
+                    None => heartbeat.spawn().unwrap(),
+                }
+            })
+            .collect();
+        // The first beats.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let metrics = Handle::current().metrics();
+        let (parks, took) = (metrics.worker_park_count(0), processor_time());
+        tokio::time::sleep(span).await;
+        let parks = metrics.worker_park_count(0) - parks;
+        let took = processor_time().zip(took).map(|(now, before)| now - before);
+        drop(handles);
+        (parks, took)
+    })
+}
+
+/// Of this thread. `None` where the system does not tell.
+fn processor_time() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+}
+
+/// A loop waits for its next beat and for another token, and does not look each second.
+#[test]
+fn a_reissue_window_wakes_for_beats_alone() {
+    let _alone = ALONE.lock();
+    let span = Duration::from_secs(3000);
+    let (without, _) = beats(1, span, None);
+    let (with, _) = beats(1, span, Some(0.8));
+    assert!(with <= without + 10, "{with} with a window, {without} without");
+    assert!(with < 1000, "{with} in 3,000 s");
+}
+
+/// Set `HEARTBEATS=10000` for the number that docs/performance.md gives.
+#[test]
+fn a_reissue_window_costs_little() {
+    let _alone = ALONE.lock();
+    let heartbeats = std::env::var("HEARTBEATS").map_or(500, |text| text.parse().unwrap());
+    let span = Duration::from_secs(300);
+    let (_, without) = beats(heartbeats, span, None);
+    let (_, with) = beats(heartbeats, span, Some(0.8));
+    let Some((with, without)) = with.zip(without) else { return };
+    let ratio = with.as_secs_f64() / without.as_secs_f64();
+    println!("{heartbeats} heartbeats, {span:?}: {without:?}, with a window {with:?}, {ratio:.2}");
+    assert!(ratio < 2.0, "{ratio}: {with:?} against {without:?}");
 }
 
 #[test]
