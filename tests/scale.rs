@@ -186,7 +186,7 @@ fn beats(heartbeats: usize, span: Duration, window: Option<f64>) -> (u64, Option
         let (parks, took) = (metrics.worker_park_count(0), processor_time());
         tokio::time::sleep(span).await;
         let parks = metrics.worker_park_count(0) - parks;
-        let took = processor_time().zip(took).map(|(now, before)| now - before);
+        let took = processor_time().zip(took).map(|(now, before)| now.saturating_sub(before));
         drop(handles);
         (parks, took)
     })

@@ -181,6 +181,35 @@ impl Attempts {
         }
     }
 
+    /// Counts the attempt that begins.
+    fn begin(&self, asked_with: Option<&RefreshToken>) {
+        let mut state = self.state();
+        state.attempts = state.attempts.saturating_add(1);
+        // A response may have brought another refresh token in the meantime.
+        let same = state.asked_with.as_ref() == asked_with;
+        state.lost &= same;
+        state.challenged &= same;
+        state.asked_with = asked_with.cloned();
+        state.last.get_or_insert_with(|| {
+            Ended::without_response(Failure::Unreached, "the deadline has passed".into())
+        });
+    }
+
+    /// The old refresh token is spent, whatever the response says apart from that. After a grant,
+    /// the session keeps the returned tokens.
+    async fn keep(&self, rotated: Rotated, asked_with: Option<RefreshToken>) {
+        let Rotated { token, is_doubtful } = rotated;
+        {
+            let mut state = self.state();
+            state.lost = false;
+            state.rotations += 1;
+        }
+        if let Some(asked_with) = asked_with.filter(|_| is_doubtful) {
+            self.0.settings.doubt.set(token.clone(), asked_with);
+        }
+        self.0.context.keep(token).await;
+    }
+
     async fn attempt(&self) {
         let Inner { settings, endpoint, http, context, .. } = &*self.0;
         if self.0.deadline.is_over()
@@ -207,18 +236,7 @@ impl Attempts {
             ));
             return;
         }
-        {
-            let mut state = self.state();
-            state.attempts = state.attempts.saturating_add(1);
-            // A response may have brought another refresh token in the meantime.
-            let same = state.asked_with == asked_with;
-            state.lost &= same;
-            state.challenged &= same;
-            state.asked_with.clone_from(&asked_with);
-            state.last.get_or_insert_with(|| {
-                Ended::without_response(Failure::Unreached, "the deadline has passed".into())
-            });
-        }
+        self.begin(asked_with.as_ref());
         let mut limit = Limit::after(settings.attempt_timeout);
         let response = request::exchange(
             http,
@@ -260,21 +278,9 @@ impl Attempts {
             drop(settings.doubt.take(asked_with.as_ref()));
             return;
         };
-        // The old refresh token is spent, whatever the response says apart from that. After a
-        // grant, the session keeps the returned tokens.
         let has_rotated = rotated.is_some();
-        let mut rotations = self.state().rotations;
-        if let Some(Rotated { token, is_doubtful }) = rotated {
-            rotations += 1;
-            {
-                let mut state = self.state();
-                state.lost = false;
-                state.rotations = rotations;
-            }
-            if let Some(asked_with) = asked_with.clone().filter(|_| is_doubtful) {
-                settings.doubt.set(token.clone(), asked_with);
-            }
-            context.keep(token).await;
+        if let Some(rotated) = rotated {
+            self.keep(rotated, asked_with.clone()).await;
         }
         if failure == Failure::GrantOver
             && !has_rotated
@@ -287,7 +293,7 @@ impl Attempts {
             }
             return;
         }
-        let next = if rotations > MOST_ROTATIONS {
+        let next = if self.state().rotations > MOST_ROTATIONS {
             Next::End
         } else {
             self.0.pace.next(failure, attempts, asked_wait, self.0.begun.elapsed(), fastrand::f64())
