@@ -38,6 +38,8 @@ edition = "2024"
 
 [dependencies]
 futures-util = "0.3"
+# Without a feature it keeps secrets in memory.
+keyring = {{ version = "3", default-features = false }}
 jsonwebtoken = {{ version = "11", features = ["aws_lc_rs", "use_pem"] }}
 reqwest = {{ version = "0.13", features = ["multipart", "stream"] }}
 reqwest-middleware = "0.5"
@@ -165,6 +167,8 @@ def main():
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 48437), StandIn)
     except OSError:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    # A program that ends drops its connections.
+    server.handle_error = lambda *_: None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     chosen = list(programs())
     base = f"http://127.0.0.1:{server.server_port}"
