@@ -100,6 +100,17 @@ pub trait Refresher: Send + Sync + 'static {
         false
     }
 
+    /// To whom, as whom and for what a refresh token is sent: for
+    /// [`OAuthRefresh`](crate::OAuthRefresh) its token endpoint, client id, grant and scope. It must
+    /// have no secret in it.
+    ///
+    /// When a refresh token is dead, the processes that share a store tell each other, and those for
+    /// which this is the same text do not send it any more. Default: `None`, and each of them finds
+    /// out by itself.
+    fn sends_to(&self) -> Option<String> {
+        None
+    }
+
     /// Returns the longest cool-down after a failed refresh, which takes precedence over
     /// [`SessionBuilder::cooldown`](crate::SessionBuilder::cooldown). The default is no limit.
     fn longest_cooldown(&self) -> Option<Duration> {
@@ -134,6 +145,10 @@ macro_rules! forward {
 
             fn can_revoke(&self) -> bool {
                 (**self).can_revoke()
+            }
+
+            fn sends_to(&self) -> Option<String> {
+                (**self).sends_to()
             }
 
             fn longest_cooldown(&self) -> Option<Duration> {
@@ -208,6 +223,11 @@ pub(crate) trait RefreshLog: Send + Sync {
         let _ = maybe_sent;
     }
     async fn keep(&self, refresh_token: RefreshToken);
+
+    /// Another process was told that the refresh token is dead: it is not to be sent.
+    fn known_dead(&self) -> Option<Error> {
+        None
+    }
 
     /// Returns whether the token endpoint may be called now, with the [`tokens`](Self::tokens) at
     /// that time.
@@ -363,6 +383,11 @@ impl RefreshContext {
     /// The number of attempts, assuming that the last one has ended.
     pub(crate) fn attempts(&self) -> u32 {
         self.failed_attempts.load(Ordering::Relaxed).saturating_add(1)
+    }
+
+    /// That the refresh token is dead, as another process that shares the store was told.
+    pub(crate) fn known_dead(&self) -> Option<Error> {
+        self.log.known_dead()
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {

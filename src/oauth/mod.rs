@@ -460,7 +460,12 @@ impl Refresher for OAuthRefresh {
         let settings = &self.0;
         let endpoint = settings.checked()?;
         let begun = Instant::now();
-        let failed = match Attempts::new(settings, endpoint.clone(), context)?.run().await {
+        let spends = settings.grant.spends_refresh_token();
+        let ran = match context.known_dead().filter(|_| spends) {
+            Some(error) => Err(Failed { error, is_over: true }),
+            None => Attempts::new(settings, endpoint.clone(), context)?.run().await,
+        };
+        let failed = match ran {
             Ok(tokens) => return Ok(tokens),
             Err(Failed { error, is_over }) => {
                 Failed { error: error.with_token_endpoint(|| host_and_port(endpoint)), is_over }
@@ -471,7 +476,7 @@ impl Refresher for OAuthRefresh {
         };
         let end = begun.checked_add(settings.pace.deadline);
         let deadline = end.into_iter().chain(context.deadline()).min();
-        other.ask(context, failed, deadline, settings.grant.spends_refresh_token()).await
+        other.ask(context, failed, deadline, spends).await
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -482,6 +487,13 @@ impl Refresher for OAuthRefresh {
         !self.0.grant.spends_refresh_token()
             || tokens.refresh_token().is_some()
             || self.0.other.as_ref().is_some_and(|other| other.can_refresh(tokens))
+    }
+
+    fn sends_to(&self) -> Option<String> {
+        let settings = &self.0;
+        let endpoint = settings.endpoint.as_ref().filter(|_| settings.grant.spends_refresh_token());
+        let (id, scope) = (settings.client.id(), settings.scope.as_deref());
+        endpoint.map(|endpoint| format!("{endpoint} {id:?} refresh_token {scope:?}"))
     }
 
     async fn revoke(&self, tokens: &Tokens) -> Result<(), Error> {

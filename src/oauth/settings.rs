@@ -74,6 +74,20 @@ pub(super) enum ClientAuth {
     },
 }
 
+impl ClientAuth {
+    /// The client's id, where it is named.
+    pub(super) fn id(&self) -> Option<&str> {
+        match self {
+            Self::Unnamed => None,
+            Self::Public { id }
+            | Self::Basic { id, .. }
+            | Self::BasicRaw { id, .. }
+            | Self::Post { id, .. }
+            | Self::Assertion { id } => Some(id),
+        }
+    }
+}
+
 impl Settings {
     pub(super) fn new(endpoint: &str, grant: Grant) -> Self {
         Self {

@@ -42,7 +42,7 @@ impl Session {
         })?;
         self.run_there(move |session| {
             let (held, in_flight) = (held.clone(), in_flight.clone());
-            async move { session.forget_and_revoke(login, held, waits, in_flight).await }
+            async move { session.forget_and_revoke(login, held, in_flight).await }
         })
         .await
     }
@@ -51,15 +51,11 @@ impl Session {
         &self,
         login: u64,
         held: Tokens,
-        waits: bool,
         in_flight: Option<Arc<InFlight>>,
     ) -> Result<(), Error> {
         let mut stored = None;
         let cleared = match &self.0.store {
-            Some(store) => {
-                let held = waits.then_some(&held);
-                self.within(store.clear(self, login, held, &mut stored)).await
-            }
+            Some(store) => self.within(store.clear(self, login, &held, &mut stored)).await,
             None => Ok(()),
         };
         let revoked_by = self.revoked_by();

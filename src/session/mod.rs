@@ -146,7 +146,7 @@ impl Session {
     }
 
     /// Refreshes now, or joins the refresh that is under way, whatever the token's age and the
-    /// cool-down.
+    /// cool-down. A failure that another process of a fleet has shared counts all the same.
     ///
     /// # Errors
     /// What the refresh failed with; [`LoginRequired`](ErrorKind::LoginRequired) without a call

@@ -513,6 +513,24 @@ impl State {
         None
     }
 
+    /// Another process has failed, and the token endpoint is left alone until then.
+    pub(super) fn stand_back(&mut self, cause: &Error, until: Instant) {
+        if !matches!(self.phase, Phase::Closed) {
+            self.phase = Phase::CoolingDown { until, cause: cause.clone() };
+        }
+    }
+
+    /// A cool-down lasts at least so long.
+    pub(super) fn lengthen_cooldown(&mut self, now: Instant, least: Duration) {
+        let Some(earliest) = now.checked_add(least) else { return };
+        if let Phase::CoolingDown { until, .. } = &mut self.phase {
+            *until = earliest.max(*until);
+        }
+        if let Some(until) = &mut self.broken_pause {
+            *until = earliest.max(*until);
+        }
+    }
+
     /// The refresher bounds the cool-down.
     pub(super) fn shorten_cooldown(&mut self, now: Instant, longest: Duration) {
         if let (Phase::CoolingDown { until, .. }, Some(latest)) =

@@ -1,6 +1,6 @@
 //! How a session's state changes: one writer at a time makes a changed copy and publishes it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     error::Error,
     refresher::Refresher,
+    store::Says,
     time::Now,
     token::{Arrival, Lifetime, RefreshToken, Tokens},
 };
@@ -31,17 +32,17 @@ impl Session {
             && !expired
     }
 
-    /// Makes what a refresh brought visible. `None` if a later login or a logout supersedes it.
+    /// Makes what a refresh brought visible. `issued`: for how long it is on trial, since the token
+    /// endpoint has just issued it. `None` if a later login or a logout supersedes it.
     pub(super) fn adopt_tokens(
         &self,
         login: u64,
         tokens: &Tokens,
         lifetime: Option<Lifetime>,
-        arrival: Arrival,
+        issued: Option<Duration>,
     ) -> Option<u64> {
         let due = self.due(lifetime);
-        let pause =
-            Instant::now().checked_add(self.0.cooldown).filter(|_| arrival == Arrival::Issued);
+        let pause = issued.and_then(|left| Instant::now().checked_add(left));
         self.update(|state| {
             if state.login != login {
                 return None;
@@ -68,7 +69,7 @@ impl Session {
             return;
         }
         let login = state.login;
-        self.adopt_tokens(login, stored, lifetime, Arrival::Handed);
+        self.adopt_tokens(login, stored, lifetime, None);
     }
 
     /// Keeps a refresh token while the refresh goes on. Returns the tokens to be saved.
@@ -122,14 +123,45 @@ impl Session {
                     state.unanswered = Some(lost);
                 }
                 if let Some(error) = error {
-                    state.fail(error, Instant::now(), self.0.cooldown);
-                    if let Some(longest) = self.0.longest_cooldown {
-                        state.shorten_cooldown(Instant::now(), longest);
+                    match in_flight.stands_back() {
+                        Some((cause, left)) => {
+                            state.stand_back(cause, Instant::now() + *left);
+                            self.bound_cooldown(state);
+                        }
+                        None => self.fail(state, error),
                     }
                 }
             }
             is_it
         })
+    }
+
+    fn fail(&self, state: &mut State, error: &Error) {
+        let now = Instant::now();
+        state.fail(error, now, self.0.cooldown);
+        if self.0.store.as_ref().is_some_and(|store| store.is_shared_by_others())
+            && Says::is_own_trouble(error)
+        {
+            // Others have their turn before this one asks again (contract 10.8).
+            state.lengthen_cooldown(now, self.0.cooldown.saturating_mul(2));
+        }
+        self.bound_cooldown(state);
+    }
+
+    fn bound_cooldown(&self, state: &mut State) {
+        if let Some(longest) = self.0.longest_cooldown {
+            state.shorten_cooldown(Instant::now(), longest);
+        }
+    }
+
+    /// How long the token endpoint is left alone after this failure.
+    pub(super) fn cooldown_after(&self, error: &Error) -> Duration {
+        let mut state = State::clone(&self.load());
+        self.fail(&mut state, error);
+        match state.phase {
+            Phase::CoolingDown { until, .. } => until.saturating_duration_since(Instant::now()),
+            _ => self.0.cooldown,
+        }
     }
 
     /// [`Session::refresh`] asks whatever happened before.

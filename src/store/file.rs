@@ -47,7 +47,8 @@ const LONGEST_POLL: Duration = Duration::from_millis(50);
 ///   its holder dies. Never delete that file. Waiting blocks no thread, and may be given up at any
 ///   time. Network file systems keep such locks between machines only where they are told to;
 ///   several machines are better served by a store made for it.
-/// - A failure that processes share is kept in `<name>.failure`, without a secret.
+/// - A failure that processes share is kept in `<name>.failure`, without a secret, and counts for its
+///   own lifetime from when that file was written.
 ///
 /// ```
 /// # async fn f() -> Result<(), reqwest_reauth::Error> {
@@ -218,8 +219,11 @@ impl TokenStore for FileStore {
             let Some(place) = Place::find(&path)? else {
                 return Ok(None);
             };
-            let text = place.read_failure()?;
-            Ok(text.and_then(|text| String::from_utf8(text).ok()).map(StoredFailure::from_text))
+            let Some((text, age)) = place.read_failure()? else {
+                return Ok(None);
+            };
+            let failure = String::from_utf8(text).ok().map(StoredFailure::from_text);
+            Ok(failure.filter(|failure| failure.lifetime().is_none_or(|lifetime| age < lifetime)))
         })
         .await
     }

@@ -16,6 +16,8 @@ use crate::{
 
 /// The longest text that is read.
 const MAX_TEXT: usize = 4096;
+/// A proxy wants a login.
+const PROXY: StatusCode = StatusCode::PROXY_AUTHENTICATION_REQUIRED;
 /// The longest time for which a passing failure counts.
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -53,17 +55,17 @@ pub(crate) enum Says {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
     },
-    /// The token endpoint said that the refresh token with this hash is dead.
+    /// The token endpoint said that the refresh tokens with these hashes are dead.
     Dead {
-        /// SHA-256 of the refresh token and of whom it was sent to.
-        of: String,
+        /// SHA-256 of each refresh token and of whom it was sent to.
+        of: Vec<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         code: Option<String>,
         #[serde(default)]
         possibly_consumed: bool,
     },
-    /// Somebody logged out, who held the refresh token with this hash.
-    Cleared { of: String },
+    /// Somebody logged out, who held the refresh tokens with these hashes.
+    Cleared { of: Vec<String> },
     /// There is no failure any more.
     Nothing,
 }
@@ -122,8 +124,8 @@ impl fmt::Debug for StoredFailure {
 
 impl Says {
     /// What others are to know of this error of the token endpoint, if anything. `pause`: the
-    /// cool-down that follows. `of`: whose refresh token it was.
-    pub(crate) fn of_error(error: &Error, pause: Duration, of: Option<String>) -> Option<Self> {
+    /// cool-down that follows. `of`: the refresh tokens that were rejected.
+    pub(crate) fn of_error(error: &Error, pause: Duration, of: Vec<String>) -> Option<Self> {
         let status = error.status().map(|status| status.as_u16());
         let code = error.oauth_error().map(str::to_owned);
         let pause_as = |kind| {
@@ -142,12 +144,12 @@ impl Says {
                 Some("login_required" | "interaction_required" | "consent_required") => {
                     pause_as(Kind::LoginRequired)
                 }
-                _ => {
-                    Some(Self::Dead { of: of?, code, possibly_consumed: error.possibly_consumed() })
-                }
+                _ if of.is_empty() => None,
+                _ => Some(Self::Dead { of, code, possibly_consumed: error.possibly_consumed() }),
             },
             // Without a status nothing was answered: a connect error, a certificate or a proxy may
             // be this member's own trouble. A lost answer is the endpoint's.
+            ErrorKind::Unavailable if error.status() == Some(PROXY) => None,
             ErrorKind::Unavailable if error.status().is_some() || error.possibly_consumed() => {
                 pause_as(Kind::Unavailable)
             }
@@ -156,6 +158,20 @@ impl Says {
             }
             _ => None,
         }
+    }
+
+    /// Whether a failure of the token endpoint may be this member's own, so that others are to have
+    /// their turn.
+    pub(crate) fn is_own_trouble(error: &Error) -> bool {
+        let of_endpoint = matches!(
+            error.kind(),
+            ErrorKind::InvalidConfig
+                | ErrorKind::ClientRejected
+                | ErrorKind::Unavailable
+                | ErrorKind::BadResponse
+                | ErrorKind::Internal
+        );
+        of_endpoint && Self::of_error(error, Duration::ZERO, Vec::new()).is_none()
     }
 
     /// The error that a member fails with which heeds this mark.
@@ -226,7 +242,7 @@ mod tests {
         let error = Error::of(ErrorKind::Unavailable)
             .with_status(StatusCode::TOO_MANY_REQUESTS)
             .with_retry_after(Duration::from_secs(20));
-        let says = Says::of_error(&error, Duration::from_secs(10), None).unwrap();
+        let says = Says::of_error(&error, Duration::from_secs(10), Vec::new()).unwrap();
         let mark = StoredFailure::new(says.clone());
         let read = StoredFailure::from_text(mark.as_str());
         assert_eq!(read.says(), Some(&says));
@@ -245,6 +261,8 @@ mod tests {
             (status(ErrorKind::Unavailable, 503), "pause"),
             (Error::of(ErrorKind::Unavailable).with_possibly_consumed(), "pause"),
             (Error::of(ErrorKind::Unavailable), "nothing"),
+            (status(ErrorKind::Unavailable, 407), "nothing"),
+            (status(ErrorKind::BadResponse, 200), "nothing"),
             (Error::of(ErrorKind::InvalidConfig), "nothing"),
             (status(ErrorKind::ClientRejected, 401), "nothing"),
             (Error::of(ErrorKind::Internal), "nothing"),
@@ -253,7 +271,7 @@ mod tests {
             (Error::of(ErrorKind::LoginRequired).with_oauth_error("consent_required"), "pause"),
         ];
         for (error, expected) in table {
-            let says = Says::of_error(&error, Duration::from_secs(10), Some("of".into()));
+            let says = Says::of_error(&error, Duration::from_secs(10), vec!["of".into()]);
             let found = match says {
                 Some(Says::Pause { .. }) => "pause",
                 Some(Says::Dead { .. }) => "dead",

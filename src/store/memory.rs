@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{StoreLock, StoredFailure, TokenStore, is_same};
 use crate::{error::Error, token::Tokens};
@@ -35,6 +35,7 @@ pub struct MemoryStore {
 struct Held {
     tokens: Option<Tokens>,
     failure: Option<StoredFailure>,
+    failed_at: Option<Instant>,
 }
 
 impl MemoryStore {
@@ -74,12 +75,18 @@ impl TokenStore for MemoryStore {
     }
 
     async fn load_failure(&self) -> Result<Option<StoredFailure>, Error> {
-        Ok(self.held.borrow().failure.clone())
+        let held = self.held.borrow();
+        let age = held.failed_at.map(|at| at.elapsed()).unwrap_or_default();
+        let failure = held.failure.clone();
+        Ok(failure.filter(|failure| failure.lifetime().is_none_or(|lifetime| age < lifetime)))
     }
 
     async fn save_failure(&self, _lock: &StoreLock, failure: &StoredFailure) -> Result<(), Error> {
         let kept = (failure.lifetime() != Some(Duration::ZERO)).then(|| failure.clone());
-        self.held.send_modify(|held| held.failure = kept);
+        self.held.send_modify(|held| {
+            held.failed_at = kept.is_some().then(Instant::now);
+            held.failure = kept;
+        });
         Ok(())
     }
 }

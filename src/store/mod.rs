@@ -3,7 +3,6 @@
 
 mod failure;
 mod file;
-#[allow(dead_code, reason = "for the session")]
 mod mark;
 mod memory;
 mod record;
@@ -23,7 +22,6 @@ use async_trait::async_trait;
 
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
-#[allow(unused_imports, reason = "for the session")]
 pub(crate) use self::{
     failure::is_lock_lapsed,
     mark::{Says, fingerprint},

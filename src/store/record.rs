@@ -69,6 +69,8 @@ impl Record {
         if let Some(at) = expires_at {
             tokens = tokens.with_expires_at(at);
         }
+        let issued_at = members.get("issued_at").and_then(|value| parse_time(value.get()));
+        tokens = tokens.with_issued_at(issued_at);
         let rotates = members.get("rotates").is_some_and(|value| value.get() == "true");
         tokens = tokens.with_rotates(rotates).bound_to(bound_to.as_deref());
         let rest = members
@@ -117,6 +119,10 @@ impl Rest {
             push_member(&mut out, "expires_at");
             push_time(&mut out, at);
         }
+        if let (Some(_), Some(at)) = (access, tokens.issued_at()) {
+            push_member(&mut out, "issued_at");
+            push_time(&mut out, at);
+        }
         if let (Some(_), true) = (refresh, tokens.rotates()) {
             push_member(&mut out, "rotates");
             out.push_str("true");
@@ -159,7 +165,10 @@ fn broken(why: impl Into<String>) -> Unreadable {
 }
 
 fn is_ours(name: &str) -> bool {
-    matches!(name, "version" | "access_token" | "refresh_token" | "expires_at" | "rotates")
+    matches!(
+        name,
+        "version" | "access_token" | "refresh_token" | "expires_at" | "issued_at" | "rotates"
+    )
 }
 
 fn check_version(member: Option<&RawValue>, is_bound: bool) -> Result<(), Unreadable> {

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use self::{
     link::{Link, Question, is_final, store_error},
-    lock::{Held, Taken},
+    lock::Held,
     script::{Holder, Scripts},
 };
 use super::{
@@ -29,12 +29,15 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Between two looks where the server cannot tell of changes.
-const FIRST_POLL: Duration = Duration::from_millis(10);
+const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(1);
-/// Most locks are held for less than this: only then is asked how long the holder's lease lasts.
-const BEFORE_ASKING: Duration = Duration::from_secs(1);
+/// Most locks are held for less than this, or a sixth of the lease if that is shorter: only then is
+/// asked how long the holder's lease lasts.
+const BEFORE_ASKING: Duration = Duration::from_millis(1500);
 /// Those who hear that the lock is free do not all ask for it at once.
 const SPREAD: Duration = Duration::from_millis(20);
+/// Where its holder has left tokens or a failure, most of them go home with that, and do not ask.
+const AFTER_NEWS: Duration = Duration::from_secs(1);
 
 /// One login in Redis (5 or later, or Valkey), shared by the processes of a fleet.
 ///
@@ -54,14 +57,21 @@ const SPREAD: Duration = Duration::from_millis(20);
 ///   stopped cannot overwrite what is newer, nor can the first of two that a failover has let in.
 ///   The fence goes on rising if Redis loses its data.
 /// - Those who wait are told on the channel `{k}:changes` (RESP3, on the connection that is there),
-///   so that their cost does not grow with their number. Before Redis 6, or where the user may not
+///   so that their cost does not grow with their number: eight commands each, and one for each lease
+///   that they wait out. Before Redis 6, or where the user may not
 ///   subscribe, they look once a second.
 /// - While Redis is away each call fails within five seconds, at once where the connection is
 ///   rejected; when it is back, the next call connects again.
 ///
 /// A document that cannot be read is an error; the next save keeps it in the hash, in a field
-/// `broken:…` of its own. Replicas follow Redis asynchronously: a failover can lose the last save,
-/// and with it a refresh token that the token endpoint has just issued.
+/// `broken:…` of its own.
+///
+/// Replicas follow Redis asynchronously, and the store does not wait for them (`WAIT`): a failover
+/// can lose the last save, and with it a refresh token that the token endpoint has just issued.
+/// The process that was issued it still holds it, and stores it again before it is spent. Another
+/// one that refreshes first sends the token before it, which a strict token endpoint rejects with
+/// the whole login. A restart that lost its scripts, keys that were evicted and a Redis that does
+/// not respond for up to two seconds cost no login.
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), reqwest_reauth::Error> {
@@ -194,48 +204,51 @@ impl TokenStore for RedisStore {
     }
 
     /// Waits to be told that the lock is free. A holder that dies tells nothing: whoever has waited
-    /// for a second asks how much of the holder's lease is left, and comes back then.
+    /// for a while asks how much of the holder's lease is left, and comes back then.
     #[allow(clippy::disallowed_methods, reason = "between two looks at the lock")]
     async fn lock(&self) -> Result<StoreLock, Error> {
         let mut changes = self.shared.link.changes();
         let mut poll = FIRST_POLL;
-        let mut ask_how_long = false;
         loop {
             let before = *changes.borrow_and_update();
             let listening = self.shared.link.listen(self.shared.scripts.channel()).await;
             // A task of its own: where the wait is dropped, the attempt still ends, and gives back
             // what it got.
-            let attempt =
-                tokio::spawn(Held::take(Arc::clone(&self.shared), self.lease, ask_how_long));
+            let attempt = tokio::spawn(Held::take(Arc::clone(&self.shared), self.lease));
             let taken = attempt
                 .await
                 .map_err(|_| failure("the runtime was shut down before the lock was taken"))??;
-            let left = match taken {
-                Taken::Held(held) => {
-                    let fence = held.fence();
-                    let lease = Arc::clone(held.lease());
-                    return Ok(StoreLock::holding(held)
-                        .with_fence(fence)
-                        .with_check(move || lease.is_held()));
-                }
-                Taken::ByOther { left } => left,
-            };
+            if let Some(held) = taken {
+                let (fence, lease) = (held.fence(), Arc::clone(held.lease()));
+                return Ok(StoreLock::holding(held)
+                    .with_fence(fence)
+                    .with_check(move || lease.is_held()));
+            }
             if !matches!(listening, Ok(true)) {
                 tokio::time::sleep(jittered(poll)).await;
                 poll = (poll * 2).min(LONGEST_POLL);
                 continue;
             }
-            let pause = left.map_or(BEFORE_ASKING, |left| left + SPREAD);
-            let freed =
-                changes.wait_for(|now| now.free != before.free || now.broken != before.broken);
-            ask_how_long = tokio::time::timeout(pause, freed).await.is_err();
-            tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
+            let mut pause = BEFORE_ASKING.min(self.lease / 6);
+            loop {
+                let freed =
+                    changes.wait_for(|now| now.free != before.free || now.broken != before.broken);
+                if tokio::time::timeout(pause, freed).await.is_ok() {
+                    break;
+                }
+                let Some(left) = self.shared.lease_left().await? else { break };
+                pause = left + SPREAD;
+            }
+            let now = *changes.borrow();
+            let has_news = now.tokens != before.tokens || now.failure != before.failure;
+            let spread = if has_news { AFTER_NEWS / 2 } else { Duration::ZERO };
+            let width = if has_news { AFTER_NEWS / 2 } else { SPREAD };
+            tokio::time::sleep(spread + width.mul_f64(fastrand::f64())).await;
         }
     }
 
     async fn wait_for_change(&self, seen: Option<&Tokens>) -> Result<Option<Tokens>, Error> {
         let mut changes = self.shared.link.changes();
-        let mut poll = FIRST_POLL;
         let mut failure = None;
         loop {
             let before = *changes.borrow_and_update();
@@ -249,8 +262,7 @@ impl TokenStore for RedisStore {
                 if failure.get_or_insert_with(|| now.clone()) != &now {
                     return Ok(stored);
                 }
-                tokio::time::sleep(jittered(poll)).await;
-                poll = (poll * 2).min(LONGEST_POLL);
+                tokio::time::sleep(jittered(LONGEST_POLL)).await;
                 continue;
             }
             let told = changes.wait_for(|now| {
@@ -288,6 +300,12 @@ impl TokenStore for RedisStore {
 impl Shared {
     async fn ask<T: ::redis::FromRedisValue>(&self, question: Question<'_>) -> Result<T, Error> {
         self.link.call(question).await.map_err(|error| store_error(&error))
+    }
+
+    /// How much is left of the present holder's lease.
+    async fn lease_left(&self) -> Result<Option<Duration>, Error> {
+        let left: i64 = self.ask(Question::Command(&self.scripts.lease_left())).await?;
+        Ok(u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis))
     }
 }
 

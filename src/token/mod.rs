@@ -44,6 +44,8 @@ pub struct Tokens {
     expiry: Option<Expiry>,
     /// The refresh tokens of this login are known to rotate, so each can be sent only once.
     rotates: bool,
+    /// When the token endpoint issued the access token, on the wall clock of whoever was there.
+    issued_at: Option<SystemTime>,
     /// The thumbprint of the key that the tokens are bound to.
     key_thumbprint: Option<Arc<str>>,
 }
@@ -231,6 +233,22 @@ impl Tokens {
     pub(crate) fn bound_to(mut self, thumbprint: Option<&str>) -> Self {
         self.key_thumbprint = thumbprint.map(Arc::from);
         self
+    }
+
+    pub(crate) fn issued_at(&self) -> Option<SystemTime> {
+        self.issued_at
+    }
+
+    pub(crate) fn with_issued_at(mut self, at: Option<SystemTime>) -> Self {
+        self.issued_at = at;
+        self
+    }
+
+    /// How much of this span is left since the access token was issued, if any. A time in the future
+    /// is the difference between two machines' clocks: that is now.
+    pub(crate) fn is_issued_within(&self, span: Duration) -> Option<Duration> {
+        let age = wall().duration_since(self.issued_at?).unwrap_or_default();
+        span.checked_sub(age).filter(|left| !left.is_zero())
     }
 
     pub(crate) fn rotates(&self) -> bool {

@@ -23,6 +23,7 @@ mod dpop;
 mod dpop_rules;
 mod expiry;
 mod fleet;
+mod fleet_as_one;
 mod foreign_code;
 mod frozen;
 mod grants;

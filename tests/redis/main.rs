@@ -8,6 +8,7 @@ mod trials;
 #[path = "../support/workers.rs"]
 mod workers;
 
+mod as_one;
 mod faults;
 mod fleet;
 mod store;
@@ -17,6 +18,17 @@ use libtest_mimic::Arguments;
 fn main() {
     let missing = redis_server::missing();
     let mut tests = trials::trials![
+        as_one with missing.clone() => [
+            a_waiter_costs_eight_commands,
+            an_outage_costs_eight_commands,
+            a_dead_login_costs_eight_commands,
+            who_may_not_subscribe_looks_once_a_second,
+            a_holder_stopped_between_attempts_sends_nothing,
+            a_failover_keeps_what_was_replicated,
+            a_failover_that_loses_a_save_is_mended,
+            scripts_and_keys_may_be_lost,
+            a_slow_redis_is_waited_for,
+        ]
         faults with missing.clone() => [
             a_renewal_that_fails_keeps_the_lock,
             a_connection_whose_callers_left_is_given_up,

@@ -4,7 +4,11 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::token::{RefreshToken, Tokens};
+use super::marks::{Advice, Heard, advise};
+use crate::{
+    store::{Says, StoredFailure},
+    token::{RefreshToken, Tokens},
+};
 
 /// How many saves of unknown outcome, and how many dead refresh tokens, are remembered.
 const REMEMBERED: usize = 8;
@@ -36,6 +40,8 @@ pub(super) struct Known {
     /// A stored refresh token that is tried before the one that is held, and held only with what it
     /// brings.
     candidate: Option<RefreshToken>,
+    /// Refresh tokens for which this session was issued others. The last few.
+    spent: VecDeque<RefreshToken>,
     /// Refresh tokens that the token endpoint has rejected for good. The last few.
     dead: VecDeque<RefreshToken>,
     /// When the store was last looked into for another login.
@@ -47,6 +53,8 @@ pub(super) struct Known {
     told_of: Option<Box<str>>,
     /// The caller has given tokens that are not saved yet. They take the place of any login.
     replaces: bool,
+    /// The failure that was last seen beside the tokens.
+    heard: Option<Box<Heard>>,
     /// A grant has brought another refresh token than the one that was sent: each can be sent once.
     rotates: bool,
     /// A capture waits to be saved.
@@ -65,7 +73,15 @@ impl Known {
     /// Whether the store holds what this session has seen there, may have put there, or is to put
     /// something newer in place of.
     pub(super) fn knows(&self, found: &Tokens) -> bool {
-        self.announced || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
+        self.announced
+            || self.is_rolled_back(found)
+            || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
+    }
+
+    /// Whether the store has lost a save of this session, e.g. in a failover: it holds a refresh
+    /// token that this session has spent.
+    fn is_rolled_back(&self, found: &Tokens) -> bool {
+        found.refresh_token().is_some_and(|refresh| self.spent.contains(refresh))
     }
 
     /// What the store held when this session last looked or saved.
@@ -185,6 +201,9 @@ impl Known {
             self.unsaved = None;
         }
         self.announced &= self.login != before;
+        if self.is_rolled_back(found) && self.unsaved.is_none() {
+            self.unsaved = Some(own.clone());
+        }
         self.sees(found);
         if theirs {
             self.unsaved = None;
@@ -242,6 +261,49 @@ impl Known {
         self.tried.clear();
     }
 
+    /// What was in the store when this session last looked, whatever key it is bound to.
+    pub(super) fn last_seen(&self) -> Option<&Tokens> {
+        self.elsewhere.as_ref().or(self.seen.as_ref())
+    }
+
+    // ---- failures that a fleet shares
+
+    /// This mark is beside the tokens. Whether it is another one than before.
+    pub(super) fn hears(&mut self, mark: Option<StoredFailure>, now: Instant) -> bool {
+        let before = self.heard.as_ref().map(|heard| heard.mark().clone());
+        let is_news = mark != before;
+        self.heard = Heard::next(self.heard.take(), mark, now);
+        is_news
+    }
+
+    /// This session leaves the mark itself.
+    pub(super) fn tells(&mut self, mark: StoredFailure, now: Instant) {
+        self.heard = Some(Box::new(Heard::own(mark, now)));
+    }
+
+    pub(super) fn advice(
+        &self,
+        refresh: Option<&RefreshToken>,
+        sent_to: Option<&str>,
+        now: Instant,
+    ) -> Advice {
+        advise(self.heard.as_deref(), refresh, sent_to, now)
+    }
+
+    /// Whether the mark that is there says so already: that these refresh tokens are dead.
+    pub(super) fn has_told(&self, says: &Says) -> bool {
+        match (self.heard.as_ref().and_then(|heard| heard.says()), says) {
+            (Some(Says::Dead { of: told, .. }), Says::Dead { of, .. }) => {
+                of.iter().all(|of| told.contains(of))
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn has_heard(&self) -> bool {
+        self.heard.is_some()
+    }
+
     // ---- what is to be saved
 
     /// A logout has begun: what an earlier login brings is not saved any more.
@@ -254,10 +316,16 @@ impl Known {
     pub(super) fn announce(&mut self, login: u64, tokens: &Tokens) {
         self.unsaved = Some(tokens.clone());
         (self.announced, self.dirty) = (true, false);
+        self.holds(tokens);
         self.replaces = true;
         self.login = login;
         self.candidate = None;
         self.given = tokens.refresh_token().cloned();
+    }
+
+    /// The session holds these tokens: whatever was thought of them, they are not spent.
+    fn holds(&mut self, tokens: &Tokens) {
+        self.spent.retain(|spent| Some(spent) != tokens.refresh_token());
     }
 
     /// The announced tokens could not be saved. What the store held before is known: another
@@ -280,9 +348,15 @@ impl Known {
     ) -> bool {
         let current = self.login == login;
         if current {
-            self.rotates |= asked.is_some_and(|asked| {
-                tokens.refresh_token().is_some_and(|refresh| refresh != asked)
-            });
+            let is_another = |asked: &&RefreshToken| {
+                tokens.refresh_token().is_some_and(|refresh| refresh != *asked)
+            };
+            if let Some(asked) = asked.filter(is_another) {
+                self.rotates = true;
+                self.spent.truncate(REMEMBERED - 1);
+                self.spent.push_front(asked.clone());
+            }
+            self.holds(tokens);
             self.unsaved = Some(tokens.clone());
             self.given.take_if(|given| Some(&*given) == asked);
         }
@@ -341,7 +415,7 @@ impl Known {
             return;
         }
         let old = std::mem::take(self);
-        (self.saving, self.looked) = (old.saving, old.looked);
+        (self.saving, self.looked, self.heard) = (old.saving, old.looked, old.heard);
         self.login = old.login;
         if !cleared {
             (self.seen, self.tried) = (old.seen, old.tried);
@@ -437,6 +511,18 @@ mod tests {
         known.check_key(Some(pair("c", "t").with_key_thumbprint("other")), None);
         assert!(known.intends(1, &given, None) && known.is_kept_out());
         assert!(!known.has_unsaved(), "what is kept out waits no longer");
+    }
+
+    #[test]
+    fn a_store_that_lost_a_save_gets_it_again() {
+        let (old, new) = (pair("a", "r"), pair("b", "s"));
+        let mut known = Known::default();
+        known.sees(&old);
+        assert!(known.intends(0, &new, old.refresh_token()));
+        known.saved(&new, true);
+        assert!(!known.has_unsaved());
+        assert!(!known.finds(&old, &new, known.login()), "it is older than what is held");
+        assert!(known.has_unsaved(), "and what is held is stored again before it is spent");
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::{
 };
 
 pub(in crate::session) struct StoreSync {
-    store: Box<dyn TokenStore>,
+    pub(super) store: Box<dyn TokenStore>,
     limit: Duration,
     /// Nobody else uses this store: refresh tokens are sent without it, also those that rotate.
     alone: bool,
@@ -145,7 +145,10 @@ impl StoreSync {
         Some(if goes_on { error.with_nothing_to_ask_with() } else { error })
     }
 
-    async fn bounded<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    pub(super) async fn bounded<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         match within(self.limit, catch_panic(work)).await {
             Ok(Some(done)) => done,
             // What the flight has brought is not to be lost with it.
@@ -165,19 +168,22 @@ impl StoreSync {
     pub(in crate::session) async fn look(&self, session: &Session) -> Look {
         let before = self.known().login();
         match self.load(session).await {
-            Ok(Some(found)) => {
-                let theirs = self.known().finds(&found, &session.load().tokens(), before);
-                if theirs { Look::Changed(found) } else { Look::Same }
-            }
-            Ok(None) => {
-                self.known().finds_nothing(before);
-                Look::Same
-            }
+            Ok(found) => self.found(session, found, before),
             Err(error) => {
                 session.emit(&Event::StoreFailed { error });
                 Look::Failed
             }
         }
+    }
+
+    /// What it shows that the store holds this. `before`: the newest login when the look began.
+    pub(super) fn found(&self, session: &Session, found: Option<Tokens>, before: u64) -> Look {
+        let Some(found) = found else {
+            self.known().finds_nothing(before);
+            return Look::Same;
+        };
+        let theirs = self.known().finds(&found, &session.load().tokens(), before);
+        if theirs { Look::Changed(found) } else { Look::Same }
     }
 
     /// Looks into the store, and leaves what somebody else has stored to the next refresh.
@@ -258,6 +264,11 @@ impl StoreSync {
     /// is known to rotate, and others would send it too (contract 10.1).
     pub(in crate::session) fn is_needed(&self) -> bool {
         !self.alone && self.known().rotates()
+    }
+
+    /// Whether other processes or sessions may use this store.
+    pub(in crate::session) fn is_shared_by_others(&self) -> bool {
+        !self.alone
     }
 
     /// The token endpoint has rejected this refresh token for good.
@@ -409,7 +420,10 @@ impl StoreSync {
         if self.known().is_kept_out() {
             return;
         }
-        let _ = self.save(session, refresh.login(), &lock, tokens).await;
+        let saved = self.save(session, refresh.login(), &lock, tokens).await;
+        if saved.is_ok() && tokens.access_token().is_some() {
+            self.take_back_heard(session, &lock).await;
+        }
     }
 
     /// What a save, or a logout, has to have first.
@@ -457,6 +471,8 @@ impl StoreSync {
                 return Err(error);
             }
         };
+        // Before they are there for others to see.
+        self.take_back_failure(session, &lock).await;
         // A capture may have saved them already, and another process rotated them since.
         if !self.known().is_to_save(login) {
             return Ok(());
@@ -465,27 +481,32 @@ impl StoreSync {
         self.save(session, login, &lock, &session.load().tokens()).await
     }
 
-    /// Forgets what is stored. `stored` is what the store held, if that is of the login that the
-    /// session `held`: as it is now, or without `held` as this session last saw it.
+    /// Forgets what is stored, and tells the others. `stored` is what the store held, if that is of
+    /// the login that the session `held`: as it is now, or where it cannot be read as this session
+    /// last saw it.
     pub(in crate::session) async fn clear(
         &self,
         session: &Session,
         login: u64,
-        held: Option<&Tokens>,
+        held: &Tokens,
         stored: &mut Option<Tokens>,
     ) -> Result<(), Error> {
-        let cleared = async {
+        let cleared: Result<(), Error> = async {
             let (lock, _turn) = self.lock_and_turn(session).await?;
             if !session.is_current(login) {
                 return Ok(());
             }
             *stored = self.known().seen().cloned();
-            if let Some(held) = held
-                && let Ok(found) = self.load(session).await
-            {
+            let mut forgotten = stored.clone();
+            if let Ok(found) = self.load(session).await {
+                forgotten.clone_from(&found);
                 *stored = found.filter(|found| self.known().is_same_login(found, held));
             }
-            self.bounded(self.store.clear(&lock)).await
+            self.bounded(self.store.clear(&lock)).await?;
+            let forgotten = forgotten.as_ref().and_then(Tokens::refresh_token);
+            self.tell_logout(session, &lock, held.refresh_token().into_iter().chain(forgotten))
+                .await;
+            Ok(())
         }
         .await;
         if let Err(error) = &cleared {
@@ -496,6 +517,6 @@ impl StoreSync {
     }
 }
 
-fn panicked() -> Error {
+pub(super) fn panicked() -> Error {
     Error::new(ErrorKind::Store, StorePanicked)
 }

@@ -1,6 +1,9 @@
 //! What a refresh and its waiters share.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::{
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Notify, watch},
@@ -41,6 +44,8 @@ pub(crate) struct InFlight {
     ended: watch::Sender<bool>,
     /// The refresh token that may have been sent, as long as no response to it is known.
     unanswered: Mutex<Option<RefreshToken>>,
+    /// Another process has failed, and the token endpoint is left alone for so long.
+    stands_back: OnceLock<(Error, Duration)>,
     work: Work,
 }
 
@@ -55,6 +60,7 @@ impl InFlight {
             logged_out: OnceLock::new(),
             ended: watch::Sender::new(false),
             unanswered: Mutex::default(),
+            stands_back: OnceLock::new(),
             work: Work::default(),
         }
     }
@@ -118,6 +124,16 @@ impl InFlight {
     /// The refresh token that may have been spent by a call whose response was lost.
     pub(in crate::session) fn unanswered(&self) -> Option<RefreshToken> {
         self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The refresh asks nobody, since another process has failed with this error.
+    pub(super) fn stand_back(&self, cause: Error, left: Duration) {
+        let _ = self.stands_back.set((cause, left));
+    }
+
+    /// Why the token endpoint is left alone, and for how long.
+    pub(in crate::session) fn stands_back(&self) -> Option<&(Error, Duration)> {
+        self.stands_back.get()
     }
 
     /// Adds what is known of a lost call to the error that ends it.

@@ -1,7 +1,7 @@
 //! One refresh at a time, for every request that needs one.
 //!
 //! `join` decides whether a caller goes on, waits or fails; `in_flight` is what the waiters and the refresh share; `task` is the refresh itself;
-//! `obtain` is where its tokens come from, and `progress` is what its refresher tells. `turn`
+//! `obtain` is where its tokens come from, `watch` is how it waits for its turn, and `progress` is what its refresher tells. `turn`
 //! keeps two calls apart, and `work` lets waiters on another runtime end a refresh that stands still.
 
 mod in_flight;
@@ -10,6 +10,7 @@ mod obtain;
 mod progress;
 mod task;
 mod turn;
+mod watch;
 mod work;
 
 pub(crate) use self::{

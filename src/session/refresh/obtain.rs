@@ -11,6 +11,7 @@ use super::{
     },
     in_flight::InFlight,
     progress::{Progress, Stage},
+    watch::Waited,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -112,6 +113,11 @@ async fn ask(refresher: &dyn Refresher, progress: &Arc<Progress>) -> Result<NewT
     if !can_refresh(refresher, &progress.tokens()) {
         return Err(no_token());
     }
+    if let Some(dead) = progress.known_dead()
+        && !can_refresh(refresher, &without_refresh(progress.tokens()))
+    {
+        return Err(dead);
+    }
     if progress.is_over() {
         // The process was not run while this waited, and the refresh token would be spent in vain.
         return Err(progress.cut_short());
@@ -136,6 +142,11 @@ async fn ask(refresher: &dyn Refresher, progress: &Arc<Progress>) -> Result<NewT
     }
 }
 
+fn without_refresh(mut tokens: Tokens) -> Tokens {
+    tokens.set_refresh(None);
+    tokens
+}
+
 /// What follows a look into the store.
 pub(super) enum Next {
     /// The store holds tokens that spare the call.
@@ -148,10 +159,10 @@ pub(super) enum Next {
 
 /// The search for a refresh token that the token endpoint accepts. Each is sent once.
 pub(super) struct Search<'a> {
-    session: &'a Session,
-    store: &'a StoreSync,
-    in_flight: &'a InFlight,
-    progress: &'a Progress,
+    pub(super) session: &'a Session,
+    pub(super) store: &'a StoreSync,
+    pub(super) in_flight: &'a InFlight,
+    pub(super) progress: &'a Progress,
 }
 
 impl<'a> Search<'a> {
@@ -168,7 +179,10 @@ impl<'a> Search<'a> {
     /// the refresh token is known to rotate: others would send it too, and a strict server would
     /// revoke them all (contract 10.1).
     async fn lock_and_look(&self) -> Result<Next, Error> {
-        let is_locked = self.lock().await;
+        let is_locked = match self.lock().await? {
+            Ok(is_locked) => is_locked,
+            Err(stored) => return Ok(Next::Take(stored)),
+        };
         self.progress.is_at(Stage::Looking);
         let look = self.store.look(self.session).await;
         if !self.progress.catch_up() || !self.store.is_newest(self.in_flight.login()) {
@@ -180,6 +194,9 @@ impl<'a> Search<'a> {
         if let Some(candidate) = self.store.candidate(self.in_flight.login()) {
             self.progress.ask_with(candidate);
         }
+        // The holder before may have failed since.
+        self.store.hear(self.session).await;
+        self.heed()?;
         Ok(Next::Ask)
     }
 
@@ -188,7 +205,10 @@ impl<'a> Search<'a> {
     pub(super) async fn lock_again(&self) -> Result<Next, Error> {
         self.in_flight.set_lock(None);
         self.progress.searched().shared = true;
-        let is_locked = self.lock().await;
+        let is_locked = match self.lock().await? {
+            Ok(is_locked) => is_locked,
+            Err(stored) => return Ok(Next::Take(stored)),
+        };
         let look = self.store.look(self.session).await;
         let login = self.in_flight.login();
         if !self.session.is_current(login) || !self.store.is_newest(login) {
@@ -197,17 +217,18 @@ impl<'a> Search<'a> {
         Ok(self.look_under_lock(is_locked, look).await?.unwrap_or(Next::Ask))
     }
 
-    /// Whether it has the lock now.
-    async fn lock(&self) -> bool {
+    /// Whether it has the lock now, or else the tokens that another process has stored meanwhile.
+    async fn lock(&self) -> Result<Result<bool, Tokens>, Error> {
         self.progress.is_at(Stage::Locking);
-        match self.store.lock().await {
-            Ok(lock) => {
+        match self.lock_or_watch().await? {
+            Waited::Stored(stored) => Ok(Err(stored)),
+            Waited::Locked(Ok(lock)) => {
                 self.in_flight.set_lock(Some(lock));
-                true
+                Ok(Ok(true))
             }
-            Err(error) => {
+            Waited::Locked(Err(error)) => {
                 self.session.emit(&Event::StoreFailed { error });
-                false
+                Ok(Ok(false))
             }
         }
     }
@@ -285,7 +306,7 @@ impl<'a> Search<'a> {
     }
 
     /// What a look into the store offers, if anything.
-    fn consider(&self, look: Look) -> Option<Next> {
+    pub(super) fn consider(&self, look: Look) -> Option<Next> {
         let Look::Changed(stored) = look else { return None };
         if self.session.can_use(&stored) {
             return Some(Next::Take(stored));

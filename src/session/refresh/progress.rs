@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use http::StatusCode;
 
 use super::{
-    super::Session,
+    super::{Session, persist::Advice},
     in_flight::InFlight,
     obtain::{Next, Search},
+    watch::sent_to,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -45,6 +46,8 @@ pub(super) struct Searched {
     pub(super) found: Option<Result<Next, Error>>,
     /// The refresh token is dead, and something else has brought a token.
     pub(super) forgets: bool,
+    /// Fails as another process did, which is nothing to be told.
+    pub(super) heeds: bool,
     /// The refresh token that the refresher kept last.
     pub(super) kept: Option<RefreshToken>,
 }
@@ -175,6 +178,16 @@ impl RefreshLog for Progress {
         self.ask_with(refresh_token);
         if let Some(tokens) = kept {
             self.session.save_under(&self.in_flight, asked.as_ref(), &tokens).await;
+        }
+    }
+
+    fn known_dead(&self) -> Option<Error> {
+        let store = self.session.0.store.as_deref()?;
+        let sent_to = sent_to(self.session.0.refresher.as_deref()?)?;
+        let asked = self.tokens();
+        match store.advice(asked.refresh_token(), Some(&sent_to)) {
+            Advice::Dead(error) => Some(error),
+            _ => None,
         }
     }
 

@@ -19,6 +19,7 @@ use super::{
     in_flight::{Ending, InFlight, RefreshResult, broken_off},
     obtain::{NewTokens, obtain_news},
     progress::{Progress, Stage},
+    watch::tell,
     work::Work,
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     error::{Error, ErrorKind},
     event::Event,
     refresher::RefreshLog,
-    time::{Limit, within},
+    time::{Limit, wall, within},
     token::{Arrival, Tokens},
 };
 
@@ -101,6 +102,9 @@ async fn run(guard: Guard) {
         Err(error) => session.telemetry().refresh(Some(error), begun.elapsed()),
         Ok(Ending::Superseded) => {}
     }
+    if let Err(error) = &outcome {
+        tell(session, in_flight, &progress, error).await;
+    }
     guard.finish(outcome);
     drop(turn);
     session.save_what_is_left(false);
@@ -169,7 +173,8 @@ async fn adopt(
         tokens.set_refresh(held);
     }
     let lifetime = tokens.lifetime(arrival);
-    let tokens = tokens.with_lifetime(lifetime);
+    let issued = (arrival == Arrival::Issued).then(wall).or(tokens.issued_at());
+    let tokens = tokens.with_lifetime(lifetime).with_issued_at(issued);
     if arrival == Arrival::Issued && session.is_current(in_flight.login()) {
         let asked = progress.tokens().refresh_token().cloned();
         // Kept before it is saved: the runtime may go away meanwhile, and the one before is spent.
@@ -181,8 +186,12 @@ async fn adopt(
         }
         session.save_under(in_flight, asked.as_ref(), &tokens).await;
     }
-    let Some(generation) = session.adopt_tokens(in_flight.login(), &tokens, lifetime, arrival)
-    else {
+    let trial = match arrival {
+        Arrival::Issued => Some(session.0.cooldown),
+        // Another process of the fleet may have been issued them a moment ago (contract 3.6).
+        Arrival::Handed => tokens.is_issued_within(session.0.cooldown),
+    };
+    let Some(generation) = session.adopt_tokens(in_flight.login(), &tokens, lifetime, trial) else {
         if let Some(revoked_by) = in_flight.revoked_by().filter(|_| arrival == Arrival::Issued) {
             session.revoke(&tokens, revoked_by).await;
         }

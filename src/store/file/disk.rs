@@ -6,7 +6,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use zeroize::Zeroizing;
@@ -17,6 +17,7 @@ use crate::{
         failure::{failure, io_failure},
         sealed::MAX_SEALED_BYTES,
     },
+    time::wall,
 };
 
 /// The longest text of a shared failure that is read, in bytes.
@@ -79,10 +80,16 @@ impl Place {
         self.replace_file(&self.file(), document)
     }
 
-    /// The text of the failure that processes share. `None` if there is none, or an odd one.
-    pub(super) fn read_failure(&self) -> Result<Option<Vec<u8>>, Error> {
+    /// The text of the failure that processes share, and how long ago it was written. `None` if
+    /// there is none.
+    pub(super) fn read_failure(&self) -> Result<Option<(Vec<u8>, Duration)>, Error> {
         match read_bounded(&self.failure_file(), MAX_FAILURE_BYTES) {
-            Ok(mut text) => Ok(Some(std::mem::take(&mut text))),
+            Ok(mut text) => {
+                let written = fs::metadata(self.failure_file()).and_then(|about| about.modified());
+                // A time in the future is a clock that was set back: as new as can be.
+                let age = written.ok().and_then(|written| wall().duration_since(written).ok());
+                Ok(Some((std::mem::take(&mut text), age.unwrap_or_default())))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => {
                 Err(io_failure(format!("{} cannot be read", self.failure_file().display()), error))

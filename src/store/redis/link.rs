@@ -41,6 +41,7 @@ pub(super) struct Link {
     moved_to: Mutex<Option<Client>>,
     current: Mutex<Option<Numbered>>,
     connecting: tokio::sync::Mutex<()>,
+    subscribing: tokio::sync::Mutex<()>,
     made: AtomicU64,
     /// A server that does not speak RESP3 tells nothing by itself.
     is_old: AtomicBool,
@@ -91,6 +92,7 @@ impl Link {
             moved_to: Mutex::new(None),
             current: Mutex::new(None),
             connecting: tokio::sync::Mutex::new(()),
+            subscribing: tokio::sync::Mutex::new(()),
             made: AtomicU64::new(0),
             is_old: AtomicBool::new(false),
             changes: watch::Sender::default(),
@@ -106,6 +108,7 @@ impl Link {
     /// tell, so that its keys have to be looked at.
     pub(super) async fn listen(&self, channel: &str) -> RedisResult<bool> {
         let listening = async {
+            let _one_at_a_time = self.subscribing.lock().await;
             let (mut current, _) = self.connection().await?;
             if self.is_old.load(Ordering::Relaxed) {
                 return Ok(false);

@@ -25,26 +25,14 @@ pub(super) struct Held {
     _alive: oneshot::Sender<()>,
 }
 
-/// What became of a try to take the lock.
-pub(super) enum Taken {
-    Held(Held),
-    /// Another has it, and for how long, if that was asked.
-    ByOther {
-        left: Option<Duration>,
-    },
-}
-
 impl Held {
-    pub(super) async fn take(
-        shared: Arc<Shared>,
-        lease: Duration,
-        ask_how_long: bool,
-    ) -> Result<Taken, Error> {
+    /// `None` while another has it.
+    pub(super) async fn take(shared: Arc<Shared>, lease: Duration) -> Result<Option<Self>, Error> {
         let mut claim =
             Claim { shared, owner: format!("{:032x}", fastrand::u128(..)), lease, taken: true };
-        let taken = claim.shared.scripts.take(&claim.owner, lease, ask_how_long);
+        let taken = claim.shared.scripts.take(&claim.owner, lease);
         let asked = Now::read();
-        let (fence, left): (u64, i64) = match claim.shared.ask(Question::Script(&taken)).await {
+        let fence: u64 = match claim.shared.ask(Question::Script(&taken)).await {
             Ok(answer) => answer,
             Err(error) => {
                 // It may have been given all the same.
@@ -56,14 +44,13 @@ impl Held {
         drop(taken);
         if fence == 0 {
             claim.taken = false;
-            let left = u64::try_from(left).ok().map(Duration::from_millis);
-            return Ok(Taken::ByOther { left });
+            return Ok(None);
         }
         let owner = claim.owner.clone();
         let (alive, dropped) = oneshot::channel();
         let lease = Arc::new(Lease::since(asked, lease));
         tokio::spawn(claim.keep(fence, Arc::clone(&lease), dropped));
-        Ok(Taken::Held(Self { fence, owner, lease, _alive: alive }))
+        Ok(Some(Self { fence, owner, lease, _alive: alive }))
     }
 
     pub(super) fn fence(&self) -> u64 {

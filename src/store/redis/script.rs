@@ -84,17 +84,18 @@ impl Scripts {
         })
     }
 
-    /// The new holder's fence, or 0 while another has the lock; then for how many milliseconds, if
-    /// `ask_how_long`.
-    pub(super) fn take(
-        &self,
-        owner: &str,
-        lease: Duration,
-        ask_how_long: bool,
-    ) -> ScriptInvocation<'_> {
+    /// The new holder's fence, or 0 while another has the lock.
+    pub(super) fn take(&self, owner: &str, lease: Duration) -> ScriptInvocation<'_> {
         self.with_keys(&self.take, |call| {
-            call.arg(owner).arg(millis(lease)).arg(u8::from(ask_how_long));
+            call.arg(owner).arg(millis(lease));
         })
+    }
+
+    /// For how many milliseconds the lock is held. Not positive if it is free.
+    pub(super) fn lease_left(&self) -> Cmd {
+        let mut command = redis::cmd("PTTL");
+        command.arg(&self.keys[1]);
+        command
     }
 
     /// The failure, cut where it is longer than one may be. No script: it costs Redis one command.
@@ -188,12 +189,12 @@ return 1
 const TAKE: &str = "
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[1] then
-  return {0, ARGV[3] == '1' and redis.call('PTTL', KEYS[2]) or -1}
+  return 0
 end
 local given = tonumber(redis.call('GET', KEYS[3]))
 if holder and given then
   redis.call('PEXPIRE', KEYS[2], ARGV[2])
-  return {given, -1}
+  return given
 end
 if not given then
   local now = redis.call('TIME')
@@ -203,7 +204,7 @@ local written = tonumber(redis.call('HGET', KEYS[1], 'fence')) or 0
 local fence = math.max(given, written) + 1
 redis.call('SET', KEYS[3], string.format('%.0f', fence))
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
-return {fence, -1}
+return fence
 ";
 
 const RENEW: &str = "
