@@ -1,6 +1,6 @@
 //! The four in one middleware, for a client that has them all.
 
-use std::future::ready;
+use std::future::{Future, ready};
 
 use http::Extensions;
 use reqwest::{Request, Response};
@@ -13,7 +13,7 @@ use super::{
     buffer, capture,
     copy::{Copy, Held},
     refresh,
-    replay::{self, After, Again, ReplayBody},
+    replay::{self, After, Again, ReplayBody, SendAgain},
     sent::Proof,
     source::{Found, Handling, Pinned},
 };
@@ -48,9 +48,10 @@ impl Middleware for Chain {
         // Each step is a function of its own: what this borrowed would stay in the future for as
         // long as the request is out.
         Box::pin(async move {
-            let (sending, signed) = begin(source, &mut held, &mut *extensions, next.clone());
+            let mut signed = None;
+            let sending = begin(source, &mut held, &mut signed, &mut *extensions, next.clone());
             let response = sending.await?;
-            let Some(signed) = signed else { return Ok(response) };
+            let Some(signed) = &signed else { return Ok(response) };
             let (response, is_done) = end(response, signed, source);
             if is_done {
                 return Ok(response);
@@ -60,27 +61,26 @@ impl Middleware for Chain {
     }
 }
 
-/// Sends. `None`: all is done that has to be.
+/// Sends. If nothing is left in `signed`, all is done that has to be.
 #[inline]
 fn begin<'a>(
     source: &'a SessionSource,
     held: &mut Held,
+    signed: &mut Option<Signed<'a>>,
     extensions: &'a mut Extensions,
     next: Next<'a>,
-) -> (Handling<'a>, Option<Signed<'a>>) {
+) -> Handling<'a> {
     let mut taken = held.take();
     held.make_room();
-    let signed = match (&mut taken, held) {
-        (Held::Request(request), Held::Copy(copy)) => prepare(source, request, extensions, copy),
-        _ => None,
-    };
-    // Taken out of the enum where it is passed on, and not before: it is large.
+    if let (Held::Request(request), Held::Copy(copy)) = (&mut taken, held) {
+        *signed = prepare(source, request, extensions, copy);
+    }
     match taken {
-        Held::Request(request) if signed.is_some() => (next.run(request, extensions), signed),
-        Held::Request(request) => (Box::pin(send(source, request, extensions, next)), None),
+        Held::Request(request) if signed.is_some() => next.run(request, extensions),
+        Held::Request(request) => Box::pin(send(source, request, extensions, next)),
         Held::Copy(_) | Held::Nothing => {
             let error = Error::new(ErrorKind::Internal, "the request was sent before");
-            (Box::pin(ready(Err(error.into()))), None)
+            Box::pin(ready(Err(error.into())))
         }
     }
 }
@@ -127,7 +127,7 @@ fn prepare<'a>(
 
 /// Whether none of the four has to look at the response.
 #[inline]
-fn end(mut response: Response, signed: Signed<'_>, source: &SessionSource) -> (Response, bool) {
+fn end(mut response: Response, signed: &Signed<'_>, source: &SessionSource) -> (Response, bool) {
     signed.check_where_it_went(&response);
     if signed.needs_note(&response) && !signed.has_no_news(&mut response) {
         signed.leave_note(&mut response, Proof::Fine);
@@ -139,19 +139,22 @@ fn end(mut response: Response, signed: Signed<'_>, source: &SessionSource) -> (R
     (response, true)
 }
 
-/// What they do after it, from the innermost on.
+/// What they do after it, from the innermost on. No `async fn`, which would keep each argument twice
+/// in its future.
 #[cold]
-async fn up(
+fn up<'a>(
     mut response: Response,
-    held: &mut Held,
-    source: &SessionSource,
-    extensions: &mut Extensions,
-    next: Next<'_>,
-) -> Result<Response> {
-    let Some(copy) = held.copy() else { return Ok(response) };
+    held: &'a mut Held,
+    source: &'a SessionSource,
+    extensions: &'a mut Extensions,
+    next: Next<'a>,
+) -> impl Future<Output = Result<Response>> + Send + 'a {
     capture::up(source, &mut response);
-    let response = refresh::up(response, extensions, copy.timeout()).await?;
-    replay(response, Again::from(copy), source, extensions, next).await
+    async move {
+        let Some(copy) = held.copy() else { return Ok(response) };
+        let response = refresh::up(response, extensions, copy.timeout()).await?;
+        replay(response, Again::from(copy), source, extensions, next).await
+    }
 }
 
 /// The way of every other request.
@@ -174,24 +177,36 @@ async fn send(
     replay(response, again, source, extensions, next).await
 }
 
-/// `Replay`, with the other three below it.
-async fn replay(
+/// `Replay`, with the other three below it. What sends again has a future of its own: those who wait
+/// for a refresh do not hold the room for it.
+fn replay<'a>(
     response: Response,
-    again: Again<'_>,
+    mut again: Again<'a>,
+    source: &'a SessionSource,
+    extensions: &'a mut Extensions,
+    next: Next<'a>,
+) -> Handling<'a> {
+    match replay::after(response, &mut again, extensions) {
+        After::Return(response) => Box::pin(ready(Ok(response))),
+        After::SendAgain(sending) => Box::pin(send_again(sending, again, source, extensions, next)),
+    }
+}
+
+async fn send_again(
+    mut sending: Box<SendAgain>,
+    mut again: Again<'_>,
     source: &SessionSource,
     extensions: &mut Extensions,
     next: Next<'_>,
 ) -> Result<Response> {
-    let (mut response, mut again) = (response, again);
     loop {
-        match replay::after(response, &mut again, extensions) {
+        let (request, sent) = sending.begin().await;
+        let mut pinned = Pinned::to(&sent.session, source, extensions);
+        let response = send_once(source, request, &mut pinned, next.clone()).await;
+        drop(pinned);
+        match replay::after(sent.end(response)?, &mut again, extensions) {
             After::Return(response) => return Ok(response),
-            After::SendAgain(sending) => {
-                let (request, sending) = sending.begin().await;
-                let mut pinned = Pinned::to(&sending.session, source, extensions);
-                let sent = send_once(source, request, &mut pinned, next.clone()).await;
-                response = sending.end(sent)?;
-            }
+            After::SendAgain(next_one) => sending = next_one,
         }
     }
 }

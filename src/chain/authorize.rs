@@ -210,9 +210,9 @@ impl Signed<'_> {
     }
 
     #[cold]
-    pub(super) fn leave_note(self, response: &mut Response, proof: Proof) {
+    pub(super) fn leave_note(&self, response: &mut Response, proof: Proof) {
         response.extensions_mut().insert(Sent {
-            session: self.session.into_session(),
+            session: self.session.clone(),
             signature: self.signature,
             origin: self.origin,
             brought_token: false,

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use http::{Extensions, StatusCode};
 use reqwest::{Request, Response};
@@ -185,57 +185,65 @@ pub(super) async fn before(
     Ok(Some(Ready { session, refreshed }))
 }
 
-/// Renews the token if the answer refuses it.
+/// Renews the token if the answer refuses it. No `async fn`, which would keep the response twice for
+/// as long as the request waits.
 #[cold]
-pub(super) async fn up(
+pub(super) fn up(
     mut response: Response,
     extensions: &mut Extensions,
     limit: Option<Duration>,
-) -> Result<Response> {
-    let Some(mut sent) = response.extensions().get::<Sent>().cloned() else {
-        return Ok(response);
-    };
+) -> impl Future<Output = Result<Response>> + Send + '_ {
+    let joined = join(&mut response, extensions);
+    async move {
+        let (session, waiter) = match joined {
+            None | Some((_, Join::Go { .. })) => return Ok(response),
+            Some((session, Join::Fail(error))) => return failed(&session, error, response),
+            Some((session, Join::Wait(waiter))) => (session, waiter),
+        };
+        match session.wait_within(&waiter, limit).await {
+            Ok(ending) => {
+                if ending == Ending::Refreshed {
+                    note_outcome(&mut response, |outcome| outcome.refreshed = true);
+                }
+                Ok(response)
+            }
+            // Not even the store had something to ask with: the answer stands.
+            Err(error) if error.nothing_to_ask_with() => Ok(response),
+            Err(error) => failed(&session, error, response),
+        }
+    }
+}
+
+/// Which refresh the response makes its request wait for; `None` if it is the caller's.
+fn join(response: &mut Response, extensions: &mut Extensions) -> Option<(Session, Join)> {
+    let mut sent = response.extensions().get::<Sent>().cloned()?;
     let generation = sent.signature.generation();
-    if !sent.is_rejected(&mut response) {
+    if !sent.is_rejected(response) {
         let says_nothing = sent.proof != Proof::Fine || is_inconclusive(response.status());
         if sent.signature.is_on_probation() && !says_nothing {
             sent.session.accepted(generation);
         }
-        return Ok(response);
+        return None;
     }
-    let session = &sent.session;
-    session.mark_rejected(generation);
-    let mut budget: Budget = extensions.get().cloned().unwrap_or_default();
+    let session = sent.session;
+    let budget = extensions.get_or_insert_default::<Budget>();
     budget.rejection = Some((generation, response.status()));
-    extensions.insert(budget.clone());
     if budget.replayed {
+        session.mark_rejected(generation);
         session.replay_rejected(generation);
-        return Ok(response);
+        return None;
     }
     if session.is_within_own_work() {
-        return Ok(response);
+        session.mark_rejected(generation);
+        return None;
     }
-    match session.after_rejection(generation, &budget.allowance()) {
-        Join::Go { .. } => Ok(response),
-        Join::Fail(error) => failed(session, error, response),
-        Join::Wait(waiter) => {
-            if waiter.started {
-                budget.refresh = Some(waiter.clone());
-                extensions.insert(budget);
-            }
-            match session.wait_within(&waiter, limit).await {
-                Ok(ending) => {
-                    if ending == Ending::Refreshed {
-                        note_outcome(&mut response, |outcome| outcome.refreshed = true);
-                    }
-                    Ok(response)
-                }
-                // Not even the store had something to ask with: the answer stands.
-                Err(error) if error.nothing_to_ask_with() => Ok(response),
-                Err(error) => failed(session, error, response),
-            }
-        }
+    let join = session.after_rejection(generation, &budget.allowance());
+    if let Join::Wait(waiter) = &join
+        && waiter.started
+    {
+        budget.refresh = Some(waiter.clone());
     }
+    Some((session, join))
 }
 
 /// Whether a response says nothing about the token: the server is down, or overloaded.

@@ -144,7 +144,7 @@ pub(super) fn after(
         return After::Return(response);
     }
     let session = sent.session;
-    let mut budget: Budget = extensions.get().cloned().unwrap_or_default();
+    let budget = extensions.get_or_insert_default::<Budget>();
     if budget.replayed {
         return After::Return(not_replayed(&session, NotReplayed::AlreadyReplayed, response));
     }
@@ -164,7 +164,6 @@ pub(super) fn after(
         Err(reason) => return After::Return(not_replayed(&session, reason, response)),
     };
     budget.replayed = true;
-    extensions.insert(budget);
     again.repeated = false;
     let why = Why::Rejected { generation: state.generation() };
     After::SendAgain(Box::new(SendAgain { session, request, response, why }))

@@ -407,7 +407,9 @@ impl Session {
             self.look_for_login().await;
         }
         for _ in 0..waits {
-            let rejected = self.load().known_rejected;
+            let state = self.load();
+            let rejected = state.known_rejected.then_some(state.generation);
+            drop(state);
             let waiter = match self.join(|state, now| state.for_credential(at_least, now), rejected)
             {
                 Join::Go { .. } => break,

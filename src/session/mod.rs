@@ -161,7 +161,7 @@ impl Session {
         }
         self.look_for_login().await;
         self.forget_failures();
-        match self.join(|state, _| state.on_demand(), false) {
+        match self.join(|state, _| state.on_demand(), None) {
             Join::Wait(waiter) => {
                 self.wait(&waiter).await?;
             }

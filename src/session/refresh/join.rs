@@ -68,7 +68,7 @@ impl Waiter {
 impl Session {
     /// Before a request is sent: whether to wait.
     pub(crate) fn should_refresh(&self, allowance: &Allowance) -> Join {
-        self.join(|state, now| allowance.apply(state.should_refresh(now), state), false)
+        self.join(|state, now| allowance.apply(state.should_refresh(now), state), None)
     }
 
     /// Before a request is sent that wants a token with this much life left.
@@ -79,16 +79,19 @@ impl Session {
     ) -> Join {
         self.join(
             |state, now| allowance.apply(state.should_refresh_valid_for(at_least, now), state),
-            false,
+            None,
         )
     }
 
-    /// After the API rejected a token of generation `sent`.
+    /// After the API rejected a token of generation `sent`, which is noted.
     pub(crate) fn after_rejection(&self, sent: u64, allowance: &Allowance) -> Join {
-        self.join(
+        let join = self.join(
             |state, now| allowance.apply(state.should_refresh_after_rejection(sent, now), state),
-            true,
-        )
+            Some(sent),
+        );
+        // Almost always the refresh that begins has noted it, in the same step.
+        self.mark_rejected(sent);
+        join
     }
 
     /// Waits for a refresh, and says whether it brought a token. One that fails is no failure if the
@@ -162,11 +165,11 @@ impl Session {
     }
 
     /// Decides and, where it has to, starts a refresh, in one step. Only the first of many takes
-    /// the writer's lock.
+    /// the writer's lock. `rejected`: the generation that the API has rejected.
     pub(in crate::session) fn join(
         &self,
         decide: impl Fn(&State, Instant) -> Step,
-        rejected: bool,
+        rejected: Option<u64>,
     ) -> Join {
         self.catch_up_with_the_wall_clock();
         let now = Instant::now();
@@ -174,7 +177,7 @@ impl Session {
         match (decide(&state, now), &state.in_flight) {
             (Step::Go, _) => return Join::Go { started: None },
             (Step::Fail(error), _) => return Join::Fail(error),
-            (Step::Wait, Some(in_flight)) if state.rejected || !rejected => {
+            (Step::Wait, Some(in_flight)) if state.rejected || rejected.is_none() => {
                 return Join::Wait(Waiter {
                     in_flight: Arc::clone(in_flight),
                     generation: state.generation,
@@ -193,7 +196,8 @@ impl Session {
                 Step::Wait => false,
             };
             let generation = state.generation;
-            state.rejected |= rejected;
+            state.rejected |= rejected.is_some();
+            state.known_rejected |= rejected == Some(generation);
             let in_flight = state.in_flight.get_or_insert_with(|| {
                 let in_flight = Arc::new(InFlight::new(state.login, generation));
                 started = Some(Arc::clone(&in_flight));

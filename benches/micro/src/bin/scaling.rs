@@ -189,7 +189,8 @@ fn runs(waiters: usize) -> u32 {
 
 /// Sessions made, one request sent through each, and all dropped.
 fn growth_of_sessions(sessions: usize) -> Duration {
-    let client = ClientBuilder::new(connection()).with_scoped_sessions().with(End).build();
+    let client =
+        ClientBuilder::new(connection()).with_scoped_sessions().with(End::default()).build();
     let runtime = runtime();
     let runs = u32::try_from((200_000 / sessions).max(3)).unwrap();
     let use_them = || async {

@@ -1,9 +1,9 @@
-//! Prints the table of what a request costs, and holds the instructions against the figures that
-//! are committed.
+//! Prints the table of what a request costs, and holds instructions, allocations and bytes against
+//! the figures that are committed.
 //!
 //! ```text
 //! table             the table: instructions, allocations, bytes, time
-//! table --check     instructions only; fails where a workload takes over 5 % more than `benches/instructions.toml` says
+//! table --check     without time; fails where a workload takes over 5 % more than `benches/instructions.toml` says
 //! table --accept    writes `benches/instructions.toml` anew
 //! ```
 
@@ -13,10 +13,14 @@ use std::{
     env, fs, hint,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    time::Instant,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use reqwest_reauth_micro::{NAMES, REQUESTS, Workload};
+use reqwest_reauth_micro::{NAMES, REQUESTS, Workload, storm::Storm};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -113,10 +117,9 @@ fn committed() -> PathBuf {
 fn accept(counts: &Counts) -> ExitCode {
     let header = "# Instructions a request, whole and above the bare client: `scripts/bench-instructions.sh --accept` writes them.\n\
                   # Differences are compared, so that what reqwest changes in itself does not count.\n";
-    let table: Counts = counts
-        .keys()
-        .map(|name| (name.clone(), above_bare(name, counts).unwrap_or(counts[name])))
-        .collect();
+    let bare = counts.iter().filter(|(name, _)| bare(name).is_none());
+    let bare = bare.map(|(name, count)| (name.clone(), *count));
+    let table: Counts = bare.chain(figures(counts)).collect();
     fs::write(committed(), format!("{header}{}", toml::to_string(&table).unwrap())).unwrap();
     ExitCode::SUCCESS
 }
@@ -124,23 +127,35 @@ fn accept(counts: &Counts) -> ExitCode {
 fn check(counts: &Counts) -> ExitCode {
     let before: Counts = toml::from_str(&fs::read_to_string(committed()).unwrap()).unwrap();
     let mut failed = false;
-    for name in counts.keys() {
-        // The bare client is reqwest's affair.
-        let Some(now) = above_bare(name, counts) else { continue };
-        let Some(&then) = before.get(name) else {
-            println!("{name:15} {now:6}, and no committed figure");
+    // The bare client is reqwest's affair.
+    for (name, now) in figures(counts) {
+        let Some(&then) = before.get(&name) else {
+            println!("{name:26} {now:6}, and no committed figure");
             failed = true;
             continue;
         };
         let more = (now as f64 / then as f64 - 1.0) * 100.0;
         let verdict = if more > TOLERANCE { "TOO MUCH" } else { "" };
-        println!("{name:15} {then:6} -> {now:6}  {more:+6.1} %  {verdict}");
+        println!("{name:26} {then:6} -> {now:6}  {more:+6.1} %  {verdict}");
         failed |= more > TOLERANCE;
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// What a workload takes beyond the bare client with as many headers.
+/// All that is held against the committed figures.
+fn figures(counts: &Counts) -> Counts {
+    let mut figures: Counts =
+        counts.keys().filter_map(|name| Some((name.clone(), above_bare(name, counts)?))).collect();
+    for name in NAMES.iter().filter(|name| name.starts_with("chain_")) {
+        let (allocations, bytes) = allocated_above(name);
+        figures.insert(format!("allocations.{name}"), allocations);
+        figures.insert(format!("bytes.{name}"), bytes);
+    }
+    figures.insert("bytes.waiter".to_owned(), bytes_of_a_waiter());
+    figures
+}
+
+/// What a workload takes beyond the bare client with the same requests.
 fn above_bare(name: &str, counts: &Counts) -> Option<u64> {
     let bare = bare(name)?;
     Some(counts[name] - counts[&bare])
@@ -159,13 +174,13 @@ fn bare(name: &str) -> Option<String> {
 
 fn print(counts: Option<&Counts>) {
     println!(
-        "| a request through                       | headers | instructions | allocations |  bytes | time, ns |"
+        "| a request through                       |          | instructions | allocations |  bytes | time, ns |"
     );
     println!(
-        "| --------------------------------------- | ------: | -----------: | ----------: | -----: | -------: |"
+        "| --------------------------------------- | -------: | -----------: | ----------: | -----: | -------: |"
     );
     for name in NAMES {
-        let (what, headers) = name.rsplit_once('_').unwrap();
+        let (what, shape) = name.rsplit_once('_').unwrap();
         let (allocations, bytes) = allocated(name);
         let (instructions, allocations, bytes, time) = match bare(name) {
             None => (
@@ -175,23 +190,33 @@ fn print(counts: Option<&Counts>) {
                 format!("{:.0}", nanoseconds(&Workload::new(name))),
             ),
             Some(bare) => {
-                let (bare_allocations, bare_bytes) = allocated(&bare);
+                let (allocations, bytes) = allocated_above(name);
                 (
                     counts
                         .and_then(|counts| above_bare(name, counts))
                         .map(|more| format!("+{more}")),
-                    format!("+{}", allocations - bare_allocations),
-                    format!("+{}", bytes - bare_bytes),
+                    format!("+{allocations}"),
+                    format!("+{bytes}"),
                     format!("{:+.0}", nanoseconds_above(name, &bare)),
                 )
             }
         };
         let instructions = instructions.unwrap_or_else(|| "-".to_owned());
         println!(
-            "| {:39} | {headers:>7} | {instructions:>12} | {allocations:>11} | {bytes:>6} | {time:>8} |",
+            "| {:39} | {shape:>8} | {instructions:>12} | {allocations:>11} | {bytes:>6} | {time:>8} |",
             describe(what)
         );
     }
+    println!(
+        "\nA number is so many static headers. The others have three, and: `body` 1 KB, `timeout` one of the request's own,"
+    );
+    println!(
+        "`answer` six response headers, `text` headers made from text, `all` the four together; `again` six response headers and"
+    );
+    println!(
+        "the token that the session has; `rejected` one header, a 401, a refresh and the replay (bare: two sends and the refresh)."
+    );
+    println!("\nA request that waits for a refresh: {} bytes.", bytes_of_a_waiter());
     if let Some(counts) = counts {
         println!(
             "\n| refused at once | instructions a waiter | the ideal: two bare sends each, one wait for all |"
@@ -237,6 +262,35 @@ fn allocated(name: &str) -> (usize, usize) {
         (change.allocations + change.reallocations) / requests,
         (change.bytes_allocated + grown) / requests,
     )
+}
+
+/// Beyond the bare client with the same requests.
+fn allocated_above(name: &str) -> (u64, u64) {
+    let bare = bare(name).unwrap();
+    let ((ours, our_bytes), (theirs, their_bytes)) = (allocated(name), allocated(&bare));
+    let above = |ours: usize, theirs| u64::try_from(ours.saturating_sub(theirs)).unwrap();
+    (above(ours, theirs), above(our_bytes, their_bytes))
+}
+
+/// What is in use for each of a thousand requests that wait for a refresh, with its task and the
+/// rejected response.
+fn bytes_of_a_waiter() -> u64 {
+    const WAITERS: usize = 1_000;
+    let (in_use, looked) = (
+        || {
+            let stats = ALLOCATOR.stats();
+            stats.bytes_allocated.wrapping_sub(stats.bytes_deallocated)
+        },
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let before = in_use();
+    let look = {
+        let looked = Arc::clone(&looked);
+        Arc::new(move || looked.store(in_use() - before, Ordering::Relaxed))
+    };
+    runtime.block_on(Storm::new(WAITERS, Duration::ZERO, look).run());
+    u64::try_from(looked.load(Ordering::Relaxed) / WAITERS).unwrap()
 }
 
 const ROUNDS: usize = 201;
