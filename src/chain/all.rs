@@ -200,7 +200,8 @@ async fn send_again(
     next: Next<'_>,
 ) -> Result<Response> {
     loop {
-        let (request, sent) = sending.begin().await;
+        let (request, sent, drained) = sending.begin();
+        drained.await;
         let mut pinned = Pinned::to(&sent.session, source, extensions);
         let response = send_once(source, request, &mut pinned, next.clone()).await;
         drop(pinned);
@@ -219,7 +220,12 @@ async fn send_once(
     next: Next<'_>,
 ) -> Result<Response> {
     let limit = request.timeout().copied();
-    let ready = refresh::before(source, &request, extensions).await?;
+    // In a box of its own: almost no request needs it.
+    let ready = if refresh::asks_nothing(source, extensions) {
+        None
+    } else {
+        Box::pin(refresh::before(source, &request, extensions)).await?
+    };
     let mut response = match &ready {
         Some(ready) => {
             let mut extensions = Pinned::to(&ready.session, source, extensions);

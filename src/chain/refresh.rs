@@ -57,7 +57,7 @@ impl Middleware for Refresh {
         Box::pin(async move {
             // A session that is quiet has nothing to ask of any request, its own or not: so almost
             // none is looked at closer.
-            if !is_quiet(source, extensions) || extensions.get::<ValidFor>().is_some() {
+            if !asks_nothing(source, extensions) {
                 return Box::pin(send_after_asking(source, request, extensions, next)).await;
             }
             let limit = request.timeout().copied();
@@ -68,6 +68,11 @@ impl Middleware for Refresh {
             Box::pin(up(response, extensions, limit)).await
         })
     }
+}
+
+/// Whether a request is sent without a question.
+pub(super) fn asks_nothing(source: &SessionSource, extensions: &Extensions) -> bool {
+    is_quiet(source, extensions) && extensions.get::<ValidFor>().is_none()
 }
 
 fn is_quiet(source: &SessionSource, extensions: &Extensions) -> bool {
@@ -110,16 +115,13 @@ impl Ready {
 }
 
 /// Waits for a refresh where the request cannot be sent without one. `None`: the request is none of
-/// ours, or its session is quiet.
+/// ours. Of one that [asks nothing](asks_nothing) it is not asked.
 pub(super) async fn before(
     source: &SessionSource,
     request: &Request,
     extensions: &mut Extensions,
 ) -> Result<Option<Ready>> {
     let valid_for = extensions.get::<ValidFor>().copied();
-    if valid_for.is_none() && is_quiet(source, extensions) {
-        return Ok(None);
-    }
     let Some((session, _)) = source
         .signing(request, extensions)
         .inspect_err(|error| request_failed(None, error.kind()))?

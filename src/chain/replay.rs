@@ -1,5 +1,7 @@
 use std::{
-    fmt, io,
+    fmt,
+    future::Future,
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -95,7 +97,8 @@ async fn up(
         match after(response, &mut again, extensions) {
             After::Return(response) => return Ok(response),
             After::SendAgain(sending) => {
-                let (request, sending) = sending.begin().await;
+                let (request, sending, drained) = sending.begin();
+                drained.await;
                 let mut pinned = Pinned::to(&sending.session, source, extensions);
                 response = sending.end(next.clone().run(request, &mut pinned).await)?;
             }
@@ -185,13 +188,12 @@ fn with_nonce(session: Session, response: Response, again: &mut Again<'_>) -> Af
 }
 
 impl SendAgain {
-    /// Reads the response to its end, and gives back the request that is to be sent.
-    pub(super) async fn begin(self) -> (Request, SendingAgain) {
+    /// The request that is to be sent, once the response has been read to its end.
+    pub(super) fn begin(self) -> (Request, SendingAgain, impl Future<Output = ()> + Send) {
         let Self { session, request, response, why } = self;
         let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
         let status = response.status();
-        drain(response).await;
-        (request, SendingAgain { session, status, before, why })
+        (request, SendingAgain { session, status, before, why }, drain(response))
     }
 }
 
