@@ -1,4 +1,4 @@
-//! The four in one middleware, for a client that has them all.
+//! The four middleware as one, for a client that uses them all.
 
 use std::future::{Future, ready};
 
@@ -23,8 +23,8 @@ use crate::{
     valid_for::ValidFor,
 };
 
-/// The four as one: a request that none of them has a question about pays for one future and one
-/// place in the client's list, not for four of both.
+/// The four middleware as one. A request that passes straight through costs one future and one
+/// entry in the client's list, instead of four of each.
 #[derive(Debug)]
 pub(super) struct Chain {
     pub(super) source: SessionSource,
@@ -45,8 +45,8 @@ impl Middleware for Chain {
     {
         let source = &self.source;
         let mut held = Held::Request(request);
-        // Each step is a function of its own: what this borrowed would stay in the future for as
-        // long as the request is out.
+        // Each step is a separate function, because anything it borrows here would stay in the
+        // future while the request is in progress.
         Box::pin(async move {
             let mut signed = None;
             let sending = begin(source, &mut held, &mut signed, &mut *extensions, next.clone());
@@ -85,8 +85,8 @@ fn begin<'a>(
     }
 }
 
-/// What all four do before a request that is sent at once, as almost all are. `None`, and nothing
-/// done, for one that they have to look at one by one.
+/// Does the work of all four before a request, if it can be sent at once, which is almost always.
+/// Otherwise does nothing and returns `None`, and the four run one by one.
 #[inline]
 fn prepare<'a>(
     source: &'a SessionSource,
@@ -95,7 +95,7 @@ fn prepare<'a>(
     copy: &mut Copy,
 ) -> Option<Signed<'a>> {
     let session = source.find(extensions).ok()?;
-    // Such a URL names no user, who would be in the place of our header.
+    // Such a URL has no user info, which would take the place of our header.
     let origin = session.plain_origin_of(request.url())?;
     let asks = !extensions.is_empty()
         && (extensions.get::<Anonymous>().is_some()
@@ -125,7 +125,7 @@ fn prepare<'a>(
     })
 }
 
-/// Whether none of the four has to look at the response.
+/// Whether none of the four has to inspect the response.
 #[inline]
 fn end(mut response: Response, signed: &Signed<'_>, source: &SessionSource) -> (Response, bool) {
     signed.check_where_it_went(&response);
@@ -157,7 +157,7 @@ fn up<'a>(
     }
 }
 
-/// The way of every other request.
+/// The path of every other request.
 #[cold]
 async fn send(
     source: &SessionSource,

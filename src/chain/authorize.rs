@@ -18,24 +18,29 @@ use crate::{
     telemetry::request_failed,
 };
 
-/// Puts the token on requests to the session's origins, where the session's
-/// [`Placement`](crate::Placement) says, and notes which generation of the token it was.
+/// Attaches the token to requests to the session's origins, in the session's
+/// [`Placement`](crate::Placement), and records which generation of the token was sent.
 ///
-/// The innermost of the four. It knows neither expiry nor rejections: those are
-/// [`Refresh`](super::Refresh)'s. A request with an `Authorization` of its own, with [`Anonymous`],
-/// or to another origin passes unchanged. A session without a token, or a closed one, fails the
-/// request unsent.
+/// This is the innermost of the four. It does not check expiry and does not react to rejected
+/// tokens; [`Refresh`](super::Refresh) does. A request passes unchanged if it has its own
+/// `Authorization` header, has [`Anonymous`], or goes to another origin. If the session has no
+/// token or is closed, the request fails without being sent.
 ///
 /// ```
-/// # use reqwest_reauth::{Error, Session, Tokens};
 /// use reqwest_middleware::ClientBuilder;
-/// use reqwest_reauth::Authorize;
+/// use reqwest_reauth::{Authorize, Session, Tokens, testing::AuthServer};
 ///
-/// # fn main() -> Result<(), Error> {
-/// let session = Session::builder(Tokens::new("token")?).origin("https://api.example.com").build()?;
-/// let client = ClientBuilder::new(reqwest::Client::new()).with(Authorize::new(session)).build();
-/// # Ok(())
-/// # }
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let server = AuthServer::start().await;
+///     let session = Session::builder(server.login()).origin(server.origin()).build()?;
+///     let client =
+///         ClientBuilder::new(reqwest::Client::new()).with(Authorize::new(session)).build();
+///
+///     let response = client.get(server.url("/jobs")).send().await?;
+///     assert_eq!(response.status(), 200);
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone, Debug)]
 pub struct Authorize {
@@ -43,7 +48,7 @@ pub struct Authorize {
 }
 
 impl Authorize {
-    /// Signs with the token of this session.
+    /// Attaches the token of this session.
     pub fn new(source: impl Into<SessionSource>) -> Self {
         Self { source: source.into() }
     }
@@ -66,7 +71,7 @@ impl Middleware for Authorize {
     }
 }
 
-/// No `async fn`, which would keep each argument twice in its future.
+/// Not an `async fn`, which would store each argument twice in its future.
 pub(super) fn send<'a>(
     source: &'a SessionSource,
     mut request: Request,
@@ -94,7 +99,8 @@ pub(super) fn send<'a>(
     })
 }
 
-/// The caller's own header is sent whatever speaks against ours. Every other request fails.
+/// Handles a request that the session cannot sign. If the caller has set the header, the request is
+/// sent with it; otherwise it fails.
 #[cold]
 fn unsigned<'a>(
     source: &SessionSource,
@@ -110,7 +116,7 @@ fn unsigned<'a>(
     Err(error.into())
 }
 
-/// Puts the header on, unless the request is none of ours.
+/// Sets the header, unless the request does not concern the session.
 fn sign<'a>(
     source: &'a SessionSource,
     request: &mut Request,
@@ -125,7 +131,7 @@ fn sign<'a>(
     let placement = session.placement();
     let overrides = session.overrides_authorization();
     let taken = placement.is_taken_by_userinfo(request.url()) && !overrides;
-    // One look for the caller's own header and for the place of ours.
+    // A single lookup checks for the caller's own header and finds the place for ours.
     let state = session.load();
     match request.headers_mut().entry(placement.name()) {
         Entry::Vacant(place) if !taken => {
@@ -152,11 +158,11 @@ fn sign<'a>(
     }))
 }
 
-/// What is remembered of a request while it is out.
+/// What is kept of a request while it is in progress.
 pub(super) struct Signed<'a> {
     pub(super) session: Found<'a>,
     pub(super) signature: Signature,
-    /// Which of the session's origins it goes to.
+    /// The index of the request's origin among the session's origins.
     pub(super) origin: usize,
     /// The token, if a proof goes with it.
     #[cfg(feature = "dpop")]
@@ -164,13 +170,13 @@ pub(super) struct Signed<'a> {
 }
 
 impl Signed<'_> {
-    /// Whether one of the others has to look at this answer. Almost none is.
+    /// Whether one of the other middleware has to inspect this response. That is rare.
     #[inline]
     pub(super) fn needs_note(&self, response: &Response) -> bool {
         self.is_judged(response) || self.session.channels().may_bring(response.headers())
     }
 
-    /// Whether it says something of the token that was sent.
+    /// Whether the response says something about the token that was sent.
     #[inline]
     fn is_judged(&self, response: &Response) -> bool {
         may_be_rejection(response.status())
@@ -178,9 +184,8 @@ impl Signed<'_> {
             || self.session.rejected_if().is_some()
     }
 
-    /// Whether a response that has to be looked at has no more to say than that the token is still
-    /// the one that the session has. Some servers say so each time. It is told like any other token
-    /// that is ignored.
+    /// Whether a response only repeats the token that the session already holds, as some servers
+    /// always do. It is reported like any other ignored token.
     #[cold]
     pub(super) fn has_no_news(&self, response: &mut Response) -> bool {
         if self.is_judged(response) || self.session.origin_of(response.url()).is_none() {
@@ -189,8 +194,8 @@ impl Signed<'_> {
         self.session.has_already(response.headers_mut())
     }
 
-    /// reqwest carries a header of [`Placement::header`](crate::Placement::header) along when it
-    /// follows a redirect to another server.
+    /// reqwest keeps a header of [`Placement::header`](crate::Placement::header) when it follows a
+    /// redirect to another server.
     pub(super) fn check_where_it_went(&self, response: &Response) {
         if self.session.placement().survives_redirects() {
             self.tell_if_elsewhere(response);

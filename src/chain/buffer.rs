@@ -1,4 +1,4 @@
-//! Streaming bodies that are read into memory before they are sent, so that they can be replayed
+//! Reads streaming bodies into memory before they are sent, so that they can be replayed
 //! ([`SessionBuilder::buffer_bodies`](crate::SessionBuilder::buffer_bodies)).
 
 use std::{
@@ -19,10 +19,10 @@ use tokio::time::{Instant, timeout_at};
 use super::{ReplayBody, SessionSource};
 use crate::session::Session;
 
-/// How long a stream is read before it is sent as a stream.
+/// How long a stream is buffered before it is sent as a stream.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Whether the request has a body that the session wants to be read.
+/// Whether the request has a body that the session buffers.
 pub(super) fn is_wanted(session: &Session, request: &Request) -> bool {
     session.buffer_bodies() > 0 && is_stream(request)
 }
@@ -31,10 +31,10 @@ pub(super) fn is_stream(request: &Request) -> bool {
     request.body().is_some_and(|body| body.as_bytes().is_none())
 }
 
-/// Reads the body of a request that the session signs. The request is not one that is left alone.
+/// Buffers the body of a request that the session signs.
 ///
 /// # Errors
-/// What the stream failed with.
+/// The error of the stream.
 pub(super) async fn read(
     source: &SessionSource,
     request: &mut Request,
@@ -62,13 +62,14 @@ pub(super) async fn read(
     Ok(())
 }
 
-/// What the caller, or the stream itself, says of its length.
+/// The length of the body, from the caller's header or from the stream itself.
 fn expected_length(headers: &HeaderMap, body: &Body) -> Option<u64> {
     let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     declared.max(Some(body.size_hint().lower()).filter(|lower| *lower > 0))
 }
 
-/// Reads until the end, the limit or the deadline. What has been read then is sent first.
+/// Reads until the end, the limit or the deadline. If the stream has not ended by then, the
+/// buffered part is sent first.
 #[allow(clippy::disallowed_methods, reason = "early or late, the request goes out whole")]
 async fn collect(mut body: Body, limit: usize, deadline: Instant) -> Result<Body> {
     let mut read: VecDeque<Frame<Bytes>> = VecDeque::new();
@@ -108,10 +109,10 @@ fn joined(read: VecDeque<Frame<Bytes>>, length: usize) -> Body {
     }
 }
 
-/// A stream of which the first part has been read.
+/// A stream whose first part has been read.
 pub(super) struct Begun {
     pub(super) read: VecDeque<Frame<Bytes>>,
-    /// What reading on failed with.
+    /// The error that ended the buffering.
     pub(super) error: Option<reqwest::Error>,
     pub(super) rest: Body,
 }

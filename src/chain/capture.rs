@@ -9,24 +9,52 @@ use super::{
 };
 use crate::session::Session;
 
-/// Takes new tokens from every response, whatever its status: from the header
-/// `Refreshed-API-Token`, or where [`SessionBuilder::capture`](crate::SessionBuilder::capture) says.
+/// Captures new tokens from every response, whatever its status: from the header
+/// `Refreshed-API-Token`, or as set with
+/// [`SessionBuilder::capture`](crate::SessionBuilder::capture).
 ///
-/// It stands inside everything that turns a status into an error, so that a 404 or 409 renews the
-/// token too (apache/airflow#67939). A token is taken only from the session's origins, only for the
-/// session that signed the request, and only if the session has had no other token since: a late
-/// response never undoes a newer one. What was captured is marked sensitive, so that nothing outside
-/// prints it.
+/// It must be inside any middleware that turns a status into an error, so that a 404 or 409 can
+/// carry a new token too (apache/airflow#67939). A token is captured only from the session's
+/// origins, only if the same session signed the request, and only if the session has received no
+/// other token since the request was sent: a late response never undoes a newer token. The captured
+/// header is marked sensitive to keep it out of logs.
 ///
-/// Unlike [`Refresh`](super::Refresh) it never asks for a token. It needs
-/// [`Authorize`](super::Authorize) below it, which notes what was sent.
+/// Unlike [`Refresh`](super::Refresh), it never requests a token. It needs
+/// [`Authorize`](super::Authorize) below it, which records what was sent.
+///
+/// ```
+/// use reqwest_middleware::ClientBuilder;
+/// use reqwest_reauth::{Authorize, Capture, Outcome, Session, testing::AuthServer};
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let server = AuthServer::start().await;
+///     let session = Session::builder(server.login()).origin(server.origin()).build()?;
+///     let client = ClientBuilder::new(reqwest::Client::new())
+///         .with(Capture::new(session.clone()))
+///         .with(Authorize::new(session.clone()))
+///         .build();
+///
+///     // The next response carries a new token in `Refreshed-API-Token`.
+///     server.reissue_next(1);
+///     let response = client.get(server.url("/jobs")).send().await?;
+///     assert!(response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.captured));
+///     Ok(())
+/// }
+/// ```
+///
+/// # Defaults
+///
+/// | setting | default |
+/// | --- | --- |
+/// | [`SessionBuilder::capture`](crate::SessionBuilder::capture) | the response header `Refreshed-API-Token` |
 #[derive(Clone, Debug)]
 pub struct Capture {
     source: SessionSource,
 }
 
 impl Capture {
-    /// Captures for this session.
+    /// Captures tokens for this session.
     pub fn new(source: impl Into<SessionSource>) -> Self {
         Self { source: source.into() }
     }
@@ -71,16 +99,16 @@ pub(super) fn up(source: &SessionSource, response: &mut Response) {
     }
 }
 
-/// Nobody's request, another session's, or one that went elsewhere: nothing is taken, but nothing
-/// is to be printed either.
+/// The response does not belong to this session, so its header is not captured. It is still marked
+/// sensitive to keep it out of logs.
 pub(super) fn conceal_own(source: &SessionSource, response: &mut Response) {
     if let SessionSource::Fixed(session) = source {
         session.channels().conceal(response.headers_mut());
     }
 }
 
-/// A request that is not the session's: nothing is taken from its response, but nothing of that is
-/// to be printed either.
+/// Sends a request that the session does not sign. The header of its response is not captured, but
+/// still marked sensitive.
 #[cold]
 pub(super) async fn unsigned(
     source: &SessionSource,
@@ -100,8 +128,8 @@ pub(super) async fn unsigned(
 fn take(session: &Session, sent: u64, response: &mut Response) {
     session.channels().conceal(response.headers_mut());
     let taken = session.take(sent, response.url(), response.headers());
-    // A rejection that brings a token is superseded by that token, or by a newer one that another
-    // response brought.
+    // A rejection that carries a new token is superseded by that token, or by a newer one from
+    // another response.
     if let Some(sent) = response.extensions_mut().get_mut::<Sent>() {
         sent.brought_token = taken.replaced;
     }

@@ -1,8 +1,8 @@
-//! What a request is sent again from: a copy of it that is almost never used.
+//! The copy from which a request is replayed. It is rarely used.
 //!
-//! It is text in one piece of memory, read when it is needed: one request in a thousand pays for
-//! that, and all others for the copy. A small request has room in the future that sends it, where
-//! the request itself was before.
+//! The copy is text in one piece of memory, which is parsed only on use. All requests pay for the
+//! copy, but only the few that are replayed pay for the parsing. The copy of a small request uses
+//! the memory of the request itself, inside the future that sends it.
 
 use std::{mem, time::Duration};
 
@@ -14,16 +14,17 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::policy::has_header;
 
-/// Text up to this length lies in the copy itself, which is as large as a request then.
+/// Text up to this length is stored in the copy itself, which is then as large as a request.
 const ROOM: usize = 184;
-/// A body up to this length is text, too: to share it, `reqwest` would have to copy the whole
-/// request.
+/// A body up to this length is copied too, because `reqwest` can share a body only by copying the
+/// whole request.
 const SMALL_BODY: usize = 4 * 1024;
-/// Before each header: the length of its name, that of its value, and whether that is sensitive.
+/// Before each header: the length of its name, the length of its value, and whether it is
+/// sensitive.
 const LENGTHS: usize = 8;
 const SENSITIVE: u64 = 1 << 63;
 
-/// A request until it is sent, and its copy from then on, in the same memory.
+/// A request before it is sent, and its copy afterwards, in the same memory.
 pub(super) enum Held {
     Request(Request),
     Copy(Copy),
@@ -31,13 +32,13 @@ pub(super) enum Held {
 }
 
 impl Held {
-    /// Takes the request, for whose copy there is room from now on.
+    /// Takes the request, which makes room for its copy.
     #[inline]
     pub(super) fn take(&mut self) -> Self {
         mem::replace(self, Self::Nothing)
     }
 
-    /// Makes room for a copy.
+    /// Creates an empty copy.
     #[inline]
     pub(super) fn make_room(&mut self) {
         *self = Self::Copy(Copy::default());
@@ -57,7 +58,7 @@ pub(super) struct Copy {
     text: Text,
     method: Method,
     timeout: Option<Duration>,
-    /// Where the URL ends, with which the text begins.
+    /// The end of the URL, which is at the start of the text.
     url: u32,
     end: u32,
     version: Version,
@@ -67,14 +68,14 @@ pub(super) struct Copy {
 /// How the body is kept.
 #[derive(Default)]
 enum Kept {
-    /// Not at all: there is nothing to be sent again.
+    /// The request cannot be replayed.
     #[default]
     Not,
-    /// There is none.
+    /// The request has no body.
     None,
-    /// A small one is copied, in memory of its own: allocators are quick with small pieces.
+    /// A small body is copied to separate memory, because allocators are fast with small pieces.
     Small(Box<[u8]>),
-    /// A large one is shared, which is possible only with the whole request.
+    /// A large body is shared, which is possible only with the whole request.
     Shared(Box<Request>),
 }
 
@@ -84,12 +85,12 @@ impl Copy {
         self.timeout
     }
 
-    /// Copies a request. A stream cannot be copied.
+    /// Copies a request. A streamed body cannot be copied.
     pub(super) fn fill(&mut self, request: &Request) {
         self.fill_and_find(request, None);
     }
 
-    /// Likewise, and tells whether the request has a header of this name.
+    /// Copies a request, and returns whether it has a header of this name.
     #[inline]
     pub(super) fn fill_and_find(&mut self, request: &Request, own: Option<&HeaderName>) -> bool {
         self.timeout = request.timeout().copied();
@@ -116,7 +117,7 @@ impl Copy {
         })
     }
 
-    /// Whether the request has a header of that name; `None` if the text has no room.
+    /// Returns whether the request has a header of that name, or `None` if the text has no room.
     fn write(&mut self, request: &Request, own: &str) -> Option<bool> {
         let whole = self.text.room();
         let length = whole.len();
@@ -137,15 +138,15 @@ impl Copy {
             to.copy_from_slice(name.as_bytes());
             let (to, after) = after.split_at_mut_checked(value.len())?;
             to.copy_from_slice(value);
-            // What has been written so far is to be wiped.
+            // The part that has been written so far must be wiped.
             self.end = place(after)?;
             rest = after;
         }
         Some(has_own)
     }
 
-    /// The request anew. `answered`: the URL of its response, which is almost always its own, and
-    /// spares to read it.
+    /// Rebuilds the request. `answered` is the URL of its response. That is almost always the URL
+    /// of the request, which then need not be parsed.
     pub(super) fn request(&self, answered: &Url) -> Option<Request> {
         let body = match &self.body {
             Kept::Not => return None,
@@ -158,7 +159,7 @@ impl Copy {
             Text::Heap(bytes) => bytes,
         };
         let (url, end) = (self.url as usize, self.end as usize);
-        // Its values lie in memory of their own, which is wiped as the copy is.
+        // The values are stored in separate memory, which is wiped like the copy.
         let text = Bytes::from_owner(Wiped(Zeroizing::new(text.get(..end)?.to_vec())));
         let text_of_url = std::str::from_utf8(text.get(..url)?).ok()?;
         let parsed = if answered.as_str() == text_of_url {
@@ -178,7 +179,7 @@ impl Copy {
 }
 
 impl Copy {
-    /// The text may have secrets in it. As a slice it is wiped in one go.
+    /// Wipes the text, which may contain secrets. A slice is wiped in one go.
     fn wipe_text(&mut self) {
         match &mut self.text {
             Text::Here(bytes) => {
@@ -211,7 +212,7 @@ fn length(request: &Request) -> usize {
     request.url().as_str().len() + headers.sum::<usize>()
 }
 
-/// Reads the headers of a copy. They were headers before, so that nothing in them can be wrong.
+/// Reads the headers of a copy. They are known to be valid.
 fn read(text: &Bytes, headers: &mut HeaderMap) -> Option<()> {
     let mut rest = &text[..];
     while let Some((lengths, after)) = rest.split_first_chunk::<LENGTHS>() {
@@ -228,7 +229,7 @@ fn read(text: &Bytes, headers: &mut HeaderMap) -> Option<()> {
     Some(())
 }
 
-/// Where the text of a copy lies.
+/// Where the text of a copy is stored.
 enum Text {
     Here([u8; ROOM]),
     Heap(Box<[u8]>),

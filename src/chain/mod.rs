@@ -1,22 +1,23 @@
-//! The four middleware, and the order they stand in.
+//! The four middleware, in this order:
 //!
 //! ```text
 //! Replay → Refresh → Capture → Authorize → the connection
 //! ```
 //!
-//! | file | what it has |
+//! | file | content |
 //! | --- | --- |
-//! | `replay` `refresh` `capture` `authorize` | one middleware each, as what it does before a request is sent and what it does with the response |
-//! | `all` | the four in one, for a client that has them all |
-//! | `proof` | the proof that goes with a token that is bound to a key (feature `dpop`) |
-//! | `copy` | what a request is sent again from |
-//! | `buffer` | streams that are read before they are sent |
-//! | `sent` | what a request carries: how it was sent, and what it has spent |
+//! | `replay` `refresh` `capture` `authorize` | one middleware each, split into the work before a request and the work after it |
+//! | `all` | the four as one middleware, for a client that uses them all |
+//! | `proof` | the proof for a token that is bound to a key (feature `dpop`) |
+//! | `copy` | the copy from which a request is replayed |
+//! | `buffer` | streams that are buffered before they are sent |
+//! | `sent` | what a request carries: how it was sent, and its budget |
 //! | `source` | which session a request is sent for |
 //!
-//! Before a request is sent they do as little as they can: nothing that a request which is not
-//! rejected has to pay for. After it they learn what was sent from the [`Sent`](sent::Sent) note,
-//! which [`Authorize`] leaves in the response's extensions only when somebody needs it.
+//! The middleware do as little as possible before a request, so that a request that is not rejected
+//! costs almost nothing. After a request they learn what was sent from the [`Sent`](sent::Sent)
+//! note. [`Authorize`] leaves that note in the response's extensions only if another middleware
+//! needs it.
 
 mod all;
 mod authorize;
@@ -45,16 +46,17 @@ use crate::session::Session;
 pub trait ClientBuilderExt: Sized {
     /// Adds [`Replay`], [`Refresh`], [`Capture`] and [`Authorize`], in this order, for one session.
     ///
-    /// They are added as one middleware, at half the cost of the four one by one
-    /// ([`with`](ClientBuilder::with)), which leave room for others between them.
+    /// They are added as one middleware, at half the cost of the four. Add them one by one with
+    /// [`with`](ClientBuilder::with) to put other middleware between them.
     ///
-    /// A request's own timeout also bounds its wait for a refresh. That of the whole client
-    /// (`reqwest::Client::builder().timeout(…)`) does not, since reqwest does not tell a middleware
-    /// what it is: set
-    /// [`SessionBuilder::wait_timeout`](crate::SessionBuilder::wait_timeout) to it.
+    /// A request's own timeout also bounds its wait for a refresh. The timeout of the whole client
+    /// (`reqwest::Client::builder().timeout(…)`) does not, because reqwest does not expose it to
+    /// middleware. Set [`SessionBuilder::wait_timeout`](crate::SessionBuilder::wait_timeout) to the
+    /// same value.
     fn with_session(self, session: Session) -> Self;
 
-    /// Adds the same four for the session of the task that sends: see [`Session::scope`].
+    /// Adds the same four middleware for the session of the task that sends the request. See
+    /// [`Session::scope`].
     fn with_scoped_sessions(self) -> Self;
 }
 
@@ -68,14 +70,14 @@ impl ClientBuilderExt for ClientBuilder {
     }
 }
 
-/// Where a middleware finds its session. A [`Session`] among the request's extensions goes before
-/// either.
+/// Where a middleware finds its session. A [`Session`] among the request's extensions takes
+/// precedence over both.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SessionSource {
-    /// This one, whatever the task's.
+    /// This session, whatever the scope of the task.
     Fixed(Session),
-    /// The task's, see [`Session::scope`].
+    /// The session of the task. See [`Session::scope`].
     Scoped,
 }
 
@@ -86,16 +88,18 @@ impl From<Session> for SessionSource {
 }
 
 impl Session {
-    /// Wraps a client in the whole chain: short for
+    /// Wraps a client in the whole chain. This is short for
     /// `ClientBuilder::new(client).with_session(session.clone()).build()`.
     ///
     /// ```
-    /// # use reqwest_reauth::{Error, Session, Tokens};
-    /// # fn main() -> Result<(), Error> {
-    /// let session = Session::builder(Tokens::new("token")?).origin("https://api.example.com").build()?;
-    /// let client = session.wrap(reqwest::Client::new());
-    /// # Ok(())
-    /// # }
+    /// use reqwest_reauth::{Error, Session, Tokens};
+    ///
+    /// fn main() -> Result<(), Error> {
+    ///     let session =
+    ///         Session::builder(Tokens::new("token")?).origin("https://api.example.com").build()?;
+    ///     let client = session.wrap(reqwest::Client::new());
+    ///     Ok(())
+    /// }
     /// ```
     pub fn wrap(&self, client: reqwest::Client) -> ClientWithMiddleware {
         ClientBuilder::new(client).with_session(self.clone()).build()

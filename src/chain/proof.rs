@@ -1,4 +1,4 @@
-//! Proofs on requests, and nonces from responses (RFC 9449): `Authorize`'s part of it.
+//! The DPoP part of `Authorize`: proofs for requests, and nonces from responses (RFC 9449).
 
 use std::{collections::VecDeque, future::poll_fn, pin::Pin, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     time::within,
 };
 
-/// How much of a body is read to find out whether it asks for a nonce, and for how long.
+/// How much of a body is searched for a demand for a nonce, and for how long.
 const PEEK_BYTES: usize = 64 * 1024;
 const PEEK_TIME: Duration = Duration::from_millis(100);
 
@@ -32,7 +32,7 @@ pub(super) async fn send(
     let carried = prove(dpop, &signed, &mut request).await?;
     let url = request.url().clone();
     let response = next.run(request, extensions).await?;
-    // Where a redirect has led elsewhere, the nonce is that server's.
+    // After a redirect to another origin, the nonce belongs to that server.
     if signed.session.origin_of(response.url()).is_some() {
         dpop.take_nonce(Role::Api, response.url(), response.headers());
     }
@@ -43,7 +43,7 @@ pub(super) async fn send(
     Ok(response)
 }
 
-/// Puts the proof on. The time that a signer takes is the request's.
+/// Adds the proof. The time that a signer takes counts towards the request's timeout.
 async fn prove(
     dpop: &Dpop,
     signed: &Signed<'_>,
@@ -60,7 +60,7 @@ async fn prove(
     Ok(carried)
 }
 
-/// What the response says of the proof.
+/// Returns what the response says about the proof.
 async fn judge(dpop: &Dpop, url: &Url, carried: &Carried, response: Response) -> (Response, Proof) {
     let challenge = api_challenge(response.status(), response.headers(), carried.as_deref());
     let (response, wants_nonce) = match challenge {
@@ -72,12 +72,13 @@ async fn judge(dpop: &Dpop, url: &Url, carried: &Carried, response: Response) ->
     if !wants_nonce {
         return (response, Proof::Fine);
     }
-    // A proof is for the URL of the request: after a redirect it was for another one.
+    // A proof is valid for the request's URL. After a redirect it was used for another one.
     let is_ours = response.url() == url && dpop.has_other_nonce(Role::Api, url, carried);
     (response, if is_ours { Proof::WantsNonce } else { Proof::Rejected })
 }
 
-/// Reads the body's beginning to see whether it asks for a nonce, and hands the response on whole.
+/// Reads the start of the body to see whether it demands a nonce, and returns the response with its
+/// whole body.
 async fn peek(response: Response) -> (Response, bool) {
     let url = response.url().clone();
     let (parts, mut body) = http::Response::<Body>::from(response).into_parts();
@@ -98,7 +99,8 @@ async fn peek(response: Response) -> (Response, bool) {
     let error = within(PEEK_TIME, reading).await.unwrap_or(None);
     let wants_nonce = says_use_nonce(&bytes);
     let whole = Body::wrap(Begun { read, error, rest: body });
-    // A builder fails for a bad header alone, and is given none. It marks the response with its URL.
+    // The builder fails only for an invalid header, and gets none. It records the URL in the
+    // response.
     let mut response = http::Response::builder().url(url).body(whole).unwrap_or_default();
     *response.status_mut() = parts.status;
     *response.version_mut() = parts.version;

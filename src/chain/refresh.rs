@@ -17,24 +17,62 @@ use crate::{
     valid_for::ValidFor,
 };
 
-/// Makes sure that a usable token is there before a request is sent, and renews it when the API
-/// refuses it.
+/// Ensures a usable token before a request is sent, and refreshes it when the API rejects it.
 ///
-/// A token near its end is renewed in the background; one that has ended is waited for. All
-/// requests of a session wait for the same refresh, which goes on when they are dropped. A rejected
-/// answer is returned as it is, with a new token in the session: sending again is
-/// [`Replay`](super::Replay)'s part, above it. It needs [`Authorize`](super::Authorize) below it,
-/// which notes what was sent.
+/// A token that is about to expire is refreshed in the background. If it has already expired, the
+/// request waits. All requests of a session wait for the same refresh, which continues if they are
+/// dropped. A rejected response is returned unchanged, after the refresh:
+/// [`Replay`](super::Replay), above this middleware, sends the request again. It needs
+/// [`Authorize`](super::Authorize) below it, which records what was sent.
 ///
-/// When the refresh fails, the caller gets an [`Error`] that names both what the API and what the
-/// token endpoint answered, or with [`OnRefreshFailure::ReturnResponse`] the API's own answer.
+/// If the refresh fails, the caller gets an [`Error`] that describes the API's response and the
+/// token endpoint's response. With [`OnRefreshFailure::ReturnResponse`] the caller gets the API's
+/// response instead.
+///
+/// ```
+/// use reqwest_middleware::ClientBuilder;
+/// use reqwest_reauth::{
+///     Authorize, OAuthRefresh, Outcome, Refresh, Session, testing::AuthServer,
+/// };
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let server = AuthServer::start().await;
+///     let session = Session::builder(server.login())
+///         .origin(server.origin())
+///         .refresher(OAuthRefresh::new(server.token_endpoint()))
+///         .build()?;
+///     let client = ClientBuilder::new(reqwest::Client::new())
+///         .with(Refresh::new(session.clone()))
+///         .with(Authorize::new(session))
+///         .build();
+///
+///     // Without `Replay` the caller gets the rejection, but the next request has a new token.
+///     server.expire_now();
+///     let response = client.get(server.url("/jobs")).send().await?;
+///     assert_eq!(response.status(), 401);
+///     assert!(response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.refreshed));
+///     assert_eq!(client.get(server.url("/jobs")).send().await?.status(), 200);
+///     Ok(())
+/// }
+/// ```
+///
+/// # Defaults
+///
+/// | setting | default |
+/// | --- | --- |
+/// | [`refresher`](crate::SessionBuilder::refresher) | none: a rejected response is returned unchanged |
+/// | [`refresh_ahead`](crate::SessionBuilder::refresh_ahead) | the last fifth of a token's lifetime, at most 60 s |
+/// | [`cooldown`](crate::SessionBuilder::cooldown) | 10 s |
+/// | [`wait_timeout`](crate::SessionBuilder::wait_timeout) | none: a request waits until the refresh ends |
+/// | [`on_refresh_failure`](crate::SessionBuilder::on_refresh_failure) | [`OnRefreshFailure::ReturnError`] |
 #[derive(Clone, Debug)]
 pub struct Refresh {
     source: SessionSource,
 }
 
 impl Refresh {
-    /// Refreshes for this session.
+    /// Refreshes tokens for this session.
     pub fn new(source: impl Into<SessionSource>) -> Self {
         Self { source: source.into() }
     }
@@ -55,8 +93,8 @@ impl Middleware for Refresh {
     {
         let source = &self.source;
         Box::pin(async move {
-            // A session that is quiet has nothing to ask of any request, its own or not: so almost
-            // none is looked at closer.
+            // A quiet session has no question about any request, so almost no request is inspected
+            // further.
             if !asks_nothing(source, extensions) {
                 return Box::pin(send_after_asking(source, request, extensions, next)).await;
             }
@@ -79,7 +117,7 @@ fn is_quiet(source: &SessionSource, extensions: &Extensions) -> bool {
     source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now))
 }
 
-/// The way of a request that may have to wait before it is sent.
+/// The path of a request that may have to wait before it is sent.
 #[cold]
 async fn send_after_asking(
     source: &SessionSource,
@@ -101,7 +139,7 @@ async fn send_after_asking(
 /// A request whose session has a token for it.
 pub(super) struct Ready {
     pub(super) session: Session,
-    /// The request waited for a refresh that brought it.
+    /// Whether the request waited for the refresh that obtained the token.
     refreshed: bool,
 }
 
@@ -131,10 +169,11 @@ pub(super) async fn before(
     let session = session.into_session();
     let limit = request.timeout().copied();
     if session.is_within_own_work() {
-        // It would wait for the refresh that waits for it.
+        // The request would wait for the refresh that waits for it.
         return Ok(Some(Ready { session, refreshed: false }));
     }
-    // In a box of its own: almost no request needs it, and it would make them all larger.
+    // Boxed, because almost no request needs this future, and it would enlarge the future of every
+    // request.
     Box::pin(session.look_for_login()).await;
     let mut budget: Budget = extensions.get().cloned().unwrap_or_default();
     let telemetry = session.clone();
@@ -143,12 +182,12 @@ pub(super) async fn before(
         Err(budget.with_rejection(error).into())
     };
     let mut refreshed = false;
-    // Once more if a new login has superseded the refresh: its token may have to be renewed too,
-    // which is another refresh.
+    // Repeated once if a new login has superseded the refresh, because its token may need a refresh
+    // too.
     for _ in 0..2 {
         let allowance = budget.allowance();
         let join = match budget.rejection {
-            // An earlier attempt was rejected with the token that the session still has.
+            // An earlier attempt was rejected with the token that the session still holds.
             Some((generation, _)) if generation == session.generation() => {
                 session.after_rejection(generation, &allowance)
             }
@@ -174,9 +213,10 @@ pub(super) async fn before(
                 match session.wait_within(&waiter, limit).await {
                     Ok(Ending::Refreshed) => refreshed = true,
                     Ok(Ending::Superseded) => continue,
-                    // Not even the store had something to ask with: it goes with what it has.
+                    // Not even the store holds a refresh token, so the request is sent with the
+                    // current token.
                     Err(error) if error.nothing_to_ask_with() => {}
-                    // The token does not live long enough, but it is good.
+                    // The token is valid, although not for as long as the request asks.
                     Err(_) if valid_for.is_some() && session.load().is_usable(Instant::now()) => {}
                     Err(error) => return fails(&budget, error),
                 }
@@ -209,7 +249,7 @@ pub(super) fn up(
                 }
                 Ok(response)
             }
-            // Not even the store had something to ask with: the answer stands.
+            // Not even the store holds a refresh token, so the response is returned unchanged.
             Err(error) if error.nothing_to_ask_with() => Ok(response),
             Err(error) => failed(&session, error, response),
         }
@@ -248,13 +288,13 @@ fn join(response: &mut Response, extensions: &mut Extensions) -> Option<(Session
     Some((session, join))
 }
 
-/// Whether a response says nothing about the token: the server is down, or overloaded.
+/// Whether a response says nothing about the token, because the server is down or overloaded.
 fn is_inconclusive(status: StatusCode) -> bool {
     status.is_server_error()
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
-/// The API rejected the token, and there is no other.
+/// Reports a rejected token that could not be refreshed.
 fn failed(session: &Session, error: Error, mut response: Response) -> Result<Response> {
     let error = error.with_api_status(response.status());
     request_failed(Some(session.telemetry()), error.kind());

@@ -25,28 +25,69 @@ use crate::{
     session::{ReplayIf, Session},
 };
 
-/// How much of a rejected answer's body is read on, so that its connection can be used again, and
-/// for how long.
+/// How much of a rejected response's body is read so that its connection can be reused, and for how
+/// long.
 const DRAIN_BYTES: usize = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(100);
 
-/// Sends a request once more when the token that was rejected is no longer the session's.
+/// Sends a rejected request once more if the session has another token by then.
 ///
-/// The outermost of the four. Its question is only: was this answer a rejection, and has the
-/// session another token now? Who brought it, [`Refresh`](super::Refresh),
-/// [`Capture`](super::Capture) or another request, is all the same to it. It never asks for a token
-/// itself, and unlike a retry it does nothing about transport errors or a server's failures.
+/// This is the outermost of the four. It checks two things: whether the response is a rejection,
+/// and whether the session now holds another token. It does not matter whether
+/// [`Refresh`](super::Refresh), [`Capture`](super::Capture) or another request obtained that token.
+/// `Replay` never requests a token itself. Unlike a retry, it does not react to transport errors or
+/// server failures.
 ///
-/// Every method is sent again: a rejection means that the request was not executed.
-/// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) can say no. A buffered body is
-/// shared with the copy. A streamed one is sent once, and never again without a [`ReplayBody`].
+/// Requests are replayed whatever their method, because a rejected request was not executed.
+/// [`SessionBuilder::replay_if`](crate::SessionBuilder::replay_if) can exclude requests. A buffered
+/// body is shared with the replay. A streamed body is sent once, unless the request has a
+/// [`ReplayBody`] or the session [buffers bodies](crate::SessionBuilder::buffer_bodies).
+///
+/// ```
+/// use reqwest_middleware::ClientBuilder;
+/// use reqwest_reauth::{
+///     Authorize, Capture, OAuthRefresh, Refresh, Replay, Session, testing::AuthServer,
+/// };
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let server = AuthServer::start().await;
+///     let session = Session::builder(server.login())
+///         .origin(server.origin())
+///         .refresher(OAuthRefresh::new(server.token_endpoint()))
+///         .build()?;
+///     // `session.wrap(reqwest::Client::new())` does the same in one call.
+///     let client = ClientBuilder::new(reqwest::Client::new())
+///         .with(Replay::new(session.clone()))
+///         .with(Refresh::new(session.clone()))
+///         .with(Capture::new(session.clone()))
+///         .with(Authorize::new(session))
+///         .build();
+///
+///     // The API rejects the token. The caller sees only the response to the replay.
+///     server.expire_now();
+///     let response = client.get(server.url("/jobs")).send().await?;
+///     assert_eq!(response.status(), 200);
+///     assert_eq!(server.api_hits(), 2);
+///     assert_eq!(server.token_calls(), 1);
+///     Ok(())
+/// }
+/// ```
+///
+/// # Defaults
+///
+/// | setting | default |
+/// | --- | --- |
+/// | replays of a request | at most one |
+/// | [`replay_if`](crate::SessionBuilder::replay_if) | every request |
+/// | [`buffer_bodies`](crate::SessionBuilder::buffer_bodies) | off: a streamed body is sent once |
 #[derive(Clone, Debug)]
 pub struct Replay {
     source: SessionSource,
 }
 
 impl Replay {
-    /// Replays for this session.
+    /// Replays requests of this session.
     pub fn new(source: impl Into<SessionSource>) -> Self {
         Self { source: source.into() }
     }
@@ -106,13 +147,13 @@ async fn up(
     }
 }
 
-/// What is done with a response.
+/// What happens to a response.
 pub(super) enum After {
     Return(Response),
     SendAgain(Box<SendAgain>),
 }
 
-/// A request that is sent again, and the response that is not the caller's.
+/// A request to send again, and the response that the caller does not get.
 pub(super) struct SendAgain {
     session: Session,
     request: Request,
@@ -122,10 +163,10 @@ pub(super) struct SendAgain {
 
 #[derive(Clone, Copy)]
 enum Why {
-    /// The API rejected the token, and the session has this generation now.
+    /// The API rejected the token, and the session now holds this generation.
     Rejected { generation: u64 },
-    /// The API wants a nonce in the proof (RFC 9449 §9). This is no replay: the token was not
-    /// judged.
+    /// The API demands a nonce in the proof (RFC 9449 §9). This does not count as a replay, because
+    /// the token was not judged.
     #[cfg(feature = "dpop")]
     WantsNonce,
 }
@@ -172,7 +213,8 @@ pub(super) fn after(
     After::SendAgain(Box::new(SendAgain { session, request, response, why }))
 }
 
-/// Once for each send: a server that asks again is not asked for ever (NotASithLord/peerd#301).
+/// Repeats each send once with a nonce. A server that demands a nonce again would otherwise cause
+/// an endless loop (NotASithLord/peerd#301).
 #[cfg(feature = "dpop")]
 #[cold]
 fn with_nonce(session: Session, response: Response, again: &mut Again<'_>) -> After {
@@ -197,7 +239,7 @@ impl SendAgain {
     }
 }
 
-/// What is remembered of the first response while the request is out again.
+/// What is kept of the first response while the request is sent again.
 pub(super) struct SendingAgain {
     pub(super) session: Session,
     status: StatusCode,
@@ -228,8 +270,8 @@ impl SendingAgain {
     }
 }
 
-/// The session was closed, say, while the rejection was read to its end: the request was not sent
-/// again, but it was once.
+/// Adds the rejection to the error of a replay that was not sent, for example because the session
+/// was closed in the meantime.
 #[cold]
 fn with_rejection(error: Error, rejection: StatusCode) -> Error {
     match error {
@@ -247,7 +289,7 @@ fn not_replayed(session: &Session, reason: NotReplayed, mut response: Response) 
     response
 }
 
-/// Keeps the connection, where a little reading is all that it takes.
+/// Reads a short rest of the body, so that the connection can be reused.
 #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
 async fn drain(mut response: Response) {
     let read = async {
@@ -261,17 +303,17 @@ async fn drain(mut response: Response) {
     let _ = timeout(DRAIN_TIME, read).await;
 }
 
-/// What a request is sent again from.
+/// The material for sending a request again.
 pub(super) struct Again<'a> {
     pub(super) copy: &'a Copy,
     pub(super) body: Option<ReplayBody>,
-    /// The last send has been repeated with a nonce.
+    /// Whether the last send was repeated with a nonce.
     #[cfg_attr(not(feature = "dpop"), allow(dead_code))]
     pub(super) repeated: bool,
 }
 
 impl<'a> Again<'a> {
-    /// `reqwest` takes the request by value, so that the copy has to be made beforehand.
+    /// Copies the request before it is sent, because `reqwest` takes it by value.
     pub(super) fn of(
         request: &mut Request,
         extensions: &Extensions,
@@ -288,7 +330,7 @@ impl<'a> Again<'a> {
         Ok(Self { body: Some(body.clone()), ..Self::from(copy) })
     }
 
-    /// `answered`: the URL of the response that is not the caller's.
+    /// `answered` is the URL of the response that the caller does not get.
     fn request(
         &self,
         session: &Session,
@@ -317,8 +359,8 @@ impl<'a> From<&'a mut Copy> for Again<'a> {
     }
 }
 
-/// A request without a body of its own gets its first from its [`ReplayBody`], also where it will
-/// not be sent again.
+/// Gives a request without a body its first body from its [`ReplayBody`], even if the request will
+/// not be replayed.
 pub(super) fn give_first_body(request: &mut Request, extensions: &Extensions) -> Result<()> {
     if request.body().is_none()
         && let Some(body) = extensions.get::<ReplayBody>()
@@ -328,38 +370,50 @@ pub(super) fn give_first_body(request: &mut Request, extensions: &Extensions) ->
     Ok(())
 }
 
-/// Put among a request's extensions, makes its body anew when it is sent again: for streams, files
-/// and multipart forms.
+/// A request extension that produces a fresh body for every attempt, so that streamed uploads can
+/// be replayed.
 ///
-/// The request's own body, if it has one, is the first that is sent. Without one, the first is made
-/// here too, so that a request passes through an outer retry that refuses streams.
+/// If the request has a body, that body is sent first. If it has none, the first body comes from
+/// the closure too. Such a request passes through an outer retry that rejects streams.
+///
+/// Do not use it for a `multipart::Form`: each form has a random boundary, which would not match
+/// the request's `Content-Type`. The guide has a [recipe for multipart
+/// forms](crate::guide::recipes#multipart-forms-that-can-be-replayed).
 ///
 /// ```no_run
-/// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
-/// use reqwest_reauth::ReplayBody;
+/// use reqwest_reauth::{OAuthRefresh, ReplayBody, Session, Tokens};
 ///
-/// let upload = ReplayBody::try_new(|| Ok(std::fs::read("report.pdf")?.into()));
-/// client.put("https://api.example.com/report").with_extension(upload).send().await?;
-/// # Ok(())
-/// # }
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let tokens = Tokens::new("access-token")?.with_refresh_token("refresh-token")?;
+///     let session = Session::builder(tokens)
+///         .origin("https://api.example.com")
+///         .refresher(OAuthRefresh::new("https://api.example.com/oauth/token"))
+///         .build()?;
+///     let client = session.wrap(reqwest::Client::new());
+///
+///     let upload = ReplayBody::try_new(|| Ok(std::fs::read("report.pdf")?.into()));
+///     client.put("https://api.example.com/report").with_extension(upload).send().await?;
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone)]
 pub struct ReplayBody(Arc<dyn Fn() -> io::Result<Body> + Send + Sync>);
 
 impl ReplayBody {
-    /// A panic of the closure is an error like any other.
+    /// Calls the closure. A panic becomes an error.
     fn make(&self) -> io::Result<Body> {
         catch_unwind(AssertUnwindSafe(|| (self.0)()))
             .unwrap_or_else(|_| Err(io::Error::other("the closure of a ReplayBody panicked")))
     }
 
-    /// Bodies from a closure that cannot fail.
+    /// Takes bodies from a closure that cannot fail.
     pub fn new(make: impl Fn() -> Body + Send + Sync + 'static) -> Self {
         Self::try_new(move || Ok(make()))
     }
 
-    /// Bodies from a closure that can fail. If it fails when the request is to be sent again, the
-    /// caller gets the rejection, with [`NotReplayed::BodyNotReplayable`] in its [`Outcome`].
+    /// Takes bodies from a closure that can fail. If it fails for a replay, the caller gets the
+    /// rejected response, with [`NotReplayed::BodyNotReplayable`] in its [`Outcome`].
     pub fn try_new(make: impl Fn() -> io::Result<Body> + Send + Sync + 'static) -> Self {
         Self(Arc::new(make))
     }
@@ -379,7 +433,7 @@ mod tests {
 
     use super::*;
 
-    /// The time does not run: the number of bytes alone ends it.
+    /// The clock is paused, so only the number of bytes ends the reading.
     #[tokio::test(start_paused = true)]
     async fn a_rejections_body_is_read_for_64_kib() {
         const CHUNK: usize = 4096;

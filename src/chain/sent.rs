@@ -1,4 +1,4 @@
-//! What a request carries through the chain: what it has spent, and how it was sent.
+//! What a request carries through the chain: its budget, and how it was sent.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -13,20 +13,21 @@ use crate::{
     time::Now,
 };
 
-/// What a logical request has spent. It lives in the request's extensions, which an outer retry
+/// The budget of a logical request. It lives in the request's extensions, which an outer retry
 /// keeps.
 #[derive(Clone, Default)]
 pub(super) struct Budget {
-    /// The refresh that it started last.
+    /// The refresh that the request started last.
     pub(super) refresh: Option<Waiter>,
     pub(super) replayed: bool,
-    /// The generation that the API rejected last, and with which status.
+    /// The generation that the API rejected last, and the status of that response.
     pub(super) rejection: Option<(u64, StatusCode)>,
 }
 
 impl Budget {
-    /// Whether it may start a refresh. One that failed for a passing reason, or was only joined,
-    /// uses nothing up: an outer retry that outlasts the cool-down gets another (contract 1.3).
+    /// Whether the request may start a refresh. A refresh that failed transiently, or that the
+    /// request only joined, does not count: an outer retry that outlasts the cool-down may start
+    /// another (contract 1.3).
     pub(super) fn allowance(&self) -> Allowance {
         match self.refresh.as_ref().and_then(Waiter::outcome) {
             None | Some(Ok(Ending::Superseded)) => Allowance::Start,
@@ -38,12 +39,12 @@ impl Budget {
         }
     }
 
-    /// Whether a refresh that it started has brought a token.
+    /// Whether a refresh that the request started has obtained a token.
     pub(super) fn is_spent(&self) -> bool {
         matches!(self.allowance(), Allowance::JoinOnly)
     }
 
-    /// Adds the rejection of an earlier attempt to the error of one that was not sent.
+    /// Adds the rejection of an earlier attempt to the error of an attempt that was not sent.
     pub(super) fn with_rejection(&self, error: Error) -> Error {
         match self.rejection {
             Some((_, status)) => error.with_api_status(status),
@@ -52,42 +53,44 @@ impl Budget {
     }
 }
 
-/// How a request was sent: left by [`Authorize`] in answers that one of the others has to look at.
+/// How a request was sent. [`Authorize`] leaves this note in responses that another middleware has
+/// to inspect.
 #[derive(Clone)]
 pub(super) struct Sent {
     pub(super) session: Session,
-    /// What the session's state was at that time.
+    /// The signature of the session's state at that time.
     pub(super) signature: Signature,
-    /// Which of the session's origins it was sent to.
+    /// The index of the request's origin among the session's origins.
     pub(super) origin: usize,
-    /// The answer brought a token that the session now has, or one newer still.
+    /// Whether the response carried a token that the session has adopted, or already replaced.
     pub(super) brought_token: bool,
-    /// Whether the answer is a rejection, once it is known.
+    /// Whether the response is a rejection, once that is known.
     pub(super) rejected: Option<bool>,
-    /// A [`Capture`] has looked at the answer. An outer one, of another chain, has nothing to add.
+    /// Whether a [`Capture`] has inspected the response, so that an outer one of another chain has
+    /// nothing to do.
     pub(super) captured: bool,
     /// What the response says of the request's proof.
     pub(super) proof: Proof,
 }
 
-/// What a response says of the proof that went with a request (RFC 9449).
+/// What a response says about the proof of its request (RFC 9449).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proof {
-    /// There was none, or nothing is said against it.
+    /// There was no proof, or the response does not object to it.
     Fine,
-    /// It wants the nonce that the session now has: the request is to be sent again.
+    /// The proof needs the nonce that the session now has, so the request is sent again.
     #[cfg(feature = "dpop")]
     WantsNonce,
-    /// It is not taken, for a reason that sending again does not mend.
+    /// The proof was rejected for a reason that sending again does not resolve.
     #[cfg(feature = "dpop")]
     Rejected,
 }
 
 impl Sent {
-    /// Whether the API refuses the token with this answer. Asked once for each answer, and
-    /// remembered.
+    /// Whether the response rejects the token. The result is computed once for each response and
+    /// stored in its note.
     pub(super) fn is_rejected(&mut self, response: &mut Response) -> bool {
-        // Such a response speaks of the proof alone, and not of the token.
+        // Such a response concerns only the proof, not the token.
         if self.proof != Proof::Fine {
             return false;
         }
@@ -103,7 +106,7 @@ impl Sent {
     }
 
     fn judge(&self, response: &Response) -> bool {
-        // A redirect across origins has lost the token: what answers there has not rejected it.
+        // A redirect across origins dropped the token, so the response there cannot reject it.
         if !self.session.is_of_origin(self.origin, response.url()) {
             return false;
         }
@@ -126,12 +129,12 @@ impl Sent {
     }
 }
 
-/// Whether an answer with this status can be a rejection by the built-in rule.
+/// Whether the built-in rule can treat a response with this status as a rejection.
 pub(super) fn may_be_rejection(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
-/// Changes the outcome that a response carries.
+/// Changes the outcome in a response.
 pub(super) fn note_outcome(response: &mut Response, change: impl FnOnce(&mut Outcome)) {
     change(response.extensions_mut().get_or_insert_default());
 }

@@ -1,4 +1,4 @@
-//! Which session a request is sent for, and whether it is sent for one at all.
+//! Which session a request is sent for, if any.
 
 use std::ops::{Deref, DerefMut};
 
@@ -14,7 +14,7 @@ use crate::{
     session::Session,
 };
 
-/// A middleware's own session, or one that the request or the task brought.
+/// The middleware's own session, or the session of the request or the task.
 pub(super) enum Found<'a> {
     Own(&'a Session),
     Brought(Session),
@@ -41,7 +41,7 @@ impl Deref for Found<'_> {
 }
 
 impl SessionSource {
-    /// The session for a request.
+    /// Finds the session for a request.
     #[inline]
     pub(super) fn find(&self, extensions: &Extensions) -> Result<Found<'_>, Error> {
         if let Some(session) = extensions.get::<Session>() {
@@ -55,9 +55,9 @@ impl SessionSource {
         }
     }
 
-    /// The session that is to sign this request, and which of its origins the request goes to.
-    /// `None` for a request that is none of ours: it has a header of its own, is anonymous, or goes
-    /// elsewhere.
+    /// The session that signs this request, and the index of the request's origin. Returns `None`
+    /// for a request that does not concern the session: it has its own header, is anonymous, or
+    /// goes to another origin.
     pub(super) fn signing(
         &self,
         request: &Request,
@@ -69,8 +69,8 @@ impl SessionSource {
         self.for_origin(request, extensions)
     }
 
-    /// Whether the chain does nothing for this request: the caller's own header wins, and so does
-    /// [`Anonymous`]. Where no session says otherwise, `Authorization` is the header.
+    /// Whether the chain leaves this request alone, because of the caller's own header or of
+    /// [`Anonymous`]. Without a session that says otherwise, the header is `Authorization`.
     pub(super) fn leaves_alone(&self, request: &Request, extensions: &Extensions) -> bool {
         if extensions.get::<Anonymous>().is_some() {
             return true;
@@ -84,7 +84,7 @@ impl SessionSource {
         }
     }
 
-    /// Tells of the caller's own header on a request that would have been signed.
+    /// Reports the caller's own header on a request that would otherwise have been signed.
     #[cold]
     pub(super) fn tell_own_header(&self, request: &Request, extensions: &Extensions) {
         if extensions.get::<Anonymous>().is_some() {
@@ -93,7 +93,7 @@ impl SessionSource {
         let Ok(Some((session, _))) = self.for_origin(request, extensions) else {
             return;
         };
-        // A chain of the same session may stand above.
+        // A chain of the same session may be above this one.
         let state = session.load();
         let ours = state.header_to_send().ok();
         if ours.is_none() || ours != request.headers().get(session.placement().name()) {
@@ -101,7 +101,7 @@ impl SessionSource {
         }
     }
 
-    /// Likewise, whether the request is left alone or not.
+    /// Like [`signing`](Self::signing), even if the request is left alone.
     pub(super) fn for_origin(
         &self,
         request: &Request,
@@ -113,7 +113,7 @@ impl SessionSource {
     }
 }
 
-/// Whether the request has a header of its own in the token's place, and keeps it.
+/// Whether the request has its own header in the token's place, and keeps it.
 pub(super) fn has_own_header(session: &Session, request: &Request) -> bool {
     let placement = session.placement();
     (has_header(request.headers(), placement.name())
@@ -121,10 +121,10 @@ pub(super) fn has_own_header(session: &Session, request: &Request) -> bool {
         && !session.overrides_authorization()
 }
 
-/// Extensions in which a request that has waited finds the session that it had before: a future
-/// that tasks share may by now be polled by another one, whose scope names another session.
+/// Pins a request that has waited to the session that it had before. Tasks can share a future, so
+/// another task, whose scope names another session, may poll it by now.
 ///
-/// The session is there for one sending alone, also for one that is dropped halfway.
+/// The session is pinned for one send only, even if the send is dropped halfway.
 pub(super) struct Pinned<'a> {
     extensions: &'a mut Extensions,
     added: bool,
@@ -167,8 +167,8 @@ impl Drop for Pinned<'_> {
     }
 }
 
-/// What [`Middleware::handle`](reqwest_middleware::Middleware::handle) returns. The middleware
-/// write it by hand: `async_trait` keeps each argument twice in the future.
+/// The return type of [`Middleware::handle`](reqwest_middleware::Middleware::handle). It is written
+/// by hand, because `async_trait` stores each argument twice in the future.
 pub(super) type Handling<'a> = std::pin::Pin<
     Box<
         dyn std::future::Future<Output = reqwest_middleware::Result<reqwest::Response>> + Send + 'a,
