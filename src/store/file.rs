@@ -68,8 +68,8 @@ pub struct FileStore {
 }
 
 impl FileStore {
-    /// A store in this file, which need not exist. Nothing is read or written yet. A relative path
-    /// is taken from the present working directory, whatever becomes of that later.
+    /// Creates a store in this file, which need not exist. Nothing is read or written yet. A
+    /// relative path is resolved against the current working directory at the time of this call.
     pub fn new(path: impl AsRef<Path>) -> Self {
         let path = path.as_ref();
         Self {
@@ -78,48 +78,50 @@ impl FileStore {
         }
     }
 
-    /// Encrypts the document with this key (XChaCha20-Poly1305, a new nonce for each save). Keep
-    /// the key elsewhere than the file, e.g. in the system's keyring; all processes that share the
-    /// file need it.
+    /// Encrypts the document with this key (XChaCha20-Poly1305, with a new nonce for each save).
+    /// Default: not encrypted.
     ///
-    /// A file that was encrypted with another key, was cut short or was changed is a
-    /// [`Store`](crate::ErrorKind::Store) error that says which. Until somebody removes that file,
-    /// loads, saves and clears fail, and it is left as it is. So is a plain file, unless
-    /// [`also_read_plain`](Self::also_read_plain) is set.
+    /// Keep the key apart from the file, for example in the system's keyring. All processes that
+    /// share the file need it.
     ///
-    /// Encryption cannot tell that an old copy of the file was put back. Where a plain file was
-    /// encrypted, its old blocks may stay on the disk.
+    /// A file that was encrypted with another key, truncated or modified is a
+    /// [`Store`](crate::ErrorKind::Store) error that says which. Loads, saves and clears then fail
+    /// and leave the file unchanged, until someone removes it. The same is true of a plain file,
+    /// unless [`also_read_plain`](Self::also_read_plain) is set.
+    ///
+    /// Encryption cannot detect that an old copy of the file was restored. When a plain file
+    /// becomes encrypted, its old blocks may remain on the disk.
     pub fn encrypt_with(mut self, key: &[u8; 32]) -> Self {
         self.sealing.encrypt_with(key);
         self
     }
 
-    /// Binds the encrypted document to this text, e.g. a tenant's name, so that the files of two
-    /// tenants with one key cannot be swapped. Default: the empty text. Without
-    /// [`encrypt_with`](Self::encrypt_with) it does nothing.
+    /// Binds the encrypted document to this text, for example a tenant's name, so that the files of
+    /// two tenants with the same key cannot be swapped. Default: the empty text. Without
+    /// [`encrypt_with`](Self::encrypt_with) it has no effect.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.sealing.label(label.into());
         self
     }
 
-    /// Also reads a file that was encrypted with this key, for a while after the key was changed.
-    /// The next save encrypts it with the new one. May be called for several keys. Without
-    /// [`encrypt_with`](Self::encrypt_with) it does nothing.
+    /// Also decrypts a file with this old key, for a while after a change of the key. The next save
+    /// encrypts the file with the new key. It can be called for several keys. Default: none.
+    /// Without [`encrypt_with`](Self::encrypt_with) it has no effect.
     pub fn also_decrypt_with(mut self, old_key: &[u8; 32]) -> Self {
         self.sealing.also_decrypt_with(old_key);
         self
     }
 
-    /// Also reads a plain file, for moving to [`encrypt_with`](Self::encrypt_with), without which
-    /// it does nothing. The first save replaces it with an encrypted one, which is logged at WARN.
+    /// Also reads a plain file, to migrate to [`encrypt_with`](Self::encrypt_with). The first save
+    /// replaces it with an encrypted file and logs that at WARN. Default: off. Without
+    /// `encrypt_with` it has no effect.
     pub fn also_read_plain(mut self) -> Self {
         self.sealing.read_plain();
         self
     }
 
-    /// Writes `tokens`, or forgets them, on a thread that may block. The thread has its own share
-    /// of the lock, so that a save which its caller has given up on still keeps others out until it
-    /// ends.
+    /// Writes or clears the tokens on a thread that may block. The thread holds its own share of
+    /// the lock, so that a cancelled save still keeps others out until it ends.
     async fn rewrite(&self, lock: &StoreLock, tokens: Option<Tokens>) -> Result<(), Error> {
         let (path, sealing, lock) = (self.path.clone(), self.sealing.clone(), lock.share());
         off_the_async_threads(move || {
@@ -180,8 +182,8 @@ impl TokenStore for FileStore {
     async fn lock(&self) -> Result<StoreLock, Error> {
         let mut pause = FIRST_POLL;
         loop {
-            // Asked again and again instead of waiting in the system: a wait that is dropped leaves
-            // no thread behind, and no lock that nobody holds.
+            // Polls instead of blocking in the operating system: a cancelled wait leaves no thread
+            // behind, and no lock without a holder.
             let path = self.path.clone();
             if let Some(guard) =
                 off_the_async_threads(move || FileGuard::take(Place::make(&path)?)).await?
@@ -193,7 +195,7 @@ impl TokenStore for FileStore {
         }
     }
 
-    /// Looks at the files' inodes and times, and reads them only when those have changed.
+    /// Compares the inodes and times of the files, and reads the files only if those have changed.
     async fn wait_for_change(&self, seen: Option<&Tokens>) -> Result<Option<Tokens>, Error> {
         let failure = self.load_failure().await?;
         let mut looked_at = None;
@@ -247,12 +249,12 @@ struct FileGuard {
 }
 
 impl FileGuard {
-    /// `None` while another has it.
+    /// Returns `None` while another process holds the lock.
     fn take(place: Place) -> Result<Option<Self>, Error> {
         let file = place.open_lock()?;
         match file.try_lock() {
-            // Whoever deleted the lock file under its holder made room for a second one: only the
-            // file that is there counts.
+            // If the lock file was deleted under its holder, there can be a second one. Only the
+            // file that now exists counts.
             Ok(()) if place.is_lock(&file) => Ok(Some(Self { file, place })),
             Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => {
@@ -264,13 +266,13 @@ impl FileGuard {
 
 impl Drop for FileGuard {
     fn drop(&mut self) {
-        // Closing would do, but not before a child process that is just being started has closed
-        // its copy.
+        // Closing would release the lock too, but not before a child process that is being spawned
+        // has closed its copy.
         let _ = self.file.unlock();
     }
 }
 
-/// A lock of somebody else's making around ours is taken on trust.
+/// A lock that wraps ours in another type is trusted.
 fn check_lock(lock: &StoreLock, place: &Place) -> Result<(), Error> {
     match lock.downcast_ref::<FileGuard>() {
         Some(guard) if guard.place != *place => {
@@ -286,10 +288,10 @@ fn check_lock(lock: &StoreLock, place: &Place) -> Result<(), Error> {
     }
 }
 
-/// How a plain document begins.
+/// The start of a plain document.
 const PLAIN: &[u8] = br#"{"version":1"#;
 
-/// Why a file's content cannot be used.
+/// Why the content of a file cannot be used.
 enum Unusable {
     Record(Unreadable),
     Sealed(Unopened),
@@ -300,7 +302,7 @@ fn read(sealing: &Sealing, document: &[u8]) -> Result<Record, Unusable> {
     let plain = opened.as_deref().map_or(document, Vec::as_slice);
     let record = Record::parse(plain).map_err(Unusable::Record)?;
     if sealing.is_on() && opened.is_none() && record.is_empty() && !document.starts_with(PLAIN) {
-        // It may be an encrypted one whose outermost member was changed.
+        // It may be an encrypted document whose outermost member was modified.
         return Err(Unusable::Sealed(Unopened::Changed));
     }
     Ok(record)

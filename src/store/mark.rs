@@ -1,4 +1,4 @@
-//! The mark beside the tokens by which the members of a fleet share a failure.
+//! The mark beside the tokens through which the processes of a fleet share a failure.
 
 use std::{
     fmt::{self, Write as _},
@@ -14,29 +14,29 @@ use crate::{
     token::RefreshToken,
 };
 
-/// The longest text that is read.
+/// The maximum length of a text that is read.
 const MAX_TEXT: usize = 4096;
 /// A proxy wants a login.
 const PROXY: StatusCode = StatusCode::PROXY_AUTHENTICATION_REQUIRED;
-/// The longest time for which a passing failure counts.
+/// The maximum duration of a transient failure.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// A failure that the processes which share a [`TokenStore`](crate::TokenStore) tell each other, so
-/// that the token endpoint is asked once and not by each of them.
+/// A failure that is shared by the processes with the same [`TokenStore`](crate::TokenStore), so
+/// that only one of them calls the token endpoint.
 ///
-/// It is a text without a secret, at most 4 KiB, which a store keeps as it is beside the tokens.
-/// It has no date in it: whoever reads a passing one counts its lifetime from the moment at which
-/// they first saw it.
+/// It is a text of at most 4 KiB without a secret, which a store keeps unchanged beside the tokens.
+/// It contains no date: each reader of a transient failure counts its lifetime from the moment at
+/// which that reader first saw it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoredFailure {
     text: String,
     mark: Option<Mark>,
 }
 
-/// What a mark says.
+/// The content of a mark.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mark {
-    /// Tells two marks with the same content apart.
+    /// Distinguishes two marks with the same content.
     id: String,
     pub(crate) says: Says,
 }
@@ -44,7 +44,7 @@ pub(crate) struct Mark {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Says {
-    /// The token endpoint is to be left alone for a while.
+    /// The token endpoint must not be called for a while.
     Pause {
         for_ms: u64,
         kind: Kind,
@@ -66,7 +66,7 @@ pub(crate) enum Says {
     },
     /// Somebody logged out, who held the refresh tokens with these hashes.
     Cleared { of: Vec<String> },
-    /// There is no failure any more.
+    /// The failure is over.
     Nothing,
 }
 
@@ -79,8 +79,8 @@ pub(crate) enum Kind {
 }
 
 impl StoredFailure {
-    /// The failure that a store has kept as this text. One that this version does not understand,
-    /// or that is longer than 4 KiB, says nothing.
+    /// Creates a failure from the text that a store has kept. A text that this version does not
+    /// understand, or that is longer than 4 KiB, has no effect.
     pub fn from_text(text: impl Into<String>) -> Self {
         let text = text.into();
         if text.len() > MAX_TEXT {
@@ -90,13 +90,13 @@ impl StoredFailure {
         Self { text, mark }
     }
 
-    /// The text to be stored.
+    /// Returns the text to store.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// How long it counts, for a store that can let it expire. Zero takes back the one that is
-    /// stored. `None`: until another takes its place.
+    /// Returns how long the failure counts, for a store that supports expiry. Zero withdraws the
+    /// stored failure. `None` means until it is replaced.
     pub fn lifetime(&self) -> Option<Duration> {
         match &self.mark.as_ref()?.says {
             Says::Pause { for_ms, .. } => Some(Duration::from_millis(*for_ms).min(LONGEST)),
@@ -147,8 +147,8 @@ impl Says {
                 _ if of.is_empty() => None,
                 _ => Some(Self::Dead { of, code, possibly_consumed: error.possibly_consumed() }),
             },
-            // Without a status nothing was answered: a connect error, a certificate or a proxy may
-            // be this member's own trouble. A lost answer is the endpoint's.
+            // Without a status there was no response: a connect error, a certificate or a proxy may
+            // concern this process alone. A lost response concerns the endpoint.
             ErrorKind::Unavailable if error.status() == Some(PROXY) => None,
             ErrorKind::Unavailable if error.status().is_some() || error.possibly_consumed() => {
                 pause_as(Kind::Unavailable)
@@ -174,7 +174,7 @@ impl Says {
         of_endpoint && Self::of_error(error, Duration::ZERO, Vec::new()).is_none()
     }
 
-    /// The error that a member fails with which heeds this mark.
+    /// The error of a process that obeys this mark.
     pub(crate) fn error(&self) -> Option<Error> {
         let told = |kind, status: Option<u16>, code: Option<&String>| {
             let mut error = Error::new(kind, "another process reported this failure");
@@ -211,11 +211,11 @@ impl Says {
     }
 }
 
-/// Names a refresh token, and whom it is sent to, without telling it.
+/// Identifies a refresh token and its recipient without revealing the token.
 pub(crate) fn fingerprint(refresh: &RefreshToken, sent_to: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in std::iter::once(refresh.expose_secret()).chain(sent_to.iter().copied()) {
-        // With its length, so that no two lists of parts are the same text.
+        // Includes each length, so that two different lists never have the same input.
         hash.update(part.len().to_be_bytes());
         hash.update(part);
     }

@@ -6,24 +6,25 @@ use tokio::{sync::watch, time::Instant};
 use super::{StoreLock, StoredFailure, TokenStore, is_same};
 use crate::{error::Error, token::Tokens};
 
-/// One login shared by the sessions of a process. Clones are the same store.
+/// A login that is shared by the sessions of a process. Clones are the same store.
 ///
-/// It ends with the process: for sessions that have different settings, or listeners of their own,
-/// but one login. Where the settings are the same, clones of one [`Session`](crate::Session) are
+/// The tokens end with the process. Use it for sessions with different settings or listeners but
+/// the same login. If the settings are the same, clones of one [`Session`](crate::Session) are
 /// simpler.
 ///
 /// ```
-/// # async fn f() -> Result<(), reqwest_reauth::Error> {
-/// use reqwest_reauth::{MemoryStore, TokenStore, Tokens};
+/// use reqwest_reauth::{Error, MemoryStore, TokenStore, Tokens};
 ///
-/// let store = MemoryStore::default();
-/// let other = store.clone();
-/// let lock = store.lock().await?;
-/// store.save(&lock, &Tokens::from_refresh_token("1//0g-x")?).await?;
-/// drop(lock);
-/// assert!(other.load().await?.is_some());
-/// # Ok(())
-/// # }
+/// #[tokio::main(flavor = "current_thread")]
+/// async fn main() -> Result<(), Error> {
+///     let store = MemoryStore::default();
+///     let other = store.clone();
+///     let lock = store.lock().await?;
+///     store.save(&lock, &Tokens::from_refresh_token("1//0g-x")?).await?;
+///     drop(lock);
+///     assert!(other.load().await?.is_some());
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone, Default)]
 pub struct MemoryStore {
@@ -70,7 +71,7 @@ impl TokenStore for MemoryStore {
         let changed = held
             .wait_for(|held| !is_same(held.tokens.as_ref(), seen) || held.failure != failure)
             .await;
-        // The sender lives as long as this store.
+        // `self` holds the sender, so the wait cannot fail.
         Ok(changed.ok().and_then(|held| held.tokens.clone()))
     }
 

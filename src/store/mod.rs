@@ -1,5 +1,5 @@
-//! Where tokens outlive the process: the [`TokenStore`] trait, and a file each for memory, file and
-//! Redis.
+//! Stores that keep tokens beyond the process: the [`TokenStore`] trait, and its implementations
+//! for memory, files and Redis.
 
 mod failure;
 mod file;
@@ -29,51 +29,53 @@ pub(crate) use self::{
 pub use self::{file::FileStore, mark::StoredFailure, memory::MemoryStore};
 use crate::{error::Error, token::Tokens};
 
-/// Where a session keeps its tokens beyond the process, and shares them with others that have the
-/// same login.
+/// Keeps a session's tokens beyond the process, and shares them with other sessions of the same
+/// login.
 ///
-/// A session makes every save under the store's lock and after a load. Each call is bounded by
-/// [`SessionBuilder::store_timeout`](crate::SessionBuilder::store_timeout), a wait for the lock by
-/// [`refresh_timeout`](crate::SessionBuilder::refresh_timeout). A store that fails never fails a
-/// request: it becomes an [`Event::StoreFailed`](crate::Event::StoreFailed), and the save is tried
-/// again before the next rotation.
+/// A session makes every save under the store's lock and after a load.
+/// [`SessionBuilder::store_timeout`](crate::SessionBuilder::store_timeout) bounds each call, and
+/// [`refresh_timeout`](crate::SessionBuilder::refresh_timeout) bounds a wait for the lock. A
+/// failing store never fails a request: the session reports
+/// [`Event::StoreFailed`](crate::Event::StoreFailed), and retries the save before the next
+/// rotation.
 #[async_trait]
 pub trait TokenStore: Send + Sync + 'static {
-    /// What is stored; `None` if nothing is.
+    /// Returns the stored tokens, or `None` if there are none.
     ///
     /// # Errors
-    /// [`Store`](crate::ErrorKind::Store), if the store is down or what it holds cannot be read.
+    /// [`Store`](crate::ErrorKind::Store) if the store is unavailable or its content cannot be
+    /// read.
     async fn load(&self) -> Result<Option<Tokens>, Error>;
 
-    /// Stores these tokens in place of what is there, whole or not at all.
+    /// Atomically replaces the stored tokens.
     ///
     /// # Errors
-    /// [`Store`](crate::ErrorKind::Store), if it could not, or if `lock` is no longer held.
+    /// [`Store`](crate::ErrorKind::Store) if the save failed, or if `lock` is no longer held.
     async fn save(&self, lock: &StoreLock, tokens: &Tokens) -> Result<(), Error>;
 
-    /// Forgets what is stored.
+    /// Removes the stored tokens.
     ///
     /// # Errors
-    /// [`Store`](crate::ErrorKind::Store), if it could not, or if `lock` is no longer held.
+    /// [`Store`](crate::ErrorKind::Store) if the removal failed, or if `lock` is no longer held.
     async fn clear(&self, lock: &StoreLock) -> Result<(), Error>;
 
-    /// Waits until nobody else holds the lock, and takes it. A store that nobody shares returns
-    /// [`StoreLock::none`].
+    /// Waits for the lock and takes it. A store that is not shared returns [`StoreLock::none`].
     ///
     /// # Errors
-    /// [`Store`](crate::ErrorKind::Store), if the store is down: the session goes on without it.
+    /// [`Store`](crate::ErrorKind::Store) if the store is unavailable. The session then continues
+    /// without it.
     async fn lock(&self) -> Result<StoreLock, Error>;
 
-    /// Returns what is stored as soon as that is something else than `seen`, or when the
-    /// [failure](Self::load_failure) beside it has changed since the call. `seen` is what the
-    /// caller loaded last, so that nothing that is stored between its load and this call is missed.
+    /// Waits until the stored tokens differ from `seen`, or until the [failure](Self::load_failure)
+    /// beside them has changed since the call, and returns the stored tokens. `seen` is what the
+    /// caller loaded last, so that a change between its load and this call is not missed.
     ///
-    /// A session calls it while another process holds the lock, and gives it up at any time. Its
-    /// cost to the store should not grow with the number of those who wait. The default loads again
-    /// and again, at first after 20 ms, later once a second.
+    /// A session calls it while another process holds the lock, and may cancel it at any time. Its
+    /// cost to the store should not grow with the number of waiters. The default implementation
+    /// polls, first after 20 ms and later once a second.
     ///
     /// # Errors
-    /// [`Store`](crate::ErrorKind::Store), if the store is down: the session goes on to wait for
+    /// [`Store`](crate::ErrorKind::Store) if the store is unavailable. The session then waits for
     /// the lock.
     async fn wait_for_change(&self, seen: Option<&Tokens>) -> Result<Option<Tokens>, Error> {
         let failure = self.load_failure().await?;
@@ -88,27 +90,28 @@ pub trait TokenStore: Send + Sync + 'static {
         }
     }
 
-    /// The failure that another process has left, if it still counts. Default: none, and failures
-    /// are not shared.
+    /// Returns the failure that another process has stored, if it still counts. The default returns
+    /// `None`, so that failures are not shared.
     ///
     /// # Errors
-    /// [`Store`](crate::ErrorKind::Store), if the store is down.
+    /// [`Store`](crate::ErrorKind::Store) if the store is unavailable.
     async fn load_failure(&self) -> Result<Option<StoredFailure>, Error> {
         Ok(None)
     }
 
-    /// Keeps a failure beside the tokens, in place of the one that is there. One whose
-    /// [lifetime](StoredFailure::lifetime) is zero takes that back. Default: does nothing.
+    /// Stores a failure beside the tokens, and replaces the previous one. A failure whose
+    /// [lifetime](StoredFailure::lifetime) is zero withdraws the previous one. The default does
+    /// nothing.
     ///
     /// # Errors
-    /// [`Store`](crate::ErrorKind::Store), if it could not, or if `lock` is no longer held.
+    /// [`Store`](crate::ErrorKind::Store) if the save failed, or if `lock` is no longer held.
     async fn save_failure(&self, lock: &StoreLock, failure: &StoredFailure) -> Result<(), Error> {
         let _ = (lock, failure);
         Ok(())
     }
 }
 
-/// Between two looks of the default [`TokenStore::wait_for_change`].
+/// The first polling interval of the default [`TokenStore::wait_for_change`].
 const FIRST_POLL: Duration = Duration::from_millis(20);
 const LONGEST_POLL: Duration = Duration::from_secs(1);
 
@@ -165,8 +168,8 @@ macro_rules! forward {
 forward!(Arc);
 forward!(Box);
 
-/// A store's lock, held while a flight or a save runs. It is free again when the last share of it
-/// is dropped.
+/// The lock of a store, held during a refresh or a save. It is released when its last share is
+/// dropped.
 pub struct StoreLock {
     guard: Option<Arc<dyn Any + Send + Sync>>,
     fence: Option<u64>,
@@ -174,40 +177,42 @@ pub struct StoreLock {
 }
 
 impl StoreLock {
-    /// For a store without a lock.
+    /// Returns the lock of a store that needs no lock.
     pub fn none() -> Self {
         Self { guard: None, fence: None, is_held: None }
     }
 
-    /// Held as long as `guard` lives.
+    /// Returns a lock that is held as long as `guard` lives.
     pub fn holding<T: Send + Sync + 'static>(guard: T) -> Self {
         Self { guard: Some(Arc::new(guard)), fence: None, is_held: None }
     }
 
-    /// Adds a number that rises with each holder, by which the store tells a holder that stalled
-    /// from the present one.
+    /// Adds a number that increases with each holder. It lets the store tell a stalled holder from
+    /// the current one.
     pub fn with_fence(mut self, fence: u64) -> Self {
         self.fence = Some(fence);
         self
     }
 
-    /// The number of this holder, where the store has one.
+    /// Returns the number of this holder, if the store uses one.
     pub fn fence(&self) -> Option<u64> {
         self.fence
     }
 
-    /// Adds the answer to [`is_held`](Self::is_held), for a lock that can end under its holder: a
-    /// lease, a connection that may break. It must not block. A panic in it counts as `false`.
+    /// Sets the check of [`is_held`](Self::is_held), for a lock that can end before it is dropped,
+    /// such as a lease or a connection that may break. Default: the lock always counts as held.
+    ///
+    /// The check must not block. A panic in it counts as `false`.
     pub fn with_check(mut self, is_held: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         self.is_held = Some(Arc::new(is_held));
         self
     }
 
-    /// Whether the lock is certainly still held, for about as long as one call of the token
-    /// endpoint takes. `true` for a lock [without a check](Self::with_check).
+    /// Returns whether the lock is certain to be held for about as long as one call to the token
+    /// endpoint takes. Without a [check](Self::with_check) it returns `true`.
     ///
-    /// A session asks before each attempt to refresh. If it is not certain, it takes the lock again,
-    /// and looks into the store first.
+    /// A session calls it before each attempt of a refresh. If it returns `false`, the session
+    /// takes the lock again and reads the store first.
     pub fn is_held(&self) -> bool {
         let ask = |is_held: &Arc<dyn Fn() -> bool + Send + Sync>| {
             catch_unwind(AssertUnwindSafe(|| is_held())).unwrap_or(false)
@@ -215,19 +220,19 @@ impl StoreLock {
         self.is_held.as_ref().is_none_or(ask)
     }
 
-    /// The same lock once more: for work that goes on when the caller has given up on it.
+    /// Returns another share of the lock, for work that continues after its caller is cancelled.
     pub(crate) fn share(&self) -> Self {
         Self { guard: self.guard.clone(), fence: self.fence, is_held: self.is_held.clone() }
     }
 
-    /// The guard that it was made with by [`holding`](Self::holding), if that is a `T`. A store
-    /// finds its own connection or transaction here again.
+    /// Returns the guard of [`holding`](Self::holding), if it is a `T`. This gives a store access
+    /// to its own connection or transaction.
     pub fn downcast_ref<T: Send + Sync + 'static>(&self) -> Option<&T> {
         self.guard.as_deref()?.downcast_ref()
     }
 }
 
-/// A guard may be somebody else's: a panic of its drop ends here.
+/// The guard may be foreign code, so a panic of its drop is caught.
 impl Drop for StoreLock {
     fn drop(&mut self) {
         let guard = self.guard.take();

@@ -1,7 +1,8 @@
-//! The JSON document that the file and the Redis store share:
-//! `{"version":1,"access_token":…,"refresh_token":…,"expires_at":<unix seconds>}`. Tokens that are
-//! bound to a key have `"version":2` and `"cnf":{"jkt":…}` (RFC 7800, RFC 9449 §6.1), so that a first
-//! edition, which has no keys, leaves them alone.
+//! The JSON document of the file store and the Redis store:
+//! `{"version":1,"access_token":…,"refresh_token":…,"expires_at":<unix seconds>}`.
+//!
+//! Tokens that are bound to a key have `"version":2` and `"cnf":{"jkt":…}` (RFC 7800, RFC 9449
+//! §6.1). The first edition, which has no keys, leaves such documents alone.
 
 use std::{
     collections::BTreeMap,
@@ -15,14 +16,14 @@ use zeroize::Zeroizing;
 use crate::token::{AccessToken, RefreshToken, Tokens, trim_token};
 
 const VERSION: u64 = 1;
-/// With a key.
+/// The version of a document with a key.
 const BOUND: u64 = 2;
-/// The longest thumbprint that is read, in bytes. One of SHA-256 has 43.
+/// The maximum length of a thumbprint in bytes. A SHA-256 thumbprint has 43.
 const MAX_THUMBPRINT: usize = 128;
-/// The longest document that is read, in bytes.
+/// The maximum length of a document in bytes.
 pub(super) const MAX_BYTES: usize = 1024 * 1024;
 
-/// A document: the tokens, and what others have put beside them.
+/// A document: the tokens, and the members beside them.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     pub(super) tokens: Tokens,
@@ -36,21 +37,21 @@ pub(super) struct Rest(BTreeMap<String, Box<RawValue>>);
 /// Why a document cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unreadable {
-    /// It is no document of ours, or no longer one.
+    /// It is not a document of this crate, or it is damaged.
     Broken(String),
-    /// A later version of this crate wrote it: to be left alone.
+    /// A later version of this crate wrote it, so it must not be changed.
     Newer(u64),
 }
 
 impl Record {
-    /// Reads a document. `expires_at` in an odd form counts as unknown; a token in an odd form
-    /// breaks the document.
+    /// Parses a document. A malformed `expires_at` counts as unknown. A malformed token makes the
+    /// document unreadable.
     pub(super) fn parse(document: &[u8]) -> Result<Self, Unreadable> {
         if document.len() > MAX_BYTES {
             return Err(broken("is over 1 MiB"));
         }
-        // Members stay borrowed from the document, so that no copy of a token is left behind
-        // unwiped, and are read one by one, so that a number out of range spoils only itself.
+        // Members stay borrowed from the document, so that no copy of a token is left unwiped. They
+        // are parsed one by one, so that a number out of range affects only its own member.
         let members: BTreeMap<String, &RawValue> =
             serde_json::from_slice(document).map_err(|error| {
                 // The parser's own text quotes values.
@@ -80,12 +81,12 @@ impl Record {
         Ok(Self { tokens, rest: Rest(rest.collect()) })
     }
 
-    /// The tokens, if there are any.
+    /// Returns the tokens, if there are any.
     pub(super) fn into_tokens(self) -> Option<Tokens> {
         (!self.is_empty()).then_some(self.tokens)
     }
 
-    /// Whether there is no token in it.
+    /// Whether the document contains no token.
     pub(super) fn is_empty(&self) -> bool {
         self.tokens.access_token().is_none() && self.tokens.refresh_token().is_none()
     }
@@ -96,14 +97,14 @@ impl Rest {
         self.0.is_empty()
     }
 
-    /// The document of these tokens and what was beside the last ones.
+    /// Builds the document for these tokens, with the members that were beside the last ones.
     pub(super) fn with(&self, tokens: &Tokens) -> Zeroizing<String> {
         let access = tokens.access_token().map(AccessToken::expose_secret);
         let refresh = tokens.refresh_token().map(RefreshToken::expose_secret);
         let beside: usize =
             self.0.iter().map(|(name, value)| 6 * name.len() + value.get().len() + 8).sum();
         let rest = beside + tokens.key_thumbprint().map_or(0, |thumbprint| 6 * thumbprint.len());
-        // Room for all of it at once: a buffer that grows leaves copies behind.
+        // Allocated once at full size, because a growing buffer leaves copies behind.
         let room = 2 * (access.map_or(0, str::len) + refresh.map_or(0, str::len)) + rest + 256;
         let mut out = Zeroizing::new(String::with_capacity(room));
         let bound_to = tokens.key_thumbprint().filter(|_| access.or(refresh).is_some());
@@ -181,8 +182,8 @@ fn check_version(member: Option<&RawValue>, is_bound: bool) -> Result<(), Unread
     }
 }
 
-/// The `jkt` of a `cnf`. Another confirmation method is none of ours. A thumbprint in an odd form
-/// breaks the document: without it, its tokens would pass for tokens of any key.
+/// Parses the `jkt` of a `cnf`. Another confirmation method counts as none. A malformed thumbprint
+/// makes the document unreadable, because without it the tokens would pass as tokens of any key.
 fn thumbprint(cnf: Option<&RawValue>) -> Result<Option<String>, Unreadable> {
     let Some(Ok(methods)) =
         cnf.map(|cnf| serde_json::from_str::<BTreeMap<String, &RawValue>>(cnf.get()))
@@ -218,7 +219,8 @@ fn token<T>(
     })
 }
 
-/// Unix seconds, to the nanosecond where they are plain digits. `None` for what is no time.
+/// Parses Unix seconds, to the nanosecond if they are plain digits. Returns `None` for anything
+/// that is not a time.
 fn parse_time(number: &str) -> Option<SystemTime> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -232,7 +234,7 @@ fn parse_time(number: &str) -> Option<SystemTime> {
 }
 
 fn push_time(out: &mut String, at: SystemTime) {
-    // Before 1970 is as expired as 1970.
+    // A time before 1970 is as expired as 1970.
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let _ = write!(out, "{}", since.as_secs());
     if since.subsec_nanos() > 0 {
@@ -247,7 +249,7 @@ fn push_member(out: &mut String, name: &str) {
     out.push(':');
 }
 
-/// A JSON string (RFC 8259 §7), written straight into `out`.
+/// Writes a JSON string (RFC 8259 §7) directly into `out`.
 fn push_text(out: &mut String, text: &str) {
     out.push('"');
     for char in text.chars() {
@@ -341,7 +343,7 @@ mod tests {
             assert!(written.capacity() <= 4 * length + 512, "grown to {}", written.capacity());
             assert!(parse(&written).unwrap().tokens.same_as(&tokens));
         }
-        // What is beside the tokens counts as well, names at their longest form.
+        // The other members count too, with their names in the longest form.
         let beside = format!(
             r#"{{"version":1,"{}":1,"":1,"n":{}}}"#,
             "\\u0001".repeat(4000),

@@ -28,13 +28,13 @@ use crate::{
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
-/// Between two looks where the server cannot tell of changes.
+/// The first polling interval if the server cannot announce changes.
 const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(1);
 /// Most locks are held for less than this, or a sixth of the lease if that is shorter: only then is
 /// asked how long the holder's lease lasts.
 const BEFORE_ASKING: Duration = Duration::from_millis(1500);
-/// Those who hear that the lock is free do not all ask for it at once.
+/// Spreads the waiters, so that they do not all request a released lock at once.
 const SPREAD: Duration = Duration::from_millis(20);
 /// Where its holder has left tokens or a failure, most of them go home with that, and do not ask.
 const AFTER_NEWS: Duration = Duration::from_secs(1);
@@ -88,33 +88,35 @@ pub struct RedisStore {
     lease: Duration,
 }
 
-/// What a store, its locks and their renewals have in common.
+/// The state that a store, its locks and their renewals share.
 struct Shared {
     link: Link,
     scripts: Scripts,
 }
 
 impl RedisStore {
-    /// A store at `redis[s]://[user[:password]@]host[:port][/database]`, under this key.
+    /// Connects to `redis[s]://[user[:password]@]host[:port][/database]` and returns a store under
+    /// this key.
     ///
-    /// Connects; but a Redis that cannot be reached now is no error, since each call tries again.
-    /// `rediss://` trusts the system's root certificates, or those that the environment variable
-    /// `SSL_CERT_FILE` names. Where the program has not chosen a rustls crypto provider, it
-    /// installs aws-lc-rs as the process's default.
+    /// An unreachable Redis is not an error, because each call connects again. `rediss://` trusts
+    /// the system's root certificates, or those in the file of the environment variable
+    /// `SSL_CERT_FILE`. If the program has not chosen a rustls crypto provider, aws-lc-rs is
+    /// installed as the default of the process.
     ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig) for a URL that cannot be used, and a key that is
-    /// empty or starts with `}`. [`Store`](ErrorKind::Store) if Redis refuses the user or password.
+    /// - [`InvalidConfig`](ErrorKind::InvalidConfig) for an invalid URL, and for a key that is
+    ///   empty or starts with `}`.
+    /// - [`Store`](ErrorKind::Store) if Redis rejects the user or password.
     pub async fn connect(url: &str, key: impl Into<String>) -> Result<Self, Error> {
         let key = key.into();
         if key.is_empty() || key.starts_with('}') {
-            // `{}` is no hash tag: the keys would be spread over the cluster.
+            // `{}` is not a hash tag, so a cluster would spread the keys.
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
                 "the redis key is empty or starts with a closing brace",
             ));
         }
-        // The parser's own words are left out, for the URL has the password.
+        // The parser's text is dropped, because the URL contains the password.
         let client = Client::open(url)
             .map_err(|_| Error::new(ErrorKind::InvalidConfig, "the redis url is invalid"))?;
         if url.trim_start().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("rediss:")) {
@@ -136,8 +138,8 @@ impl RedisStore {
         }
     }
 
-    /// How long the lock outlives a holder that dies or stalls. Default: 30 s. At least 100 ms and
-    /// at most a day.
+    /// Sets how long the lock outlives a holder that dies or stalls. Default: 30 s. The minimum is
+    /// 100 ms and the maximum a day.
     pub fn lease(mut self, length: Duration) -> Self {
         self.lease = length.clamp(SHORTEST_LEASE, LONGEST_LEASE);
         self
@@ -149,7 +151,7 @@ impl RedisStore {
         Ok(document.map(Zeroizing::new).map(|document| Record::parse(&document)))
     }
 
-    /// `None` forgets the tokens.
+    /// Writes the tokens, or removes them with `None`.
     async fn rewrite(&self, lock: &StoreLock, tokens: Option<&Tokens>) -> Result<(), Error> {
         let holder = holder(lock)?;
         let (rest, aside) = match self.read().await? {
@@ -175,7 +177,7 @@ impl RedisStore {
 fn holder(lock: &StoreLock) -> Result<Holder<'_>, Error> {
     match (lock.downcast_ref::<Held>(), lock.fence()) {
         (Some(held), _) => Ok(held.holder()),
-        // A store around this one has wrapped the lock.
+        // Another store wraps this one, and has wrapped the lock.
         (None, Some(fence)) => Ok(Holder { fence, owner: "" }),
         (None, None) => Err(failure("a write to redis needs the lock's fence")),
     }
@@ -212,8 +214,8 @@ impl TokenStore for RedisStore {
         loop {
             let before = *changes.borrow_and_update();
             let listening = self.shared.link.listen(self.shared.scripts.channel()).await;
-            // A task of its own: where the wait is dropped, the attempt still ends, and gives back
-            // what it got.
+            // A separate task: if the wait is cancelled, the attempt still ends and releases what
+            // it took.
             let attempt = tokio::spawn(Held::take(Arc::clone(&self.shared), self.lease));
             let taken = attempt
                 .await
@@ -275,7 +277,7 @@ impl TokenStore for RedisStore {
                 Ok(now) if now.broken != before.broken => {}
                 _ => continue,
             }
-            // Not all who lost their connection connect again at once.
+            // Spreads the reconnects of all waiters that lost their connection.
             tokio::time::sleep(jittered(LONGEST_POLL)).await;
         }
     }
@@ -319,10 +321,10 @@ fn unreadable(why: &Unreadable) -> Error {
     failure(format!("the document in redis {why}"))
 }
 
-/// rustls panics where there is no provider, or more than one to choose from.
+/// Installs a provider, because rustls panics if there is none or more than one to choose from.
 fn choose_crypto() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Somebody else may have been faster: any will do.
+        // Another thread may have been faster. Any provider works.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     }
 }

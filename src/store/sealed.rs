@@ -1,9 +1,9 @@
 //! A document that is encrypted before it is written:
 //! `{"version":2,"sealed":{"alg":"XChaCha20-Poly1305","key":…,"nonce":…,"data":…}}`.
 //!
-//! The plain text inside is the document of [`record`](super::record). Its nonce is new for each
-//! save. The associated data are the format's version, the algorithm, the key's identifier and the
-//! label, but no path: files move.
+//! The plain text is the document of [`record`](super::record). Each save uses a new nonce. The
+//! associated data are the version of the format, the algorithm, the identifier of the key, and the
+//! label. They do not include a path, because files move.
 
 use std::fmt;
 
@@ -21,12 +21,12 @@ use super::{mark::hex, record::MAX_BYTES};
 const ALGORITHM: &str = "XChaCha20-Poly1305";
 const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
-/// The longest sealed file that is read: base64 of the longest document, and the header.
+/// The maximum length of a sealed file: Base64 of the longest document, and the header.
 pub(super) const MAX_SEALED_BYTES: usize = (MAX_BYTES + TAG_BYTES).div_ceil(3) * 4 + 512;
-/// How a sealed document begins, so that one that was cut short is still known for what it is.
+/// The start of a sealed document, by which a truncated one is still recognised.
 const PREFIX: &[u8] = br#"{"version":2,"sealed":"#;
 
-/// How a store's documents are encrypted and decrypted.
+/// How a store encrypts and decrypts its documents.
 #[derive(Clone, Default)]
 pub(super) struct Sealing {
     key: Option<Key>,
@@ -40,13 +40,13 @@ pub(super) struct Sealing {
 pub(super) enum Unopened {
     /// The store has no key.
     NoKey,
-    /// The document is not sealed, and the store reads only sealed ones.
+    /// The document is not sealed, but the store reads only sealed documents.
     Plain,
-    /// It was sealed with a key that is not among the store's.
+    /// The document was sealed with a key that the store does not have.
     OtherKey { sealed_with: String },
-    /// Its end is missing.
+    /// The end of the document is missing.
     Cut,
-    /// It was changed, or sealed under another label.
+    /// The document was modified, or sealed under another label.
     Changed,
     /// A later version of this crate has written it.
     Newer,
@@ -94,8 +94,8 @@ impl Sealing {
         self.key.is_some()
     }
 
-    /// The plain document that is in this one. `None`: it is a plain one itself, and the store
-    /// reads such.
+    /// Returns the plain document. Returns `None` if the document itself is plain and the store
+    /// accepts that.
     pub(super) fn open(&self, document: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>, Unopened> {
         let envelope = Envelope::parse(document);
         if !self.is_on() {
@@ -112,12 +112,12 @@ impl Sealing {
         }
     }
 
-    /// Whether this document is not encrypted, though the store has a key.
+    /// Whether the document is plain although the store has a key.
     pub(super) fn is_plain(&self, document: &[u8]) -> bool {
         self.is_on() && matches!(Envelope::parse(document), Ok(None))
     }
 
-    /// The document to be written in place of this one. `None` without a key.
+    /// Returns the sealed document, or `None` without a key.
     pub(super) fn seal(&self, plain: &[u8]) -> Option<String> {
         let key = self.key.as_ref()?;
         let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
@@ -128,7 +128,7 @@ impl Sealing {
             &self.associated_data(&key.id),
             &mut data,
         );
-        // It fails for more than 256 GiB alone.
+        // Fails only for more than 256 GiB.
         data.extend_from_slice(&tag.ok()?);
         Some(format!(
             r#"{{"version":2,"sealed":{{"alg":"{ALGORITHM}","key":"{}","nonce":"{}","data":"{}"}}}}"#,
@@ -160,7 +160,7 @@ impl Sealing {
         };
         match self.keys().find(|key| key.id == header.key) {
             Some(key) => open(key).ok_or(Unopened::Changed),
-            // The identifier itself may have been changed.
+            // The identifier itself may have been modified.
             None if self.keys().any(|key| open(key).is_some()) => Err(Unopened::Changed),
             None => Err(Unopened::OtherKey { sealed_with: crate::error::printable(header.key) }),
         }
@@ -187,14 +187,14 @@ impl Key {
         Self { id: hex(&hash.finalize()[..8]), bytes: Zeroizing::new(*key) }
     }
 
-    /// Wiped when it is dropped.
+    /// The key is wiped on drop.
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new(self.bytes.as_slice().into())
     }
 }
 
 impl<'a> Envelope<'a> {
-    /// `None` for a plain document.
+    /// Returns `None` for a plain document.
     fn parse(document: &'a [u8]) -> Result<Option<Header<'a>>, Unopened> {
         let envelope: Self = match serde_json::from_slice(document) {
             Ok(envelope) => envelope,
@@ -302,7 +302,7 @@ mod tests {
             let mut changed = document.clone().into_bytes();
             changed[at] ^= 1;
             let opened = sealing.open(&changed);
-            // The name of the member makes it another document, which has no token in it.
+            // Under another name the member makes a different document, which contains no token.
             let other = matches!(&opened, Ok(None)) && !changed.starts_with(PREFIX);
             assert!(opened.is_err() || other, "byte {at} of {document}");
         }

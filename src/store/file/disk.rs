@@ -1,4 +1,4 @@
-//! What a [`FileStore`](super::FileStore) does to the disk. Everything here blocks.
+//! The disk operations of a [`FileStore`](super::FileStore). All of them block.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -20,10 +20,10 @@ use crate::{
     time::wall,
 };
 
-/// The longest text of a shared failure that is read, in bytes.
+/// The maximum length of a shared failure in bytes.
 const MAX_FAILURE_BYTES: usize = 4096;
 
-/// A file's real directory, in which only its owner writes, and its name there.
+/// The real directory of a file, in which only its owner may write, and the file's name there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     dir: PathBuf,
@@ -31,7 +31,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// `None` if the directory does not exist.
+    /// Returns `None` if the directory does not exist.
     pub(super) fn find(path: &Path) -> Result<Option<Self>, Error> {
         let place = Self::resolve(path)?;
         if !place.dir.try_exists().map_err(|error| cannot_be_used(path, error))? {
@@ -42,7 +42,7 @@ impl Place {
         Ok(Some(place))
     }
 
-    /// Makes the directory if it does not exist.
+    /// Creates the directory if it does not exist.
     pub(super) fn make(path: &Path) -> Result<Self, Error> {
         if let Some(place) = Self::find(path)? {
             return Ok(place);
@@ -54,8 +54,8 @@ impl Place {
             .ok_or_else(|| failure(format!("{} was removed while it was in use", dir.display())))
     }
 
-    /// Through symbolic links, so that a rename does not replace one, and all names of a file have
-    /// one lock.
+    /// Follows symbolic links, so that a rename does not replace a link, and all names of a file
+    /// share one lock.
     fn resolve(path: &Path) -> Result<Self, Error> {
         let real = resolve(path).map_err(|error| cannot_be_used(path, error))?;
         match (real.parent(), real.file_name()) {
@@ -66,7 +66,7 @@ impl Place {
         }
     }
 
-    /// `None` if there is no file.
+    /// Returns `None` if there is no file.
     pub(super) fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
         match read_bounded(&self.file(), MAX_SEALED_BYTES) {
             Ok(document) => Ok(Some(document)),
@@ -75,7 +75,7 @@ impl Place {
         }
     }
 
-    /// Puts a new document in place of the old one: whole or not at all.
+    /// Replaces the document atomically.
     pub(super) fn replace(&self, document: &[u8]) -> Result<(), Error> {
         self.replace_file(&self.file(), document)
     }
@@ -97,7 +97,7 @@ impl Place {
         }
     }
 
-    /// `None` removes it.
+    /// Replaces the shared failure, or removes it with `None`.
     pub(super) fn replace_failure(&self, text: Option<&[u8]>) -> Result<(), Error> {
         let file = self.failure_file();
         check_file(&file).map_err(|error| cannot_be_used(&file, error))?;
@@ -112,7 +112,8 @@ impl Place {
         }
     }
 
-    /// What changes with each save of tokens or failure: every one is a new file.
+    /// A value that changes with each save of tokens or failure, because every save creates a new
+    /// file.
     pub(super) fn stamp(&self) -> [Option<(u64, Option<SystemTime>, u64)>; 2] {
         [self.file(), self.failure_file()].map(|file| {
             let about = fs::symlink_metadata(file).ok()?;
@@ -141,8 +142,8 @@ impl Place {
         }
     }
 
-    /// Gives the file another name beside it, a new one each time, so that the next
-    /// [`replace`](Self::replace) destroys nothing.
+    /// Renames the file to an unused name beside it, so that the next [`replace`](Self::replace)
+    /// destroys nothing.
     pub(super) fn move_aside(&self) -> Result<(), Error> {
         let mut names = std::iter::once(self.beside(".broken"))
             .chain((1_u32..).map(|n| self.beside(&format!(".broken.{n}"))));
@@ -158,7 +159,7 @@ impl Place {
         }
     }
 
-    /// Opens the file that the lock is on. It is never removed: another may be waiting for it.
+    /// Opens the lock file. It is never removed, because another process may be waiting for it.
     pub(super) fn open_lock(&self) -> Result<File, Error> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
@@ -168,7 +169,7 @@ impl Place {
             .map_err(|error| io_failure(format!("the lock file of {self} cannot be opened"), error))
     }
 
-    /// Whether this is still the file that others would lock.
+    /// Whether this is still the file that other processes would lock.
     pub(super) fn is_lock(&self, file: &File) -> bool {
         same_file(file, &self.lock_file())
     }
@@ -208,8 +209,8 @@ impl Place {
         number.is_some_and(|number| number.len() == 16 && number.iter().all(u8::is_ascii_hexdigit))
     }
 
-    /// Whoever left them is dead, since the lock is ours. They hold tokens, but no save fails for
-    /// them.
+    /// Removes temporary files. Their writers are dead, because this process holds the lock. They
+    /// contain tokens, but a failure to remove them does not fail the save.
     fn remove_leftovers(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else {
             return;
@@ -219,10 +220,10 @@ impl Place {
         }
     }
 
-    /// A rename lasts over a power failure only once the directory is on the disk.
+    /// A rename survives a power failure only after the directory is flushed.
     fn flush_directory(&self) -> Result<(), Error> {
         match flush(&self.dir) {
-            // Some file systems cannot, and say so.
+            // Some file systems do not support it, and report that.
             Err(error)
                 if !matches!(
                     error.kind(),
@@ -243,14 +244,14 @@ impl fmt::Display for Place {
 }
 
 fn cannot_be_used(path: &Path, error: io::Error) -> Error {
-    // The error's own text names the link or file that is in the way, and its owner.
+    // The text of the error names the link or file, and its owner.
     io_failure(format!("{} cannot be used", path.display()), error)
 }
 
 fn read_bounded(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let (file, about) = open(path, OpenOptions::new().read(true))?;
     let limit = most + 1;
-    // Room for all of it at once: a buffer that grows leaves copies behind.
+    // Allocated once at full size, because a growing buffer leaves copies behind.
     let room = usize::try_from(about.len()).unwrap_or(limit).min(limit) + 1;
     let mut document = Zeroizing::new(Vec::with_capacity(room));
     file.take(limit as u64).read_to_end(&mut document)?;
@@ -263,12 +264,13 @@ fn write_private(path: &Path, document: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Fails with `AlreadyExists` rather than overwrite. A link first, then the rename over the old
-/// name that follows: no moment without the file.
+/// Renames without overwriting: fails with `AlreadyExists`. It creates a hard link first and then
+/// renames over the old name, so that the file exists at every moment.
 fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            // A file system without hard links. Nobody else renames here: the lock is ours.
+            // A file system without hard links. No other process renames here, because this one
+            // holds the lock.
             if fs::symlink_metadata(to).is_ok() {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
@@ -288,8 +290,8 @@ fn create_private(dir: &Path) -> io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(fs::DirBuilder::new().recursive(true), 0o700).create(dir)
 }
 
-/// Whoever can write a directory can replace any file in it, whatever its mode. The sticky bit of a
-/// shared one keeps others from that, but not from being first to make our lock file.
+/// Whoever can write to a directory can replace any file in it, whatever its mode. The sticky bit
+/// of a shared directory prevents that, but does not keep others from creating our lock file first.
 #[cfg(unix)]
 fn check_directory(place: &Place) -> Result<(), Error> {
     use std::os::unix::fs::MetadataExt;

@@ -1,7 +1,7 @@
-//! Whose files and links a store goes through.
+//! The ownership rules for files and links.
 //!
-//! Whoever owns a link says where it leads, and whoever owns a file says what is in it: both must
-//! belong to this user, or to root, who can do everything anyway.
+//! The owner of a link decides where it leads, and the owner of a file decides what it contains.
+//! Both must be this user, or root, who can do everything anyway.
 
 use std::{
     ffi::OsString,
@@ -13,11 +13,11 @@ use std::{
 
 use rustix::{fs::OFlags, process::geteuid};
 
-/// As many as Linux follows.
+/// The same limit as Linux.
 const MOST_LINKS: usize = 40;
 
-/// Where this path leads, through symbolic links of this user and root. What does not exist yet is
-/// taken as it is written, so that a link is followed to a file that is still missing.
+/// Resolves a path through symbolic links of this user and of root. Missing components are kept as
+/// written, so that a link is followed even if its target does not exist yet.
 pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     let mut pending: Vec<OsString> = Vec::new();
     push_components(&mut pending, path);
@@ -55,8 +55,8 @@ pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     Ok(real)
 }
 
-/// Opens a file that [`resolve`] found. A link or a pipe that has been put in its place since is an
-/// error; the owner is asked of the open file.
+/// Opens a file that [`resolve`] found. If it has since been replaced by a link or a pipe, opening
+/// fails. The owner of the open file is checked.
 pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<(File, Metadata)> {
     #[allow(clippy::cast_possible_wrap, reason = "flags of open(2) are an int")]
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
@@ -69,7 +69,7 @@ pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<(File, 
     Ok((file, about))
 }
 
-/// Fails if somebody else owns the file at this path. Whatever is missing is nobody's.
+/// Fails if another user owns the file at this path. A missing file passes.
 pub(super) fn check_file(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(about) => check_owner("file", path, &about),
@@ -96,7 +96,7 @@ fn is_trusted(owner: u32, own: u32) -> bool {
     owner == own || owner == 0
 }
 
-/// The next one to look at comes last.
+/// Pushes in reverse order: the next component comes last.
 fn push_components(pending: &mut Vec<OsString>, path: &Path) {
     pending.extend(path.components().rev().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_os_string()),

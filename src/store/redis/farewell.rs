@@ -1,7 +1,7 @@
-//! Locks that are given back when a runtime is shut down, on a thread of their own.
+//! Releases locks when a runtime is shut down, on a separate thread.
 //!
-//! Whoever drops a runtime waits for them, since the program often ends right after it: but for
-//! half a second at most, whatever their number and however Redis hangs.
+//! Dropping a runtime waits for the release, because the program often ends right afterwards. The
+//! wait is at most half a second, whatever the number of locks and however long Redis takes.
 
 use std::{
     collections::VecDeque,
@@ -10,16 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// All that are dropped together share this. What a drop itself takes comes on top.
+/// The time limit that all locks dropped together share. The time of the drops themselves is added.
 const LIMIT: Duration = Duration::from_millis(400);
-/// Drops that are this far apart are of two shutdowns.
+/// Drops that are further apart belong to two shutdowns.
 const APART: Duration = Duration::from_secs(5);
 
 type Work = Box<dyn FnOnce() + Send>;
 
 struct Queue {
     waiting: VecDeque<Work>,
-    /// The thread that does the work is there. It ends when there is none left.
+    /// Whether the worker thread is running. It ends when the queue is empty.
     has_thread: bool,
     budget: Budget,
 }
@@ -30,7 +30,7 @@ static QUEUE: Mutex<Queue> = Mutex::new(Queue {
     budget: Budget { last: None, left: LIMIT },
 });
 
-/// How long those that are dropped together may still be waited for.
+/// The remaining time for locks that are dropped together.
 struct Budget {
     last: Option<Instant>,
     left: Duration,
@@ -50,7 +50,7 @@ impl Budget {
     }
 }
 
-/// Has the work done, and waits for it as long as the budget lasts.
+/// Queues the work, and waits for it as long as the budget lasts.
 pub(super) fn say(now: Instant, work: impl FnOnce() + Send + 'static) {
     let (done, is_done) = mpsc::sync_channel(1);
     let mut queue = queue();

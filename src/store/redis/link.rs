@@ -1,4 +1,4 @@
-//! One connection to Redis that all calls share, and that is made again when it is worn out.
+//! The connection to Redis that all calls share. It is replaced when it no longer works.
 
 use std::{
     io,
@@ -26,24 +26,24 @@ use crate::{
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// Over everything, the wait for another call that is connecting included.
+/// The limit of a whole call, including a wait for another call that is connecting.
 const CALL_LIMIT: Duration = Duration::from_millis(4500);
-/// For each step of a call on a thread that blocks.
+/// The limit of each step of a blocking call.
 const BLOCKING_LIMIT: Duration = Duration::from_millis(500);
 
-/// How often a call follows a cluster that says that the keys are on another node.
+/// How often a call follows a cluster to another node.
 const MOST_MOVES: u32 = 4;
 
 pub(super) struct Link {
-    /// Where the URL points to.
+    /// The node of the URL.
     first: Client,
-    /// Where the keys are, if a cluster has said that they are elsewhere.
+    /// The node of the keys, if a cluster has reported another one.
     moved_to: Mutex<Option<Client>>,
     current: Mutex<Option<Numbered>>,
     connecting: tokio::sync::Mutex<()>,
     subscribing: tokio::sync::Mutex<()>,
     made: AtomicU64,
-    /// A server that does not speak RESP3 tells nothing by itself.
+    /// Whether the server does not support RESP3, and so sends no notifications.
     is_old: AtomicBool,
     changes: watch::Sender<Changes>,
 }
@@ -52,21 +52,21 @@ pub(super) struct Link {
 struct Numbered {
     number: u64,
     connection: MultiplexedConnection,
-    /// Whether it has subscribed to the changes.
+    /// Whether the connection has subscribed to the changes.
     subscribed: Arc<AtomicBool>,
 }
 
-/// How often something was told on the channel.
+/// The number of notifications on the channel, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
     pub(super) tokens: u64,
     pub(super) failure: u64,
     pub(super) free: u64,
-    /// A connection broke, and with it the subscription.
+    /// The number of broken connections. Each takes its subscription with it.
     pub(super) broken: u64,
 }
 
-/// What is put to Redis. Each may be put twice.
+/// A command for Redis. It must be safe to repeat.
 #[derive(Clone, Copy)]
 pub(super) enum Question<'a> {
     Script(&'a ScriptInvocation<'a>),
@@ -99,13 +99,14 @@ impl Link {
         }
     }
 
-    /// Hears of what is told on the channel, once [`listen`](Self::listen) has said that it is.
+    /// Returns a receiver of the notifications, which arrive once [`listen`](Self::listen) returns
+    /// `true`.
     pub(super) fn changes(&self) -> watch::Receiver<Changes> {
         self.changes.subscribe()
     }
 
-    /// Subscribes to the channel, unless the connection has already. `false` if the server cannot
-    /// tell, so that its keys have to be looked at.
+    /// Subscribes to the channel, unless the connection has already done so. Returns `false` if the
+    /// server cannot notify, so that the keys have to be polled.
     pub(super) async fn listen(&self, channel: &str) -> RedisResult<bool> {
         let listening = async {
             let _one_at_a_time = self.subscribing.lock().await;
@@ -126,7 +127,7 @@ impl Link {
                     current.subscribed.store(true, Ordering::Release);
                     Ok(true)
                 }
-                // The user may not be allowed to.
+                // The user may lack the permission.
                 Err(error) if error.code() == Some("NOPERM") => Ok(false),
                 Err(error) => Err(error),
             }
@@ -134,14 +135,14 @@ impl Link {
         within(CALL_LIMIT, listening).await.unwrap_or_else(|_| Err(timed_out()))
     }
 
-    /// Puts a question that may be put twice.
+    /// Runs a command that is safe to repeat.
     pub(super) async fn call<T: FromRedisValue>(&self, question: Question<'_>) -> RedisResult<T> {
         let put = async {
             let mut moves = 0;
             loop {
                 match self.call_once(question).await {
-                    // The connection was broken before: Redis was restarted, or the runtime that
-                    // drove it is gone.
+                    // The connection was already broken: Redis was restarted, or the runtime of the
+                    // connection is gone.
                     Err(Lost { error, had_served: true }) if error.is_connection_dropped() => {
                         return self.call_once(question).await;
                     }
@@ -158,8 +159,8 @@ impl Link {
         }
     }
 
-    /// Goes to the node where a cluster says that the keys are, or back to the first one if that
-    /// node cannot be reached. Whether another call may do better.
+    /// Moves to the node that the cluster reports for the keys, or back to the first node if that
+    /// node is unreachable. Returns whether another call may succeed.
     fn follow(&self, error: &RedisError) -> bool {
         let mut moved_to = self.moved_to.lock().unwrap_or_else(PoisonError::into_inner);
         let next = if error.code() == Some("MOVED") {
@@ -184,7 +185,7 @@ impl Link {
         moved_to.as_ref().unwrap_or(&self.first).clone()
     }
 
-    /// Puts a question on a thread that has no runtime any more, on a connection of its own.
+    /// Runs a command on a thread without a runtime, on a separate connection.
     pub(super) fn call_blocking<T: FromRedisValue>(
         &self,
         script: &ScriptInvocation<'_>,
@@ -206,7 +207,7 @@ impl Link {
         answer.map_err(|error| Lost { error, had_served })
     }
 
-    /// The connection, and whether it was there before.
+    /// The connection, and whether it already existed.
     async fn connection(&self) -> RedisResult<(Numbered, bool)> {
         let _one_at_a_time = self.connecting.lock().await;
         if let Some(current) = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone() {
@@ -228,8 +229,8 @@ impl Link {
     }
 
     async fn connect(&self) -> RedisResult<MultiplexedConnection> {
-        // Without limits of its own, which would not look at the sockets of a process that was
-        // stopped.
+        // Without the library's own time limits, which do not take a suspended process into
+        // account.
         let mut config =
             AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let mut info = self.client().get_connection_info().clone();
@@ -252,7 +253,7 @@ fn timed_out() -> RedisError {
     io::Error::from(io::ErrorKind::TimedOut).into()
 }
 
-/// Called by the connection's driver: must not block.
+/// The connection's driver calls this, so it must not block.
 fn note(changes: &watch::Sender<Changes>, told: &PushInfo) {
     match (&told.kind, told.data.as_slice()) {
         (PushKind::Disconnection, _) => changes.send_modify(|changes| changes.broken += 1),
@@ -269,7 +270,7 @@ fn note(changes: &watch::Sender<Changes>, told: &PushInfo) {
 }
 
 /// The address of another node of the cluster, reached in the same way. A node that does not know
-/// its own name leaves it out: it is the host that was asked.
+/// its own name leaves it empty, which stands for the host of the request.
 fn moved(from: &ConnectionAddr, node: &str) -> Option<ConnectionAddr> {
     let (to_host, port) = node.rsplit_once(':')?;
     let port = port.parse().ok()?;
@@ -288,7 +289,7 @@ fn moved(from: &ConnectionAddr, node: &str) -> Option<ConnectionAddr> {
     }
 }
 
-/// Redis 5 does not know `HELLO`.
+/// Redis 5 does not support `HELLO`.
 fn is_too_old(error: &RedisError) -> bool {
     error.kind() == ErrorKind::RESP3NotSupported
         || error.code() == Some("NOPROTO")
@@ -300,8 +301,8 @@ struct Lost {
     had_served: bool,
 }
 
-/// Gives a connection up that did not answer, also where the caller did not wait for the answer: it
-/// may never answer again.
+/// Discards a connection that did not respond, even if the caller stopped waiting: the connection
+/// may never respond again.
 struct Discard<'a> {
     link: &'a Link,
     number: u64,
@@ -319,18 +320,18 @@ impl Drop for Discard<'_> {
     }
 }
 
-/// Whether another connection may do better. After a failover the old one leads to a replica.
+/// Whether a new connection may succeed. After a failover the old one leads to a replica.
 fn is_worn_out(error: &RedisError) -> bool {
     error.is_io_error() || error.is_unrecoverable_error() || error.code() == Some("READONLY")
 }
 
-/// Whether it takes a person to change it.
+/// Whether a person has to act.
 pub(super) fn is_final(error: &RedisError) -> bool {
     error.kind() == ErrorKind::AuthenticationFailed
         || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
 }
 
-/// Says what happened without the words of the server or of the parser, for they may quote a token.
+/// Describes the error without the text of the server or the parser, which may quote a token.
 pub(super) fn store_error(error: &RedisError) -> Error {
     if error.is_io_error() {
         return io_failure(
@@ -376,7 +377,8 @@ mod tests {
     fn errors_judge_the_connection_and_quote_nothing() {
         let of = |kind| RedisError::from((kind, "s3cret", "s3cret".to_owned()));
         let io = |kind: io::ErrorKind| RedisError::from(io::Error::from(kind));
-        // Worn out, final, and what is said.
+        // The columns: whether the connection is worn out, whether the error is final, and the
+        // text.
         let table = [
             (io(io::ErrorKind::TimedOut), true, false, "redis cannot be reached"),
             (io(io::ErrorKind::ConnectionReset), true, false, "redis cannot be reached"),

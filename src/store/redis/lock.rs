@@ -1,4 +1,4 @@
-//! The lock as long as it is held: renewed by a task, which gives it back at the end.
+//! The lock while it is held: a task renews it, and releases it at the end.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -13,7 +13,7 @@ use tokio::{
 use super::{Shared, farewell, link::Question, script::Holder};
 use crate::{error::Error, time::Now};
 
-/// Between two tries to give the lock back.
+/// The maximum pause between attempts to release the lock.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The lock, until it is dropped.
@@ -21,7 +21,7 @@ pub(super) struct Held {
     fence: u64,
     owner: String,
     lease: Arc<Lease>,
-    /// Its drop tells the task.
+    /// Dropping it notifies the task.
     _alive: oneshot::Sender<()>,
 }
 
@@ -35,7 +35,7 @@ impl Held {
         let fence: u64 = match claim.shared.ask(Question::Script(&taken)).await {
             Ok(answer) => answer,
             Err(error) => {
-                // It may have been given all the same.
+                // Redis may have granted the lock nevertheless.
                 drop(taken);
                 tokio::spawn(claim.release());
                 return Err(error);
@@ -66,10 +66,10 @@ impl Held {
     }
 }
 
-/// How long the lock lasts, by both clocks: a machine that was suspended has lost it.
+/// The duration of the lock by both clocks. A machine that was suspended has lost it.
 pub(super) struct Lease {
     length: Duration,
-    /// When Redis was asked for it last, and granted it. `None` once it is lost.
+    /// When the last granted request for the lock was sent. `None` once the lock is lost.
     since: Mutex<Option<Now>>,
 }
 
@@ -82,8 +82,8 @@ impl Lease {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 
-    /// Whether a third of it is left: ten seconds by default, the time that an attempt may take. As
-    /// long as the process is run, two thirds are.
+    /// Whether a third of the lease is left: ten seconds by default, the time limit of an attempt.
+    /// While the process is running, two thirds are left.
     pub(super) fn is_held(&self) -> bool {
         self.is_held_at(Now::read())
     }
@@ -107,8 +107,8 @@ struct Claim {
 }
 
 impl Claim {
-    /// Renews until the lock is dropped or lost. A renewal is never broken off: it could overtake
-    /// the release.
+    /// Renews the lock until it is dropped or lost. A renewal is never interrupted, because it
+    /// could overtake the release.
     #[allow(clippy::disallowed_methods, reason = "it starts a renewal, and gives nothing up")]
     async fn keep(mut self, fence: u64, held: Arc<Lease>, mut dropped: oneshot::Receiver<()>) {
         let lease = self.lease;
@@ -127,15 +127,16 @@ impl Claim {
                     self.taken = false;
                     return;
                 }
-                // The lease runs on: ask again soon.
+                // The lease still runs, so the renewal is repeated soon.
                 Err(_) => lease / 10,
             };
         }
         self.release().await;
     }
 
-    /// Gives the lock back. Where Redis is away, asks again as long as the lease can last: Redis
-    /// may come back with the lock in it, and others would wait for its end.
+    /// Releases the lock. While Redis is unavailable, the release is repeated for the length of the
+    /// lease: Redis may come back with the lock in its data, and others would wait for the lease to
+    /// end.
     async fn release(mut self) {
         let begun = Instant::now();
         loop {
@@ -151,8 +152,8 @@ impl Claim {
 }
 
 impl Drop for Claim {
-    /// The runtime is shut down, often because the program ends: others need not wait for the
-    /// lease.
+    /// The runtime is shut down, often because the program ends. The release spares others the rest
+    /// of the lease.
     #[allow(clippy::disallowed_methods, reason = "there may be no runtime any more")]
     fn drop(&mut self) {
         if self.taken {

@@ -1,5 +1,5 @@
-//! The questions put to Redis. Each is one script, so that nobody comes between its parts, and each
-//! may be put twice: whoever lost the answer asks again.
+//! The commands for Redis. Each is a single script, which Redis runs atomically, and each is safe
+//! to repeat after a lost response.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use redis::{Cmd, Script, ScriptInvocation};
 
 use crate::store::record::MAX_BYTES;
 
-/// The longest text of a failure that is read, in bytes.
+/// The maximum length of a failure in bytes.
 const MAX_FAILURE_BYTES: usize = 4096;
-/// What is told on the channel: other tokens, another failure, a lock that is free.
+/// The notifications on the channel: other tokens, another failure, and a free lock.
 pub(super) const TOKENS: &[u8] = b"tokens";
 pub(super) const FAILURE: &[u8] = b"failure";
 pub(super) const FREE: &[u8] = b"free";
 
-/// Who wants to write.
+/// The process that wants to write.
 pub(super) struct Holder<'a> {
     pub(super) fence: u64,
-    /// Empty if a store around this one has wrapped the lock: then its fence alone is asked.
+    /// Empty if another store has wrapped the lock. Only the fence is checked then.
     pub(super) owner: &'a str,
 }
 
-/// `KEYS`: tokens, lock, fence, failure; and the channel on which changes are told.
+/// `KEYS` are the tokens, lock, fence and failure. Changes are announced on the channel.
 pub(super) struct Scripts {
     keys: [String; 4],
     channel: String,
@@ -36,7 +36,8 @@ pub(super) struct Scripts {
 impl Scripts {
     pub(super) fn new(key: &str) -> Self {
         Self {
-            // One hash tag, so that a cluster keeps them all on one node, as a script needs them.
+            // The keys share a hash tag, so that a cluster keeps them on one node, as a script
+            // requires.
             keys: ["tokens", "lock", "fence", "failure"].map(|name| format!("{{{key}}}:{name}")),
             channel: format!("{{{key}}}:changes"),
             load: Script::new(LOAD),
@@ -48,16 +49,16 @@ impl Scripts {
         }
     }
 
-    /// The document, cut where it is longer than one may be.
+    /// Returns the document, cut if it exceeds the maximum length.
     pub(super) fn load(&self) -> ScriptInvocation<'_> {
         self.with_keys(&self.load, |call| {
             call.arg(MAX_BYTES + 1);
         })
     }
 
-    /// Whether it was written: not unless this owner has the lock, with this fence. An empty
-    /// document deletes. The old document is kept under the name in `aside`, which is new each
-    /// time, if there is one.
+    /// Returns whether the document was written: only if this owner holds the lock with this fence.
+    /// An empty document deletes. If `aside` is set, the old document is kept under that name,
+    /// which is unique.
     pub(super) fn write(
         &self,
         holder: &Holder<'_>,
@@ -70,8 +71,8 @@ impl Scripts {
         })
     }
 
-    /// Whether the failure was kept, or taken back if the text is empty: not unless this owner has
-    /// the lock, with this fence.
+    /// Returns whether the failure was stored, or removed if the text is empty: only if this owner
+    /// holds the lock with this fence.
     pub(super) fn fail(
         &self,
         holder: &Holder<'_>,
@@ -98,7 +99,8 @@ impl Scripts {
         command
     }
 
-    /// The failure, cut where it is longer than one may be. No script: it costs Redis one command.
+    /// Returns the failure, cut if it exceeds the maximum length. A single command instead of a
+    /// script.
     pub(super) fn load_failure(&self) -> Cmd {
         let mut command = redis::cmd("GETRANGE");
         command.arg(&self.keys[3]).arg(0).arg(MAX_FAILURE_BYTES);
@@ -109,7 +111,7 @@ impl Scripts {
         &self.channel
     }
 
-    /// Whether the lock is still this owner's.
+    /// Returns whether this owner still holds the lock.
     pub(super) fn renew(&self, owner: &str, fence: u64, lease: Duration) -> ScriptInvocation<'_> {
         self.with_keys(&self.renew, |call| {
             call.arg(owner).arg(fence).arg(millis(lease));
@@ -145,8 +147,8 @@ local document = redis.call('HGET', KEYS[1], 'document')
 return document and string.sub(document, 1, tonumber(ARGV[1]))
 ";
 
-// Both the lock and the fence are asked: a failover may forget either. A fence above the last one
-// given out is from before Redis lost its data.
+// Both the lock and the fence are checked, because a failover may lose either. A fence above the
+// last issued one dates from before Redis lost its data.
 const WRITE: &str = "
 local ours = tonumber(ARGV[1])
 local given = tonumber(redis.call('GET', KEYS[3])) or 0
@@ -184,8 +186,8 @@ redis.pcall('PUBLISH', ARGV[5], 'failure')
 return 1
 ";
 
-// The first fence is the time in milliseconds, which no count of holders catches up with: so it
-// rises even if Redis loses its data.
+// The first fence is the time in milliseconds, which no count of holders ever reaches. The fence
+// therefore increases even if Redis loses its data.
 const TAKE: &str = "
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[1] then
