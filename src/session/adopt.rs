@@ -1,4 +1,4 @@
-//! A login that another process has stored ends `LoginRequired` (contract 10.3).
+//! Adopts a login that another process has stored, which ends `LoginRequired` (contract 10.3).
 
 use tokio::time::Instant;
 
@@ -9,9 +9,9 @@ use crate::{
 };
 
 impl Session {
-    /// Where the login is over, looks into the store for another one: at most once a cool-down,
-    /// without the store's lock, and without a call to the token endpoint. Bounded by the
-    /// `store_timeout`.
+    /// If the login is over, looks for another one in the store: at most once per cool-down,
+    /// without the store's lock, and without a call to the token endpoint. The `store_timeout`
+    /// bounds it.
     pub(crate) async fn look_for_login(&self) {
         let Some(store) = self.0.store.as_deref() else { return };
         let state = self.load_full();
@@ -29,7 +29,7 @@ impl Session {
         }
     }
 
-    /// `None` if the session has gone on meanwhile.
+    /// Returns `None` if the session has changed in the meantime.
     fn adopt_login(&self, seen: &State, found: &Tokens) -> Option<u64> {
         let lifetime = found.lifetime(Arrival::Handed);
         let due = self.due(lifetime);

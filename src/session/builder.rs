@@ -24,18 +24,20 @@ use crate::{
     token::{Arrival, Tokens},
 };
 
-/// What a request's caller gets when its token was rejected and could not be renewed.
+/// What the caller of a request gets if its token was rejected and the refresh failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnRefreshFailure {
     /// The typed [`Error`](crate::Error).
     #[default]
     ReturnError,
-    /// The API's own answer, with the error in its [`Outcome`](crate::Outcome).
+    /// The API's response, with the error in its [`Outcome`](crate::Outcome).
     ReturnResponse,
 }
 
-/// All settings of a [`Session`].
+/// The settings of a [`Session`].
+///
+/// # Defaults
 ///
 /// | setting | default |
 /// | --- | --- |
@@ -43,20 +45,22 @@ pub enum OnRefreshFailure {
 /// | [`name`](Self::name) | none |
 /// | [`refresher`](Self::refresher) | none: tokens come only from the response header and from [`Session::replace_tokens`] |
 /// | [`store`](Self::store) | none: tokens live as long as the process |
+/// | [`on_event`](Self::on_event) | no listener |
 /// | [`placement`](Self::placement) | `Authorization: Bearer …` |
-/// | [`override_authorization`](Self::override_authorization) | off: the caller's own header wins |
+/// | [`override_authorization`](Self::override_authorization) | off: the caller's own header is kept |
 /// | [`capture`](Self::capture) | the response header `Refreshed-API-Token` |
-/// | [`buffer_bodies`](Self::buffer_bodies) | off: a streaming body is sent once |
+/// | [`buffer_bodies`](Self::buffer_bodies) | off: a streamed body is sent once |
 /// | [`refresh_ahead`](Self::refresh_ahead) | the last fifth of a token's lifetime, at most 60 s |
 /// | [`cooldown`](Self::cooldown) | 10 s |
 /// | [`refresh_timeout`](Self::refresh_timeout) | 90 s |
 /// | [`store_timeout`](Self::store_timeout) | 5 s |
+/// | [`refresh_without_store`](Self::refresh_without_store) | off: a rotating refresh token is not sent while the store fails |
 /// | [`on_refresh_failure`](Self::on_refresh_failure) | [`OnRefreshFailure::ReturnError`] |
 /// | [`rejected_if`](Self::rejected_if) | the built-in rule |
 /// | [`replay_if`](Self::replay_if) | every request |
-/// | [`wait_timeout`](Self::wait_timeout) | none: a wait ends with the refresh |
-/// | [`runtime`](Self::runtime) | that of the request that starts a refresh |
-/// | plain http | only to loopback |
+/// | [`wait_timeout`](Self::wait_timeout) | none: a request waits until the refresh ends |
+/// | [`runtime`](Self::runtime) | the runtime of the request that starts the refresh |
+/// | [`allow_plain_http`](Self::allow_plain_http) | off: plain `http` only on loopback |
 #[must_use]
 pub struct SessionBuilder {
     tokens: Tokens,
@@ -66,7 +70,7 @@ pub struct SessionBuilder {
     store: Option<Box<dyn TokenStore>>,
     listeners: Listeners,
     placement: Placement,
-    /// Empty: the default.
+    /// Empty means the default.
     capture: Vec<CaptureFrom>,
     override_authorization: bool,
     buffer_bodies: usize,
@@ -110,193 +114,211 @@ impl SessionBuilder {
         }
     }
 
-    /// What the session is called in logs and metrics: the field `session` of every `tracing`
-    /// event and the label `reauth.session` of every metric, the heartbeat's included. Default:
-    /// none, and neither is there. Give each login a name of its own, and not one for each task:
-    /// metrics keep a series for each name.
+    /// Sets the name of the session in logs and metrics. Default: none.
+    ///
+    /// The name is the field `session` of every `tracing` event and the label `reauth.session` of
+    /// every metric, including those of a heartbeat. Without a name both are absent. Give each
+    /// login its own name, but not each task, because metrics keep a series for each name.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Adds an origin that the token may be sent to: scheme, host and port of this URL, compared
-    /// after URL normalisation. A path counts for nothing. Requests elsewhere carry no token, and
-    /// nothing is taken from their answers.
+    /// Adds an origin to which the token may be sent: scheme, host and port of this URL, compared
+    /// after URL normalisation.
+    ///
+    /// The path is ignored. Requests to other origins carry no token, and nothing is captured from
+    /// their responses.
     pub fn origin(mut self, origin: impl AsRef<str>) -> Self {
         self.origins.push(origin.as_ref().to_owned());
         self
     }
 
-    /// How new tokens are brought: [`OAuthRefresh`](crate::OAuthRefresh),
-    /// [`refresh_with`](crate::refresh_with), or your own.
+    /// Sets the source of new tokens: [`OAuthRefresh`](crate::OAuthRefresh),
+    /// [`FileRefresh`](crate::FileRefresh), [`refresh_with`](crate::refresh_with), or your own
+    /// [`Refresher`]. Default: none.
     pub fn refresher(mut self, refresher: impl Refresher) -> Self {
         self.refresher = Some(Box::new(refresher));
         self
     }
 
-    /// Where the tokens outlive the process. What the store holds is tried before the tokens that
-    /// the session was given: it is looked into at the first refresh, or at once by
-    /// [`restore`](Self::restore).
+    /// Sets a store, which keeps the tokens beyond the process. Default: none.
+    ///
+    /// Stored tokens are tried before the tokens that the session was given. The store is read at
+    /// the first refresh, or at once with [`restore`](Self::restore).
     pub fn store(mut self, store: impl TokenStore) -> Self {
         self.store = Some(Box::new(store));
         self
     }
 
-    /// Adds a listener for events. It is called on the task that does the work: keep it short. Its
-    /// panics are caught. One that holds the session keeps it from ever being dropped.
+    /// Adds a listener for events. It runs on the task that does the work, so keep it short. A
+    /// panic in it is caught.
+    ///
+    /// A listener that captures the session creates a reference cycle: that session is never
+    /// dropped.
     pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.listeners.add(listener);
         self
     }
 
-    /// Where the access token goes on a request. Default: [`Placement::bearer`].
+    /// Sets where a request carries the access token. Default: [`Placement::bearer`].
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = placement;
         self
     }
 
-    /// Where the API's responses bring new tokens. Default: the header `Refreshed-API-Token`
-    /// (Apache Airflow's). The first call replaces the default, each further one adds a channel.
+    /// Sets where the API's responses carry new tokens. Default: the header `Refreshed-API-Token`,
+    /// as in Apache Airflow.
     ///
-    /// Two channels of one response that bring different tokens are ignored. A
-    /// [`HeaderName`](http::HeaderName) is short for [`CaptureFrom::header`].
+    /// The first call replaces the default, and each further call adds a channel. If two channels
+    /// of a response carry different tokens, both are ignored. A [`HeaderName`](http::HeaderName)
+    /// is short for [`CaptureFrom::header`].
     pub fn capture(mut self, from: impl Into<CaptureFrom>) -> Self {
         self.capture.push(from.into());
         self
     }
 
-    /// Makes the session's token win over the caller's own `Authorization` header (with
-    /// [`Placement::header`], over a header of that name), at the session's origins.
+    /// Makes the session replace the caller's own `Authorization` header (with
+    /// [`Placement::header`], the header of that name) on requests to its origins. Default: off.
     ///
-    /// Without this, a request with such a header is sent unchanged, and nothing is captured,
-    /// refreshed or replayed for it. That is how a generated client with a bearer field of its own
-    /// switches the chain off; each such request is an
-    /// [`Event::CallerAuthorization`]. [`Anonymous`](crate::Anonymous) still sends a request without
-    /// a token.
+    /// By default, a request with such a header is sent unchanged, and nothing is captured,
+    /// refreshed or replayed for it. A generated client with its own bearer field disables the
+    /// chain in this way. Each such request is reported as [`Event::CallerAuthorization`]. With
+    /// [`Anonymous`](crate::Anonymous) a request is still sent without a token.
     pub fn override_authorization(mut self) -> Self {
         self.override_authorization = true;
         self
     }
 
-    /// Reads a streaming body of at most `limit` bytes into memory before it is sent, so that it can
-    /// be replayed: for uploads of generated clients, which cannot attach a
-    /// [`ReplayBody`](crate::ReplayBody). Default: off.
+    /// Buffers a streaming body of at most `limit` bytes before it is sent, so that it can be
+    /// replayed. Default: off.
     ///
-    /// A stream that is longer, or that has not ended after one second (or after the request's own
-    /// timeout, if that is shorter), is sent as a stream, whole and once. A stream that fails while
-    /// it is read fails the request, unsent. The streams of requests that carry no token of the
-    /// session are not read.
+    /// This is for uploads of generated clients, which cannot attach a
+    /// [`ReplayBody`](crate::ReplayBody).
+    ///
+    /// A stream that is longer, or that does not end within one second (or within the request's own
+    /// timeout, if that is shorter), is sent in full as a stream, but only once. If the stream
+    /// fails while it is buffered, the request fails without being sent. Only requests that carry
+    /// the session's token are buffered.
     pub fn buffer_bodies(mut self, limit: usize) -> Self {
         self.buffer_bodies = limit;
         self
     }
 
-    /// How long before its expiry a token is renewed in the background. Default: the last fifth of
-    /// its lifetime, at most 60 s. It is cut to half the lifetime; zero renews only when the token
-    /// has ended.
+    /// Sets how long before its expiry a token is refreshed in the background. Default: the last
+    /// fifth of its lifetime, at most 60 s.
+    ///
+    /// The value is limited to half the lifetime. Zero refreshes a token only after it has expired.
     pub fn refresh_ahead(mut self, window: Duration) -> Self {
         self.refresh_ahead = Some(window);
         self
     }
 
-    /// How long the token endpoint is let be after a refresh failed. Default: 10 s. A `Retry-After`
-    /// can make it longer, up to five minutes.
+    /// Sets how long to wait after a failed refresh before calling the token endpoint again.
+    /// Default: 10 s. A `Retry-After` can extend it, up to five minutes.
     ///
-    /// After a refresh that succeeded, its token is not renewed within the same time because it had
-    /// ended when it came, nor because the API refuses it before it has accepted it once.
+    /// The same interval also limits repeated refreshes after a success. If a new token arrives
+    /// already expired, or the API rejects it before ever accepting it, no other refresh starts
+    /// until the interval is over.
     pub fn cooldown(mut self, pause: Duration) -> Self {
         self.cooldown = pause;
         self
     }
 
-    /// The limit for each load and save. Default: 5 s.
+    /// Sets the time limit of each load and save. Default: 5 s.
     pub fn store_timeout(mut self, limit: Duration) -> Self {
         self.store_timeout = limit;
         self
     }
 
-    /// Sends a refresh token that is known to rotate also while the store cannot be locked or read.
-    /// For a store that no other session uses: where several send one such token, a strict token
-    /// endpoint revokes the login. Default: such a refresh fails with
-    /// [`Store`](ErrorKind::Store), which is transient, until the store is back.
+    /// Sends a refresh token even if it is known to rotate and the store cannot be locked or read.
+    /// Default: such a refresh fails with [`Store`](ErrorKind::Store), which is transient, until
+    /// the store works again.
+    ///
+    /// Use it only for a store that no other session uses. If several sessions send the same
+    /// rotating token, a strict token endpoint revokes the login.
     pub fn refresh_without_store(mut self) -> Self {
         self.refresh_without_store = true;
         self
     }
 
-    /// The limit for a refresh, whatever the refresher does, the wait for the store's lock
-    /// included. Default: 90 s. Saving what it brought comes on top, bounded by
-    /// [`store_timeout`](Self::store_timeout).
+    /// Sets the time limit of a refresh, including the wait for the store's lock. Default: 90 s.
+    /// Saving the new tokens is not included; [`store_timeout`](Self::store_timeout) bounds it.
     ///
-    /// Give it more than the refresher's own deadline (60 s of
-    /// [`OAuthRefresh`](crate::OAuthRefresh)): a call that is cut off may have spent the refresh
-    /// token.
+    /// Choose a longer limit than the refresher's own deadline (60 s for
+    /// [`OAuthRefresh`](crate::OAuthRefresh)), because a call that is cut off may have spent the
+    /// refresh token.
     pub fn refresh_timeout(mut self, limit: Duration) -> Self {
         self.refresh_timeout = limit;
         self
     }
 
-    /// The longest that a request waits for a refresh, and so do
-    /// [`credential`](Session::credential) and [`with_credential`](Session::with_credential). It
-    /// bounds each wait and not the sum of two; [`refresh`](Session::refresh) is not bounded. The
-    /// caller gets [`TimedOut`](ErrorKind::TimedOut), and the refresh goes on. If the request has a
-    /// timeout of its own, the shorter one counts. Default: none.
+    /// Sets the longest wait for a refresh, for requests, [`credential`](Session::credential) and
+    /// [`with_credential`](Session::with_credential). Default: none.
     ///
-    /// Set it to the timeout of the client, if that has one: reqwest does not tell a middleware
-    /// what `Client::builder().timeout(…)` is.
+    /// It bounds each wait, not the sum of two. [`refresh`](Session::refresh) is not bounded. After
+    /// the limit the caller gets [`TimedOut`](ErrorKind::TimedOut), and the refresh continues. If
+    /// the request has its own timeout, the shorter one applies.
+    ///
+    /// If the client has a timeout, set this to the same value, because reqwest does not expose
+    /// `Client::builder().timeout(…)` to middleware.
     pub fn wait_timeout(mut self, limit: Duration) -> Self {
         self.wait_timeout = Some(limit);
         self
     }
 
-    /// Where refreshes and the session's saves run. Default: the runtime of the request that starts
-    /// one, and so it is if this one was shut down.
+    /// Sets the runtime of refreshes and of the session's saves. Default: the runtime of the
+    /// request that starts the work. The default also applies if the given runtime was shut down.
     ///
-    /// A refresh belongs to all who use the session. If the runtime that runs it is blocked, because
-    /// its thread computes for a while, or nobody drives it any more, then everybody waits. With a
-    /// runtime that does nothing else this cannot happen. The `http_client` of an
-    /// [`OAuthRefresh`](crate::OAuthRefresh) must then be one that no other runtime uses, since an
-    /// idle connection belongs to the runtime that opened it.
+    /// All users of the session wait for the same refresh. If its runtime is blocked by a long
+    /// computation, or is no longer driven, they all wait. A runtime that does nothing else avoids
+    /// this. The `http_client` of an [`OAuthRefresh`](crate::OAuthRefresh) must then not be used on
+    /// another runtime, because an idle connection belongs to the runtime that opened it.
     ///
     /// ```
-    /// # use reqwest_reauth::{Error, Session, Tokens};
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let background = tokio::runtime::Builder::new_multi_thread()
-    ///     .worker_threads(1)
-    ///     .enable_all()
-    ///     .build()?;
-    /// let session = Session::builder(Tokens::new("t")?)
-    ///     .origin("https://api.example.com")
-    ///     .runtime(background.handle().clone())
-    ///     .build()?;
-    /// # Ok(())
-    /// # }
+    /// use reqwest_reauth::{Session, Tokens};
+    ///
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let background = tokio::runtime::Builder::new_multi_thread()
+    ///         .worker_threads(1)
+    ///         .enable_all()
+    ///         .build()?;
+    ///     let session = Session::builder(Tokens::new("token")?)
+    ///         .origin("https://api.example.com")
+    ///         .runtime(background.handle().clone())
+    ///         .build()?;
+    ///     Ok(())
+    /// }
     /// ```
     pub fn runtime(mut self, handle: Handle) -> Self {
         self.runtime = Some(handle);
         self
     }
 
-    /// What a caller gets when the token was rejected and could not be renewed. Default: the error.
+    /// Sets what the caller gets if the token was rejected and the refresh failed. Default: the
+    /// error.
     pub fn on_refresh_failure(mut self, choice: OnRefreshFailure) -> Self {
         self.on_refresh_failure = choice;
         self
     }
 
-    /// Replaces the rule by which an answer refuses the token. It is given the built-in rule's
-    /// [`Verdict`], and is asked of every answer from the origin that the request was sent to, if
-    /// the session signed the request.
+    /// Replaces the rule that decides whether a response rejects the token. Default: the built-in
+    /// rule.
+    ///
+    /// The closure receives the built-in rule's [`Verdict`]. It is called for every response from
+    /// the origin of the request, if the session signed the request.
     ///
     /// ```
-    /// # use reqwest_reauth::{Error, Session, Tokens};
-    /// # fn main() -> Result<(), Error> {
-    /// let session = Session::builder(Tokens::new("t")?)
-    ///     .origin("https://api.example.com")
-    ///     // This API says 419 when the token has ended.
-    ///     .rejected_if(|answer, verdict| verdict.rejected || answer.status().as_u16() == 419)
-    ///     .build()?;
-    /// # Ok(())
-    /// # }
+    /// use reqwest_reauth::{Error, Session, Tokens};
+    ///
+    /// fn main() -> Result<(), Error> {
+    ///     let session = Session::builder(Tokens::new("token")?)
+    ///         .origin("https://api.example.com")
+    ///         // This API responds with 419 to an expired token.
+    ///         .rejected_if(|response, verdict| verdict.rejected || response.status().as_u16() == 419)
+    ///         .build()?;
+    ///     Ok(())
+    /// }
     /// ```
     pub fn rejected_if(
         mut self,
@@ -306,25 +328,28 @@ impl SessionBuilder {
         self
     }
 
-    /// Which requests may be sent again after a rejection. Default: all, since a rejected request
-    /// was not executed.
+    /// Sets which requests may be replayed after a rejection. Default: all, because a rejected
+    /// request was not executed.
     pub fn replay_if(mut self, rule: impl Fn(&Request) -> bool + Send + Sync + 'static) -> Self {
         self.replay_if = Some(Box::new(rule));
         self
     }
 
-    /// Allows origins with plain http beyond loopback: everybody on the way can read the token.
+    /// Allows origins with plain `http` outside the loopback interface. Default: not allowed.
+    /// Anyone on the network path can then read the token.
     pub fn allow_plain_http(mut self) -> Self {
         self.allow_plain_http = true;
         self
     }
 
-    /// Builds the session. A store is not looked into before the first refresh.
+    /// Builds the session. The store is not read before the first refresh.
     ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig): no origin, one that is no http(s) URL, has a
-    /// user name, or is plain http; a placement or a channel whose name cannot be one; or the
-    /// refresher's settings cannot work.
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if
+    /// - there is no origin, or an origin is not an http(s) URL, has a user name, or uses plain
+    ///   `http`,
+    /// - the name in a placement or a channel is invalid,
+    /// - the refresher's settings cannot work.
     pub fn build(self) -> Result<Session, Error> {
         if self.origins.is_empty() {
             return Err(Error::new(
@@ -396,17 +421,17 @@ impl SessionBuilder {
                  processes, and the next run, cannot use it"
             );
         }
-        // Works out whether it can be renewed.
+        // Computes whether the session can refresh.
         session.update(|_| ());
         Ok(session)
     }
 
-    /// Builds the session with what the store holds, so that the first request has the stored
+    /// Builds the session with the tokens in the store, so that the first request has the stored
     /// access token.
     ///
     /// # Errors
-    /// As [`build`](Self::build); [`Store`](ErrorKind::Store) when the store fails and the session
-    /// was given no token to go on with. Otherwise a failing store is an [`Event::StoreFailed`].
+    /// The errors of [`build`](Self::build), and [`Store`](ErrorKind::Store) if the store fails and
+    /// the session was given no tokens. With tokens, a failing store is an [`Event::StoreFailed`].
     pub async fn restore(self) -> Result<Session, Error> {
         let session = self.build()?;
         if let Some(store) = &session.0.store {
@@ -423,7 +448,7 @@ impl SessionBuilder {
     }
 }
 
-/// A panic in the user's code counts as no bound.
+/// A panic in the user's code counts as no limit.
 fn longest_cooldown(refresher: &dyn Refresher) -> Option<Duration> {
     catch_unwind(AssertUnwindSafe(|| refresher.longest_cooldown())).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Tokens that the API's responses bring.
+//! Captures tokens from the API's responses.
 
 use http::HeaderMap;
 use url::Url;
@@ -14,15 +14,15 @@ use crate::{
 /// What a response did to the session's token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Taken {
-    /// The session has the token that the response brought.
+    /// The session adopted the token of the response.
     pub(crate) adopted: bool,
-    /// The response brought a token, and the session has that one or a newer one.
+    /// The response carried a token, and the session now holds that token or a newer one.
     pub(crate) replaced: bool,
 }
 
 impl Session {
-    /// Takes the tokens that a response to a request of generation `sent` brought, if it brought
-    /// any, and tells what became of them.
+    /// Captures the tokens of the response to a request of generation `sent`, if there are any, and
+    /// reports the result as an event.
     pub(crate) fn take(&self, sent: u64, url: &Url, headers: &HeaderMap) -> Taken {
         let brought = match self.0.channels.read(headers, wall()) {
             Ok(None) => return Taken::default(),
@@ -53,8 +53,8 @@ impl Session {
         taken
     }
 
-    /// Whether a response from one of the session's origins brings the access token that the session
-    /// has, written in the way that almost all servers do, and nothing else that could be taken.
+    /// Whether a response from one of the session's origins carries exactly the session's access
+    /// token, in the form that almost all servers use, and nothing else to capture.
     pub(crate) fn has_already(&self, headers: &mut HeaderMap) -> bool {
         let state = self.load();
         let has = state.access.as_ref().is_some_and(|token| self.0.channels.bring(headers, token));
@@ -65,7 +65,7 @@ impl Session {
         has
     }
 
-    /// The refresh token is taken with the access token, in one step, or not at all.
+    /// Adopts the refresh token together with the access token, or not at all.
     fn capture(&self, sent: u64, brought: Brought) -> Captured {
         let Brought { access, refresh } = brought;
         if self.load().access.as_ref() == Some(&access) {

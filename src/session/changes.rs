@@ -1,5 +1,5 @@
-//! How others wait for what becomes of a session, without asking again and again: a heartbeat for
-//! its end, its next token, its next login.
+//! Lets a heartbeat wait for changes of a session without polling: for its close, its next token,
+//! and its next login.
 
 use std::pin::pin;
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{time::within, token::Lifetime};
 
-/// One login of a session, to be told from the next.
+/// Identifies a login of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LoginMark {
     generation: u64,
@@ -30,7 +30,7 @@ impl State {
         matches!(self.phase, Phase::Closed)
     }
 
-    /// Whether somebody may wait for what has changed since.
+    /// Whether a waiter may be interested in the change from `before`.
     pub(super) fn is_news(&self, before: &Self) -> bool {
         self.mark() != before.mark()
             || self.lifetime != before.lifetime
@@ -48,29 +48,29 @@ impl Session {
         self.until(State::is_closed).await;
     }
 
-    /// The token's times as they were worked out when it came, whatever the clocks say since.
+    /// The token's times as computed when it arrived, whatever the clocks have done since.
     pub(crate) fn token_times(&self) -> Option<Lifetime> {
         self.load().lifetime
     }
 
-    /// Returns when they are others.
+    /// Returns when the token's times differ from `seen`.
     pub(crate) async fn token_times_changed(&self, seen: Option<Lifetime>) {
         self.until(|state| state.lifetime != seen).await;
     }
 
-    /// Returns when there is another token or login.
+    /// Returns when the token or the login differs from `seen`.
     pub(crate) async fn login_changed(&self, seen: LoginMark) {
         self.until(|state| state.mark() != seen).await;
     }
 
-    /// Returns when no refresh is under way, and nothing of one is left to be saved.
+    /// Returns when no refresh is in progress and nothing is left to save.
     pub(crate) async fn refreshes_ended(&self) {
         let in_flight = self.load().in_flight.clone();
         let ended = async {
             if let Some(in_flight) = in_flight {
                 in_flight.ended().await;
             }
-            // One that was superseded may still be winding up.
+            // A superseded refresh may still be ending.
             self.0.turn.free().await;
         };
         let _ = within(self.longest_refresh(), ended).await;
@@ -82,7 +82,7 @@ impl Session {
     async fn until(&self, reached: impl Fn(&State) -> bool) {
         loop {
             let mut change = pin!(self.0.changed.notified());
-            // Before the look, so that no change falls between the two.
+            // Registered before the check, so that no change in between is missed.
             change.as_mut().enable();
             if reached(&self.load()) {
                 return;

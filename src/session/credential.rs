@@ -1,4 +1,4 @@
-//! Tokens for other clients: what they ask the session for, and what they tell it.
+//! Tokens for other clients: how they get a token, and how they report a rejection.
 
 use std::{
     fmt,
@@ -25,35 +25,56 @@ use crate::{
     token::AccessToken,
 };
 
-/// How often one call waits for a refresh: a new login may supersede the first, and the API may
-/// reject what the second brings.
+/// How often one call waits for a refresh. A new login may supersede the first refresh, and the API
+/// may reject the token of the second.
 const MOST_WAITS: usize = 3;
 
-/// A token that works now, for a client that takes no `ClientWithMiddleware`: from
-/// [`Session::credential`].
+/// A valid token for a client that does not accept a `ClientWithMiddleware`.
+/// [`Session::credential`] returns it.
 ///
-/// It is a snapshot, good for one call. Ask the session again for the next call: while the token is
-/// good, that costs next to nothing. Cloning is cheap. It is in no `Debug`.
+/// It is a snapshot for a single call. Ask the session again for the next call: while the token is
+/// valid, that costs almost nothing. Cloning is cheap. `Debug` does not show the token.
+///
+/// ```
+/// use reqwest_reauth::{Session, reqwest, testing::AuthServer};
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let server = AuthServer::start().await;
+///     let session = Session::builder(server.login()).origin(server.origin()).build()?;
+///
+///     // Any HTTP client can send these headers.
+///     let url = server.url("/jobs");
+///     let credential = session.credential(&url).await?;
+///     let headers = credential.headers(&reqwest::Method::GET, &url).await?;
+///
+///     let response = reqwest::Client::new().get(&url).headers(headers).send().await?;
+///     assert_eq!(response.status(), 200);
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Credential {
     session: Session,
-    /// The session's state that it was taken from.
+    /// The session's state when the credential was taken.
     state: Arc<State>,
     access: AccessToken,
     header: HeaderValue,
-    /// The nonce that the last request carried.
+    /// The nonce of the last request.
     #[cfg(feature = "dpop")]
     carried: Arc<std::sync::Mutex<crate::dpop::Carried>>,
 }
 
 impl Credential {
-    /// What goes on one request with this method and URL: the right way for every placement. Values
-    /// are marked sensitive. With `Placement::dpop` there are two headers, and the proof among them
-    /// is good for this request alone.
+    /// Returns the headers for one request with this method and URL. This works for every
+    /// placement. Values are marked sensitive.
+    ///
+    /// With `Placement::dpop` there are two headers. The proof in them is valid for this request
+    /// only.
     ///
     /// # Errors
-    /// [`UntrustedOrigin`](ErrorKind::UntrustedOrigin) for a URL that is of no origin of the
-    /// session; what the signer of a key fails with.
+    /// [`UntrustedOrigin`](ErrorKind::UntrustedOrigin) for a URL outside the session's origins, and
+    /// the error of the signer of a key.
     pub async fn headers(&self, method: &Method, url: impl AsRef<str>) -> Result<HeaderMap, Error> {
         let url = self.session.trusted(url.as_ref())?;
         let (name, value) = self.header();
@@ -89,22 +110,23 @@ impl Credential {
         Ok(())
     }
 
-    /// The name and the value of the header that carries the token, for clients that take one.
+    /// Returns the name and the value of the header that carries the token, for clients that accept
+    /// a single header.
     pub fn header(&self) -> (&HeaderName, &HeaderValue) {
         (self.session.placement().name(), &self.header)
     }
 
-    /// The token itself.
+    /// Returns the token itself.
     pub fn access_token(&self) -> &AccessToken {
         &self.access
     }
 
-    /// The session's [generation](Session::generation) that the token is of.
+    /// Returns the session's [generation](Session::generation) of this token.
     pub fn generation(&self) -> u64 {
         self.state.generation()
     }
 
-    /// When the token ends, on the local clock; `None` if it is not known.
+    /// Returns when the token expires, on the local clock, or `None` if that is not known.
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.state.tokens().expires_at()
     }
@@ -119,46 +141,40 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Tokens for clients that take no `ClientWithMiddleware`.
+/// Tokens for clients that do not accept a `ClientWithMiddleware`.
 impl Session {
-    /// A token that may be sent to this URL now.
+    /// Returns a token that may be sent to this URL now.
     ///
-    /// A token that has expired, or that the API rejected, is renewed first: all callers and all
-    /// requests of the session wait for the same refresh, and the cool-down after a failure holds
-    /// here too. A token near its end is renewed in the background. A session that cannot refresh
-    /// gives what it has. While the token is good this costs one atomic load.
+    /// If the token has expired, or the API rejected it, it is refreshed first. All callers and all
+    /// requests of the session wait for the same refresh, and the cool-down after a failure applies
+    /// here too. A token that is about to expire is refreshed in the background. A session that
+    /// cannot refresh returns its current token. While the token is valid, a call costs one atomic
+    /// load.
     ///
-    /// A token that the API rejected is not given again, and neither is one that the token endpoint
-    /// issued in place of a rejected one and that was rejected as well: inside the cool-down that is
+    /// A rejected token is never returned again. If the token endpoint has replaced it, and the new
+    /// token was rejected too, calls during the cool-down fail with
     /// [`CoolingDown`](ErrorKind::CoolingDown).
     ///
-    /// ```no_run
-    /// # async fn f(session: reqwest_reauth::Session) -> Result<(), reqwest_reauth::Error> {
-    /// let url = "https://api.example.com/jobs";
-    /// let credential = session.credential(url).await?;
-    /// let headers = credential.headers(&http::Method::GET, url).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Credential`] for an example.
     ///
     /// # Errors
-    /// [`UntrustedOrigin`](ErrorKind::UntrustedOrigin) for a URL that is of no origin of the
-    /// session, or is none at all; otherwise what a request of the chain would fail with.
+    /// [`UntrustedOrigin`](ErrorKind::UntrustedOrigin) for a URL outside the session's origins, or
+    /// for an invalid URL. Otherwise the error with which a request through the chain would fail.
     pub async fn credential(&self, url: impl AsRef<str>) -> Result<Credential, Error> {
         self.trusted(url.as_ref())?;
         self.credential_with(None).await
     }
 
-    /// As [`credential`](Self::credential), with at least this much life left, for long downloads
-    /// and streams: a token that ends sooner is renewed first.
+    /// Like [`credential`](Self::credential), but returns a token with at least this much lifetime
+    /// left, for long downloads and streams. A token that expires sooner is refreshed first.
     ///
-    /// There is one such refresh a cool-down. After that, or if it fails while the token is good,
-    /// the caller gets the token that there is. Where the token endpoint issues tokens that live
-    /// shorter than this, the next one is asked for when half of the life is over. A token whose end
-    /// is not known counts as long enough.
+    /// This causes at most one refresh per cool-down. After that, or if the refresh fails while the
+    /// token is still valid, the caller gets the current token. If the token endpoint issues tokens
+    /// with a shorter lifetime than this, the next refresh happens after half of the lifetime. A
+    /// token with an unknown expiry counts as long enough.
     ///
     /// # Errors
-    /// As [`credential`](Self::credential).
+    /// As for [`credential`](Self::credential).
     pub async fn credential_valid_for(
         &self,
         url: impl AsRef<str>,
@@ -168,11 +184,11 @@ impl Session {
         self.credential_with(Some(at_least)).await
     }
 
-    /// Says that the API rejected this credential.
+    /// Reports that the API rejected this credential.
     ///
-    /// It starts nothing: the next [`credential`](Self::credential), or the next request of the
-    /// chain, renews the token first. Nothing happens if the session has a newer token already, or
-    /// if the credential is another session's.
+    /// It does not start a refresh. The next [`credential`](Self::credential), or the next request
+    /// through the chain, refreshes the token first. Nothing happens if the session already holds a
+    /// newer token, or if the credential belongs to another session.
     pub fn reject(&self, credential: &Credential) {
         let generation = credential.generation();
         if !self.is(&credential.session) || self.generation() != generation {
@@ -182,48 +198,64 @@ impl Session {
             if state.generation == generation {
                 state.known_rejected = true;
                 state.renew_first = true;
-                // So that the next request looks closer.
+                // Makes the next request leave the fast path.
                 state.due = Some(Instant::now());
             }
         });
     }
 
-    /// Calls `call` with a credential, and once more with another one if the API rejected the first.
+    /// Calls `call` with a credential, and again with another credential if the API rejected the
+    /// first.
     ///
-    /// The closure says with [`Reply`] what became of the token. The second call's value is the
-    /// caller's, whatever it is. If there is no other token, the first value is.
+    /// The closure reports the API's reaction to the token with a [`Reply`]. The value of the
+    /// second call is returned, whatever it is. If there is no other token, the value of the first
+    /// call is returned.
     ///
-    /// The closure is called with a credential of its own each time. Clone the other client into
-    /// the future, as most of them are cheap to clone:
+    /// Each call of the closure receives its own credential. Clone the other client into the
+    /// future; most clients are cheap to clone:
     ///
-    /// ```no_run
-    /// # #[derive(Clone)] struct Client;
-    /// # impl Client { async fn jobs(&self, _: &str) -> (u16, String) { (200, String::new()) } }
-    /// # async fn f(session: reqwest_reauth::Session, client: Client) -> Result<(), reqwest_reauth::Error> {
-    /// use reqwest_reauth::Reply;
+    /// ```
+    /// use reqwest_reauth::{OAuthRefresh, Reply, Session, reqwest, testing::AuthServer};
     ///
-    /// let jobs = session
-    ///     .with_credential("https://api.example.com", |credential| {
-    ///         let client = client.clone();
-    ///         async move {
-    ///             match client.jobs(credential.access_token().expose_secret()).await {
-    ///                 (401, body) => Reply::Rejected(body),
-    ///                 (500.., body) => Reply::Inconclusive(body),
-    ///                 (_, body) => Reply::Accepted(body),
+    /// #[tokio::main]
+    /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let server = AuthServer::start().await;
+    ///     let session = Session::builder(server.login())
+    ///         .origin(server.origin())
+    ///         .refresher(OAuthRefresh::new(server.token_endpoint()))
+    ///         .build()?;
+    ///     // Stands for a client that accepts only a token.
+    ///     let client = reqwest::Client::new();
+    ///     let url = server.url("/jobs");
+    ///
+    ///     server.expire_now();
+    ///     let response = session
+    ///         .with_credential(&url, |credential| {
+    ///             let token = credential.access_token().expose_secret();
+    ///             let request = client.get(&url).bearer_auth(token);
+    ///             async move {
+    ///                 match request.send().await {
+    ///                     Ok(response) => match response.status().as_u16() {
+    ///                         401 => Reply::Rejected(Ok(response)),
+    ///                         500.. => Reply::Inconclusive(Ok(response)),
+    ///                         _ => Reply::Accepted(Ok(response)),
+    ///                     },
+    ///                     Err(error) => Reply::Inconclusive(Err(error)),
+    ///                 }
     ///             }
-    ///         }
-    ///     })
-    ///     .await?;
-    /// # Ok(())
-    /// # }
+    ///         })
+    ///         .await??;
+    ///     assert_eq!(response.status(), 200);
+    ///     Ok(())
+    /// }
     /// ```
     ///
     /// For a client that cannot be cloned, use [`credential`](Self::credential) and
     /// [`reject`](Self::reject).
     ///
     /// # Errors
-    /// As [`credential`](Self::credential). If the refresh after a rejection fails, its error, or
-    /// with [`OnRefreshFailure::ReturnResponse`] the first value.
+    /// As for [`credential`](Self::credential). If the refresh after a rejection fails, its error
+    /// is returned or, with [`OnRefreshFailure::ReturnResponse`], the value of the first call.
     pub async fn with_credential<T, F, Fut>(
         &self,
         url: impl AsRef<str>,
@@ -263,7 +295,7 @@ impl Session {
         }
     }
 
-    /// One call, repeated once with the same token if it asks for that.
+    /// Makes one call, and repeats it once with the same token if the closure asks for that.
     async fn call<T, F, Fut>(&self, credential: &Credential, call: &mut F) -> Reply<T>
     where
         F: FnMut(Credential) -> Fut,
@@ -281,32 +313,48 @@ impl Session {
         reply
     }
 
-    /// What the chain would make of this response to a request with that credential: takes the
-    /// tokens that it brings, and judges whether it rejects the token
+    /// Processes the response to a request with this credential as the chain would: captures its
+    /// tokens, and judges whether it rejects the token
     /// ([`SessionBuilder::rejected_if`](crate::SessionBuilder::rejected_if) included).
     ///
-    /// A rejection that is observed rejects nothing by itself: [`reject`](Self::reject) and
-    /// [`Reply::Rejected`] do. [`Verdict::reply`] makes a [`Reply`] of the verdict. `url` is where
-    /// the response came from, after redirects. From elsewhere than an origin of the session, and
-    /// for a credential of another session, nothing is taken and nothing is a rejection.
+    /// The verdict alone does not reject the token. Pass it on with [`reject`](Self::reject), or as
+    /// a [`Reply`] through [`Verdict::reply`]. `url` is the URL of the response, after redirects.
+    /// If that URL is outside the session's origins, or if the credential belongs to another
+    /// session, nothing is captured and nothing counts as a rejection.
     ///
-    /// ```no_run
-    /// # async fn f(session: reqwest_reauth::Session, http: reqwest::Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// let url = "https://api.example.com/jobs";
-    /// let result = session
-    ///     .with_credential(url, |credential| {
-    ///         let (session, http) = (session.clone(), http.clone());
-    ///         async move {
-    ///             let (name, value) = credential.header();
-    ///             let response = http.get(url).header(name, value).send().await.unwrap();
-    ///             session
-    ///                 .observe(&credential, response.url(), response.status(), response.headers())
-    ///                 .reply(response)
-    ///         }
-    ///     })
-    ///     .await?;
-    /// # Ok(())
-    /// # }
+    /// ```
+    /// use reqwest_reauth::{OAuthRefresh, Reply, Session, reqwest, testing::AuthServer};
+    ///
+    /// #[tokio::main]
+    /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let server = AuthServer::start().await;
+    ///     let session = Session::builder(server.login())
+    ///         .origin(server.origin())
+    ///         .refresher(OAuthRefresh::new(server.token_endpoint()))
+    ///         .build()?;
+    ///     let http = reqwest::Client::new();
+    ///     let url = server.url("/jobs");
+    ///
+    ///     server.expire_now();
+    ///     let response = session
+    ///         .with_credential(&url, |credential| {
+    ///             let (session, http, url) = (session.clone(), http.clone(), url.clone());
+    ///             async move {
+    ///                 let (name, value) = credential.header();
+    ///                 match http.get(url).header(name, value).send().await {
+    ///                     Ok(response) => {
+    ///                         let (url, status) = (response.url(), response.status());
+    ///                         let verdict = session.observe(&credential, url, status, response.headers());
+    ///                         verdict.reply(Ok(response))
+    ///                     }
+    ///                     Err(error) => Reply::Inconclusive(Err(error)),
+    ///                 }
+    ///             }
+    ///         })
+    ///         .await??;
+    ///     assert_eq!(response.status(), 200);
+    ///     Ok(())
+    /// }
     /// ```
     pub fn observe(
         &self,
@@ -352,8 +400,8 @@ impl Session {
         verdict
     }
 
-    /// Takes the nonce, and reads what the response says of the proof. Whether it speaks of that
-    /// alone.
+    /// Stores the nonce and reads what the response says about the proof. Returns whether the
+    /// response concerns only the proof.
     #[cfg(feature = "dpop")]
     fn observe_proof(
         &self,
@@ -382,12 +430,12 @@ impl Session {
                 verdict.inconclusive = true;
                 true
             }
-            // What a body asks for cannot be seen from here.
+            // A demand in the body is not visible here.
             Challenge::AskBody | Challenge::Nothing => false,
         }
     }
 
-    /// A URL that the token may be sent to.
+    /// Parses a URL to which the token may be sent.
     fn trusted(&self, url: &str) -> Result<Url, Error> {
         let url = Url::parse(url).map_err(|error| Error::new(ErrorKind::UntrustedOrigin, error))?;
         match self.origin_of(&url) {
@@ -401,7 +449,7 @@ impl Session {
     }
 
     async fn credential_with(&self, at_least: Option<Duration>) -> Result<Credential, Error> {
-        // Within the refresh itself it would wait for what waits for it.
+        // Within the refresh itself, it would wait for the refresh that waits for it.
         let waits = if self.is_within_own_work() { 0 } else { MOST_WAITS };
         if waits > 0 {
             self.look_for_login().await;
@@ -418,7 +466,7 @@ impl Session {
             };
             match self.wait_within(&waiter, None).await {
                 Ok(Ending::Refreshed | Ending::Superseded) => {}
-                // Not even the store had something to ask with.
+                // Not even the store holds a refresh token.
                 Err(error) if error.nothing_to_ask_with() => break,
                 Err(_) if self.load().is_usable(Instant::now()) => break,
                 Err(error) => return Err(error),
@@ -437,7 +485,8 @@ impl Session {
         })
     }
 
-    /// The API rejected this generation in the chain: no credential is given with it.
+    /// Records that the API rejected this generation in the chain, so that no credential is
+    /// returned for it.
     pub(crate) fn mark_rejected(&self, generation: u64) {
         let state = self.load();
         if state.generation == generation && !state.known_rejected {
@@ -447,7 +496,7 @@ impl Session {
     }
 }
 
-/// For the rule of `rejected_if`, which is asked about a response.
+/// Builds a response for the rule of `rejected_if`.
 fn response_for(url: &Url, status: StatusCode, headers: &HeaderMap) -> Option<Response> {
     let mut response =
         http::Response::builder().status(status).url(url.clone()).body(Vec::new()).ok()?;
@@ -455,7 +504,7 @@ fn response_for(url: &Url, status: StatusCode, headers: &HeaderMap) -> Option<Re
     Some(response.into())
 }
 
-/// What is asked of a state before it gives a credential.
+/// The decisions of a state before it returns a credential.
 impl State {
     pub(super) fn for_credential(&self, at_least: Option<Duration>, now: Instant) -> Step {
         if let Phase::Closed = self.phase {
@@ -479,13 +528,13 @@ impl State {
                 ErrorKind::Unavailable,
                 "the api rejected the latest token",
             ))),
-            // It came expired, and another would too.
+            // The token arrived expired, and so would another one.
             _ if !self.known_rejected && self.is_paused_for_expiry(now) => Step::Go,
             _ => Step::Wait,
         }
     }
 
-    /// Before a request that wants this much life left.
+    /// Decides before a request that needs this much lifetime left.
     pub(super) fn should_refresh_valid_for(&self, at_least: Duration, now: Instant) -> Step {
         match self.should_refresh(now) {
             Step::Go | Step::GoAndRenew
@@ -497,17 +546,17 @@ impl State {
         }
     }
 
-    /// Whether the token is good, as far as is known.
+    /// Whether the token is valid, as far as the session knows.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
         self.access.is_some() && !self.known_rejected && !self.is_expired(now)
     }
 
-    /// Whether the API rejected the token, and another one would be rejected too (contract 3.6).
+    /// Whether the API rejected the token and would reject another one too (contract 3.6).
     fn is_withheld(&self, now: Instant) -> bool {
         self.known_rejected && self.rejections_start_no_refresh(now)
     }
 
-    /// Whether a refresh for the sake of a longer life is worth it: one a cool-down.
+    /// Whether a refresh should obtain a longer lifetime. This happens at most once per cool-down.
     fn is_too_short(&self, at_least: Option<Duration>, now: Instant) -> bool {
         let (Some(at_least), Some(lifetime)) = (at_least, self.lifetime) else {
             return false;

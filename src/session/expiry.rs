@@ -1,4 +1,4 @@
-//! When a token is due for renewal, by two clocks: pure functions over instants.
+//! When a token is due for a refresh, by two clocks: pure functions of instants.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,15 +9,15 @@ use crate::{
     token::Lifetime,
 };
 
-/// The longest default window before expiry in which a token is renewed.
+/// The longest default window before the expiry.
 const LONGEST_DEFAULT_WINDOW: Duration = Duration::from_secs(60);
 
-/// When a token of this lifetime is to be renewed ahead of its expiry.
+/// Returns when a token with this lifetime is refreshed ahead of its expiry.
 ///
-/// The window is the last fifth of the lifetime, at most 60 s; a configured one is cut to half the
-/// lifetime, so that a token that lives shorter than the margin is not renewed all the time.
-/// `jitter`, from 0 to 1, moves the start by up to a tenth of the window, so that a fleet does not
-/// renew in step.
+/// The window is the last fifth of the lifetime, at most 60 s. A configured window is limited to
+/// half the lifetime, so that a token with a shorter lifetime than the window is not refreshed all
+/// the time. `jitter`, from 0 to 1, moves the start by up to a tenth of the window, so that the
+/// processes of a fleet do not refresh in lockstep.
 pub(crate) fn due(lifetime: Lifetime, configured: Option<Duration>, jitter: f64) -> Instant {
     let Lifetime { from, until } = lifetime;
     let span = until.saturating_duration_since(from);
@@ -29,16 +29,17 @@ pub(crate) fn due(lifetime: Lifetime, configured: Option<Duration>, jitter: f64)
     until.checked_sub(window.saturating_sub(later)).unwrap_or(from)
 }
 
-/// A token's times on the wall clock, which goes on while the machine is suspended.
+/// A token's times on the wall clock, which continues while the machine is suspended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OnWall {
     pub(super) ends: SystemTime,
-    /// When it is to be renewed. What the clocks may differ by is on top.
+    /// When the token is due, plus the tolerance between the clocks.
     pub(super) due: SystemTime,
 }
 
 impl OnWall {
-    /// `None` if the wall clock cannot hold them: the monotonic clock is alone then.
+    /// Returns `None` if the wall clock cannot represent the times. The monotonic clock alone
+    /// decides then.
     pub(super) fn of(lifetime: Lifetime, due: Option<Instant>, now: Now) -> Option<Self> {
         Some(Self {
             ends: now.on_wall(lifetime.until)?,
@@ -56,7 +57,7 @@ mod tests {
         let from = Instant::now() + Duration::from_secs(100_000);
         let seconds = Duration::from_secs_f64;
         let table = [
-            // lifetime, configured, jitter, due after
+            // The columns: lifetime, configured window, jitter, due after.
             (100.0, None, 0.0, 80.0),
             (100.0, None, 1.0, 82.0),
             (3600.0, None, 0.0, 3540.0),

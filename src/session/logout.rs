@@ -1,4 +1,4 @@
-//! A logout: forgets first, in memory and in the store, then revokes.
+//! A logout: clears the tokens in memory and in the store first, then revokes them.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -69,13 +69,13 @@ impl Session {
         cleared
     }
 
-    /// One store timeout from now.
+    /// The time one store timeout from now.
     fn revoked_by(&self) -> Instant {
         let now = Instant::now();
         now.checked_add(self.0.store_timeout).unwrap_or(now)
     }
 
-    /// Revokes what is left of a login that was forgotten. A failure is an event.
+    /// Revokes the tokens of a login that was cleared. A failure becomes an event.
     pub(super) async fn revoke(&self, tokens: &Tokens, revoked_by: Instant) {
         let Some(refresher) = self.0.refresher.as_deref() else { return };
         if tokens.access_token().is_none() && tokens.refresh_token().is_none() {
@@ -88,7 +88,7 @@ impl Session {
         let revoked = if Handle::try_current().is_ok() {
             within(until(revoked_by), revoking).await
         } else {
-            // Nothing here could tell the time.
+            // There is no runtime, and so no timer.
             Ok(revoking.await)
         };
         let revoked = match revoked {
@@ -109,7 +109,7 @@ fn until(end: Instant) -> Duration {
     end.saturating_duration_since(Instant::now())
 }
 
-/// A panic in the user's code counts as no.
+/// A panic in the user's code counts as `false`.
 fn can_revoke(refresher: &dyn Refresher) -> bool {
     catch_unwind(AssertUnwindSafe(|| refresher.can_revoke())).unwrap_or(false)
 }

@@ -1,4 +1,14 @@
-//! The shared state of everybody who uses one login, and its life.
+//! The shared state of a login, and its lifecycle.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `builder` | the settings |
+//! | `state` `expiry` `update` | pure decisions and transitions, when a token is due, and the only writer of the state |
+//! | `refresh` `persist` | one refresh at a time, and the session's use of its store |
+//! | `capture` `adopt` | tokens from responses, and logins of other processes |
+//! | `credential` `scope` | tokens for other clients, and the session of a task |
+//! | `logout` `changes` `timer` | logout, and how others wait for a change |
+//! | `runtime` `within` | where the session's work runs, and how it avoids waiting for itself |
 
 mod adopt;
 mod builder;
@@ -61,23 +71,44 @@ use crate::{
     token::{Arrival, Lifetime, Tokens},
 };
 
-/// One login: its tokens, where they may go, and how they are renewed. Shared by every request,
-/// client and task that uses it.
+/// A login: its tokens, where they may be sent, and how they are refreshed. Every request, client
+/// and task that uses the login shares the session.
 ///
 /// Cloning is cheap, and clones are the same session. An idle session runs no task, timer or
-/// thread.
+/// thread. [`SessionBuilder`] lists all settings with their defaults.
+///
+/// ```
+/// use reqwest_reauth::{OAuthRefresh, Session, reqwest, testing::AuthServer};
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let server = AuthServer::start().await;
+///     let session = Session::builder(server.login())
+///         .origin(server.origin())
+///         .refresher(OAuthRefresh::new(server.token_endpoint()))
+///         .build()?;
+///     let client = session.wrap(reqwest::Client::new());
+///
+///     // The API rejects the token. The chain refreshes it and replays the request.
+///     server.expire_now();
+///     let response = client.get(server.url("/jobs")).send().await?;
+///     assert_eq!(response.status(), 200);
+///     assert_eq!(session.generation(), 2);
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Session(Arc<Inner>);
 
 struct Inner {
     current: ArcSwap<State>,
-    /// For those who wait for another token, another login or the end.
+    /// Notifies those who wait for another token, another login, or the close.
     changed: Notify,
     /// Held while a new state is made, never across an await.
     writer: Mutex<()>,
     subscribers: OnceLock<watch::Sender<SessionState>>,
     timer: Timer,
-    /// Held by the running refresh: never two at once.
+    /// Held by the running refresh, so that there is never a second one.
     turn: Turn,
     origins: Box<[Origin]>,
     refresher: Option<Box<dyn Refresher>>,
@@ -92,7 +123,7 @@ struct Inner {
     buffer_bodies: usize,
     refresh_ahead: Option<Duration>,
     cooldown: Duration,
-    /// What the refresher says of it.
+    /// The refresher's limit of the cool-down.
     longest_cooldown: Option<Duration>,
     store_timeout: Duration,
     refresh_timeout: Duration,
@@ -107,34 +138,35 @@ type RejectedIf = Box<dyn Fn(&Response, Verdict) -> bool + Send + Sync>;
 pub(crate) type ReplayIf = Box<dyn Fn(&Request) -> bool + Send + Sync>;
 
 impl Session {
-    /// Starts building a session with these tokens.
+    /// Returns a builder for a session with these tokens.
     pub fn builder(tokens: Tokens) -> SessionBuilder {
         SessionBuilder::new(tokens)
     }
 
-    /// The present tokens; `None` if there are none, e.g. after [`clear`](Self::clear).
+    /// Returns the current tokens, or `None` if there are none, for example after
+    /// [`clear`](Self::clear).
     pub fn tokens(&self) -> Option<Tokens> {
         let state = self.load();
         state.has_tokens().then(|| state.tokens())
     }
 
-    /// What the session is called in logs and metrics
-    /// ([`SessionBuilder::name`](crate::SessionBuilder::name)); `None` if it has no name.
+    /// Returns the session's name in logs and metrics
+    /// ([`SessionBuilder::name`](crate::SessionBuilder::name)), if it has one.
     pub fn name(&self) -> Option<&str> {
         self.telemetry().name()
     }
 
-    /// A counter that rises each time the access token changes.
+    /// Returns a counter that increases each time the access token changes. It starts at 1.
     pub fn generation(&self) -> u64 {
         self.load().generation
     }
 
-    /// What the session is doing. Worked out when asked.
+    /// Returns the session's current state, computed at the time of the call.
     pub fn state(&self) -> SessionState {
         self.load().public(Instant::now())
     }
 
-    /// Tells of each change of [`state`](Self::state).
+    /// Returns a receiver that is notified whenever [`state`](Self::state) changes.
     pub fn subscribe(&self) -> watch::Receiver<SessionState> {
         let _writer = interleave::lock(&self.0.writer);
         let state = self.0.current.load();
@@ -171,14 +203,16 @@ impl Session {
         Ok(self.load().tokens())
     }
 
-    /// A new login: these tokens from now on, whatever a refresh under way will bring. Ends
+    /// Replaces the tokens, for example after the user has signed in again.
+    ///
+    /// The result of a refresh in progress is discarded. The call ends
     /// [`LoginRequired`](SessionState::LoginRequired) and a cool-down, and saves the tokens at
     /// once.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Store`](ErrorKind::Store) when the store could not save
-    /// them: the session uses them all the same, and tries to save them again before the next
-    /// rotation.
+    /// - [`Closed`](ErrorKind::Closed) if the session is closed.
+    /// - [`Store`](ErrorKind::Store) if the store could not save the tokens. The session uses them
+    ///   nevertheless, and retries the save before the next rotation.
     pub async fn replace_tokens(&self, tokens: Tokens) -> Result<(), Error> {
         let lifetime = tokens.lifetime(Arrival::Handed);
         let due = self.due(lifetime);
@@ -193,44 +227,48 @@ impl Session {
             .await
     }
 
-    /// Logs out: no token is left here or in the store, and every request fails with
-    /// [`LoginRequired`](ErrorKind::LoginRequired), unsent, until
-    /// [`replace_tokens`](Self::replace_tokens). Those who wait for a refresh are freed with the
-    /// same error, and what it brings is dropped.
+    /// Logs out: removes the tokens from the session and the store, and revokes them if the
+    /// [refresher](crate::Refresher::revoke) can.
+    ///
+    /// Every request then fails with [`LoginRequired`](ErrorKind::LoginRequired) without being
+    /// sent, until [`replace_tokens`](Self::replace_tokens). Requests that wait for a refresh fail
+    /// with the same error at once, and the result of that refresh is discarded.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Store`](ErrorKind::Store) when the store could not be
-    /// cleared.
+    /// - [`Closed`](ErrorKind::Closed) if the session is closed.
+    /// - [`Store`](ErrorKind::Store) if the store could not be cleared.
     pub async fn clear(&self) -> Result<(), Error> {
         self.log_out().await
     }
 
-    /// Ends the session: nothing is sent any more, and those who wait for a refresh are freed at
-    /// once with [`Closed`](ErrorKind::Closed). A refresh under way is let to its end, and its
-    /// tokens are saved, before this returns: a rotated refresh token is not lost by a shutdown.
+    /// Closes the session. No further request is sent, and requests that wait for a refresh fail at
+    /// once with [`Closed`](ErrorKind::Closed).
     ///
-    /// It takes at most two seconds and twice the
+    /// A refresh in progress runs to completion, and its tokens are saved before this returns, so
+    /// that a shutdown loses no rotated refresh token.
+    ///
+    /// The call takes at most two seconds and twice the
     /// [`refresh_timeout`](SessionBuilder::refresh_timeout) and, with a store, sixteen times the
-    /// [`store_timeout`](SessionBuilder::store_timeout), also when the runtime of that refresh, or
-    /// of a save, has come to a stop.
+    /// [`store_timeout`](SessionBuilder::store_timeout), even if the runtime of that refresh or of
+    /// a save has stopped.
     ///
     /// # Errors
-    /// None at present.
+    /// Currently none.
     pub async fn close(&self) -> Result<(), Error> {
-        let flight = self.update(|state| {
+        let in_flight = self.update(|state| {
             state.phase = state::Phase::Closed;
             state.in_flight.clone()
         });
-        let flights_end = async {
-            if let Some(flight) = flight {
-                flight.resolve(Err(Error::of(ErrorKind::Closed)));
-                flight.ended().await;
+        let refresh_ends = async {
+            if let Some(in_flight) = in_flight {
+                in_flight.resolve(Err(Error::of(ErrorKind::Closed)));
+                in_flight.ended().await;
             }
-            // One that was superseded may still be winding up.
+            // A superseded refresh may still be ending.
             self.0.turn.free().await;
         };
-        // Not for ever: their runtime may have come to a stop.
-        let _ = within(self.longest_refresh(), flights_end).await;
+        // Bounded, because the runtime of the refresh may have stopped.
+        let _ = within(self.longest_refresh(), refresh_ends).await;
         if let Some(store) = &self.0.store {
             self.save_what_is_left(true);
             let _ = within(self.longest_refresh(), store.settled()).await;
@@ -238,26 +276,26 @@ impl Session {
         Ok(())
     }
 
-    /// [`close`](Self::close) for a shutdown that has only so much time, e.g. the 30 s that
-    /// Kubernetes leaves after SIGTERM. Returns within `limit`.
+    /// Closes the session within `limit`, for a shutdown with little time, such as the 30 s that
+    /// Kubernetes allows after SIGTERM. See [`close`](Self::close).
     ///
-    /// What has come by then, captured tokens included, is saved if the store takes it in that time.
-    /// What is left goes on behind it for as long as the runtime lives: a call to the token endpoint
-    /// that is still out is not aborted, since that would spend the refresh token.
+    /// Tokens that have arrived by then, including captured ones, are saved if the store accepts
+    /// them in time. Unfinished work continues in the background for as long as the runtime lives:
+    /// a call to the token endpoint is not aborted, because that would spend the refresh token.
     ///
     /// # Errors
-    /// [`TimedOut`](ErrorKind::TimedOut) if something was left: a refresh that had not ended, or
-    /// tokens that the store did not take.
+    /// [`TimedOut`](ErrorKind::TimedOut) if work was left: a refresh that had not ended, or tokens
+    /// that the store had not saved.
     #[allow(clippy::disallowed_methods, reason = "a look would be too late (contract 12.4)")]
     pub async fn close_within(&self, limit: Duration) -> Result<(), Error> {
         let closing = async {
             if let Some(store) = &self.0.store {
-                // Not only after the refresh, which may take longer than this.
+                // Also before the refresh ends, which may take longer than the limit.
                 store.save_what_is_left(self, true);
             }
             self.close().await
         };
-        // Not `within`: whoever asks for this is about to be killed, after a freeze all the more.
+        // Not `within`: the caller is about to be killed, especially after a freeze.
         match tokio::time::timeout(limit, closing).await {
             Ok(closed) if !self.has_something_left() => closed,
             _ => Err(Error::of(ErrorKind::TimedOut)),
@@ -274,14 +312,14 @@ impl Session {
         outcome: RefreshResult,
         change: impl FnOnce(&mut State) -> Option<Arc<InFlight>>,
     ) -> Result<u64, Error> {
-        let (flight, login) = self.update(|state| {
+        let (in_flight, login) = self.update(|state| {
             if matches!(state.phase, state::Phase::Closed) {
                 return Err(Error::of(ErrorKind::Closed));
             }
             Ok((change(state), state.login))
         })?;
-        if let Some(flight) = flight {
-            flight.supersede(outcome);
+        if let Some(in_flight) = in_flight {
+            in_flight.supersede(outcome);
         }
         Ok(login)
     }
@@ -304,7 +342,7 @@ impl Session {
         self.0.listeners.emit(event, || telemetry.listener_panicked());
     }
 
-    /// The gauge of states does not follow what time alone changes.
+    /// Updates the gauge of states, which does not follow changes that only time causes.
     #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
     pub(crate) fn tell_state(&self) {
         #[cfg(feature = "metrics")]
@@ -326,13 +364,13 @@ impl Session {
         &self.0.placement
     }
 
-    /// The session's side of RFC 9449, if its tokens are bound to a key.
+    /// The session's DPoP state (RFC 9449), if its tokens are bound to a key.
     #[cfg(feature = "dpop")]
     pub(crate) fn dpop(&self) -> Option<&Arc<Dpop>> {
         self.0.dpop.as_ref()
     }
 
-    /// Of the key that the session's tokens are bound to.
+    /// The thumbprint of the key that the session's tokens are bound to.
     pub(crate) fn key_thumbprint(&self) -> Option<&str> {
         #[cfg(feature = "dpop")]
         return self.0.dpop.as_ref().map(|dpop| dpop.key().thumbprint());
@@ -349,7 +387,7 @@ impl Session {
         self.0.override_authorization
     }
 
-    /// Up to how many bytes of a stream are read before it is sent.
+    /// The maximum number of bytes of a stream to buffer.
     pub(crate) fn buffer_bodies(&self) -> usize {
         self.0.buffer_bodies
     }
@@ -366,14 +404,14 @@ impl Session {
         self.0.replay_if.as_ref()
     }
 
-    /// Which of the session's origins this URL is of, if it names no user and is written as almost
-    /// all are. `None` says nothing.
+    /// The index of the URL's origin among the session's origins, if the URL has no user info and
+    /// is written in the usual form. `None` says nothing.
     #[inline]
     pub(crate) fn plain_origin_of(&self, url: &Url) -> Option<usize> {
         self.0.origins.iter().position(|origin| origin.covers_plainly(url))
     }
 
-    /// Which of the session's origins this URL is of.
+    /// The index of the URL's origin among the session's origins.
     pub(crate) fn origin_of(&self, url: &Url) -> Option<usize> {
         self.0.origins.iter().position(|origin| origin.covers(url))
     }
@@ -382,14 +420,14 @@ impl Session {
         self.0.origins.get(index).is_some_and(|origin| origin.covers(url))
     }
 
-    /// When the present access token was received, and when it ends. After a suspend both are what
-    /// they would be if the monotonic clock had not stood still.
+    /// When the current access token was received, and when it expires. After a suspend, both are
+    /// adjusted by the time during which the monotonic clock stood still.
     pub(crate) fn lifetime(&self) -> Option<Lifetime> {
         self.load().lifetime_at(Now::read())
     }
 
-    /// An answer accepted the token of generation `sent`: should it be rejected now, it is renewed
-    /// again.
+    /// Records that a response accepted the token of generation `sent`. If it is rejected later, it
+    /// is refreshed again.
     pub(crate) fn accepted(&self, sent: u64) {
         self.update(|state| {
             if state.generation == sent {
@@ -399,7 +437,7 @@ impl Session {
     }
 }
 
-/// A panic in the user's answer counts as no.
+/// A panic in the user's code counts as `false`.
 fn can_refresh(refresher: &dyn Refresher, tokens: &Tokens) -> bool {
     catch_unwind(AssertUnwindSafe(|| refresher.can_refresh(tokens))).unwrap_or(false)
 }

@@ -1,7 +1,7 @@
-//! Where the session's own work runs: refreshes and saves, which belong to no request.
+//! Where the session's own work runs: refreshes and saves, which do not belong to a request.
 //!
-//! Without a word it is the runtime of the request that starts the work. A runtime that was shut
-//! down is passed over.
+//! By default that is the runtime of the request that starts the work. A runtime that was shut down
+//! is skipped.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Runtimes {
     chosen: Option<Handle>,
-    /// Those of heartbeats that have a thread of their own, while their loops run.
+    /// The runtimes of heartbeats with their own thread, while their loops run.
     lent: Mutex<Vec<(u64, Handle)>>,
 }
 
@@ -32,7 +32,7 @@ impl Runtimes {
         Self { chosen, lent: Mutex::default() }
     }
 
-    /// Those that were named, the first choice first.
+    /// The configured runtimes, in order of preference.
     fn named(&self) -> Vec<Handle> {
         let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
         lent.iter().rev().map(|(_, handle)| handle).chain(&self.chosen).cloned().collect()
@@ -54,7 +54,7 @@ impl Drop for RefreshesHere {
 }
 
 impl Session {
-    /// From now on the session's work runs there, whatever
+    /// Runs the session's work on this runtime from now on, whatever
     /// [`SessionBuilder::runtime`](super::SessionBuilder::runtime) says.
     pub(crate) fn run_refreshes_on(&self, runtime: &Handle) -> RefreshesHere {
         static LENT: AtomicU64 = AtomicU64::new(0);
@@ -64,7 +64,7 @@ impl Session {
         RefreshesHere { session: self.clone(), number }
     }
 
-    /// Starts a job on the first runtime that takes it. If none does, the job is dropped.
+    /// Starts a job on the first runtime that accepts it. If none does, the job is dropped.
     pub(super) fn spawn<J, F>(&self, job: J, run: fn(J) -> F)
     where
         J: Send + 'static,
@@ -75,8 +75,8 @@ impl Session {
         pending.spawn();
     }
 
-    /// Does work that the caller waits for where the session's work runs, if a runtime was named:
-    /// a caller that blocks would hold the store's lock meanwhile.
+    /// Does work that the caller waits for on the configured runtime, if there is one. On the
+    /// caller's own runtime, a caller that blocks would hold the store's lock.
     pub(super) async fn run_there<F>(&self, work: impl Fn(Session) -> F) -> Result<(), Error>
     where
         F: Future<Output = Result<(), Error>> + Send + 'static,
@@ -85,7 +85,7 @@ impl Session {
             let task = runtime.spawn(work(self.clone()));
             match within(self.longest_refresh(), task).await {
                 Ok(Ok(done)) => return done,
-                // It was shut down.
+                // The runtime was shut down.
                 Ok(Err(_)) => {}
                 Err(_) => {
                     return Err(Error::new(
@@ -99,8 +99,8 @@ impl Session {
     }
 }
 
-/// A job until it begins. A runtime that is shut down before that drops it, at once or a moment
-/// later, and it goes on to the next one.
+/// A job that has not started. If its runtime is shut down before that, the job is dropped there
+/// and moves to the next runtime.
 struct Pending<J, F>
 where
     J: Send + 'static,

@@ -1,9 +1,8 @@
-//! The task's session: a value in `task-local-extensions`, put there for the length of each poll
-//! and no longer.
+//! The session of a task: a value in `task-local-extensions` that exists only during each poll.
 //!
-//! The item itself, once there, stays: a [`Slot`], which a scope fills and empties. A scope is
-//! entered at every poll of its future, and two more items inserted each time would cost more than
-//! all that a request needs of it.
+//! The item in the extensions is a [`Slot`] and stays there. A scope fills it and empties it. A
+//! scope is entered at every poll of its future, and inserting two items each time would cost more
+//! than the rest of a request.
 
 use std::{
     future::Future,
@@ -18,13 +17,13 @@ use tokio::task;
 
 use super::Session;
 
-/// The item in the task's extensions. They cannot forget an item, so that no session is `None`.
-/// Only the thread that polls the task comes to it: nobody ever waits for the lock.
+/// The item in the task's extensions. Items cannot be removed, so `None` stands for no session.
+/// Only the thread that polls the task accesses it, so the lock is never contended.
 #[derive(Clone, Default)]
 struct Slot(Arc<Mutex<Option<Here>>>);
 
-/// A session, and the task that polls its scope. A `LocalSet` that is driven inside a scope polls
-/// its other tasks there as well, on behalf of whoever spawned them.
+/// A session, and the task that polls its scope. A `LocalSet` that is driven inside a scope also
+/// polls its other tasks there, which do not belong to the scope.
 #[derive(Clone)]
 struct Here {
     session: Session,
@@ -32,7 +31,7 @@ struct Here {
 }
 
 impl Slot {
-    /// The one of the extensions that are in force.
+    /// The slot of the current extensions.
     fn here() -> Option<Self> {
         now(get_local_item()).flatten()
     }
@@ -48,42 +47,48 @@ impl Slot {
 }
 
 impl Session {
-    /// Makes this the task's session while `future` runs, for clients made with
+    /// Makes this the session of the task while `future` runs, for clients built with
     /// [`with_scoped_sessions`](crate::ClientBuilderExt::with_scoped_sessions).
     ///
-    /// It holds for this future alone: not for other tasks on the same thread, and not for what the
-    /// future gives to `tokio::spawn` or `spawn_local`, which start tasks of their own. There,
-    /// scope the spawned future too:
+    /// The scope applies only to this future. It does not apply to other tasks on the same thread,
+    /// or to futures passed to `tokio::spawn` or `spawn_local`, which start new tasks. Scope a
+    /// spawned future too:
     ///
     /// ```
-    /// # use reqwest_reauth::{Error, Session, Tokens};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Error> {
-    /// # let session = Session::builder(Tokens::new("t")?).origin("https://api.example.com").build()?;
-    /// session.scope(async {
-    ///     let here = Session::current().expect("we are in a scope");
-    ///     tokio::spawn(here.scope(async { assert!(Session::current().is_some()) })).await.unwrap();
-    /// }).await;
-    /// assert!(Session::current().is_none());
-    /// # Ok(())
-    /// # }
+    /// use reqwest_reauth::{Session, Tokens};
+    ///
+    /// #[tokio::main(flavor = "current_thread")]
+    /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let session =
+    ///         Session::builder(Tokens::new("token")?).origin("https://api.example.com").build()?;
+    ///     session
+    ///         .scope(async {
+    ///             let session = Session::current().ok_or("outside of a scope")?;
+    ///             let spawned = session.scope(async { assert!(Session::current().is_some()) });
+    ///             tokio::spawn(spawned).await?;
+    ///             Ok::<_, Box<dyn std::error::Error>>(())
+    ///         })
+    ///         .await?;
+    ///     assert!(Session::current().is_none());
+    ///     Ok(())
+    /// }
     /// ```
     ///
-    /// Scopes nest: the inner one holds while it runs. Items that others keep in
-    /// `task-local-extensions` stay visible.
+    /// Scopes nest, and the inner one takes precedence. Other items in `task-local-extensions` stay
+    /// visible.
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
         Scoped { session: self.clone(), future }
     }
 
-    /// The session of the innermost [`scope`](Self::scope) that is running on this task.
+    /// Returns the session of the innermost [`scope`](Self::scope) that is running on this task.
     pub fn current() -> Option<Session> {
         Slot::here().and_then(|slot| slot.session())
     }
 }
 
 pin_project! {
-    /// A future in its session's scope. It holds the future once: an `async` block would hold what
-    /// it captures and what it pins, at twice the size.
+    /// A future in the scope of its session. The type holds the future once, where an `async` block
+    /// would hold it twice.
     struct Scoped<F> {
         session: Session,
         #[pin]
@@ -101,8 +106,8 @@ impl<F: Future> Future for Scoped<F> {
     }
 }
 
-/// Puts back, at the end of each poll and also when it panics, what was there before: the next task
-/// on this thread must never find this one's session.
+/// Restores the previous session at the end of each poll, even if it panics, so that the next task
+/// on this thread never finds this session.
 struct Restore {
     slot: Slot,
     outer: Option<Here>,
@@ -126,7 +131,7 @@ impl Drop for Restore {
     }
 }
 
-/// The functions of `task-local-extensions` are `async` and never wait.
+/// The functions of `task-local-extensions` are `async` but never wait.
 fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),

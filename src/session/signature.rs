@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use crate::time::Now;
 
 /// What a request remembers of the [`State`](super::State) that it was signed with, to judge its
-/// response by. Numbers alone: to keep the state itself, all requests of a session would write to one
-/// counter.
+/// response. It has only numbers: if requests kept the state itself, all requests of a session
+/// would write to the same reference counter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Signature {
     pub(super) generation: u64,
@@ -16,24 +16,24 @@ pub(crate) struct Signature {
     pub(super) accounts: u64,
     /// The token's [fingerprint](crate::AccessToken::fingerprint).
     pub(super) token: u64,
-    /// When the token ends, by either clock.
+    /// When the token expires, by either clock.
     pub(super) until: Option<Instant>,
     pub(super) ends: Option<SystemTime>,
     pub(super) on_probation: bool,
 }
 
 impl Signature {
-    /// Which generation of the token was sent.
+    /// The generation of the token that was sent.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Whether the token endpoint issued the token and no response had accepted it yet.
+    /// Whether the token endpoint had issued the token and no response had accepted it yet.
     pub(crate) fn is_on_probation(&self) -> bool {
         self.on_probation
     }
 
-    /// Whether the token that was sent has ended, by either clock.
+    /// Whether the token has expired, by either clock.
     pub(crate) fn has_expired(&self, now: Now) -> bool {
         let Some(until) = self.until else { return false };
         let missed = self.ends.map(|ends| now.missed(until, ends)).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! What a session knows, and how it changes: pure transitions, no I/O, no await.
+//! What a session knows, and how that changes: pure transitions without I/O and without await.
 //!
-//! A [`State`] is immutable once published: requests read it with one atomic load, writers publish
-//! a changed copy.
+//! A published [`State`] is immutable. Requests read it with one atomic load, and writers publish a
+//! changed copy.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -15,28 +15,28 @@ use crate::{
     token::{AccessToken, Lifetime, RefreshToken, Tokens},
 };
 
-/// The longest that a token endpoint can ask a session to cool down.
+/// The longest cool-down that a token endpoint can ask for.
 const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
 
-/// What a session is doing. See [`Session::state`](super::Session::state).
+/// The state of a session. See [`Session::state`](super::Session::state).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SessionState {
-    /// It has a token, or can get one.
+    /// The session has a token, or can obtain one.
     Active,
-    /// A refresh is under way.
+    /// A refresh is in progress.
     Refreshing,
-    /// A refresh has failed, and the session does not ask the token endpoint for a while.
+    /// A refresh failed, and the session makes no call to the token endpoint for a while.
     CoolingDown,
-    /// The token cannot be renewed, or there is none, and
-    /// [`Session::replace_tokens`](super::Session::replace_tokens) alone helps. An access token
-    /// that is still good is sent for as long as it lasts.
+    /// The token cannot be refreshed, or there is none, until
+    /// [`Session::replace_tokens`](super::Session::replace_tokens). An access token that is still
+    /// valid is sent until it expires.
     LoginRequired,
-    /// The session was closed.
+    /// The session is closed.
     Closed,
 }
 
-/// In words, for logs: `cooling down`.
+/// The text for logs, such as `cooling down`.
 impl fmt::Display for SessionState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -52,49 +52,52 @@ impl fmt::Display for SessionState {
 #[derive(Clone)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct State {
-    /// Rises each time the access token changes.
+    /// Increases each time the access token changes.
     pub(super) generation: u64,
-    /// Rises with each `replace_tokens` and `clear`. What a refresh of an earlier login brings is
-    /// dropped.
+    /// Increases with each `replace_tokens` and `clear`. The result of a refresh of an earlier
+    /// login is discarded.
     pub(super) login: u64,
-    /// Rises with each `clear`: no request is sent again across one.
+    /// Increases with each `clear`. A request is not replayed across a logout.
     pub(super) logouts: u64,
-    /// Rises with each `replace_tokens` that brings another refresh token, and with each `clear`.
+    /// Increases with each `replace_tokens` that changes the refresh token, and with each `clear`.
     pub(super) accounts: u64,
     pub(super) access: Option<AccessToken>,
-    /// The access token as it goes on a request. Filled in when the state is published.
+    /// The header with the access token, set when the state is published.
     pub(super) header: Option<HeaderValue>,
     pub(super) refresh: Option<RefreshToken>,
     pub(super) lifetime: Option<Lifetime>,
-    /// When renewal ahead of expiry begins.
+    /// When the background refresh starts.
     pub(super) due: Option<Instant>,
-    /// Both on the wall clock.
+    /// The expiry and the due time on the wall clock.
     pub(super) wall: Option<OnWall>,
-    /// Whether there is something to renew with.
+    /// Whether the session can refresh.
     pub(super) renewable: bool,
-    /// The API rejected the present generation.
+    /// The API rejected the current generation.
     pub(super) rejected: bool,
-    /// The API rejected the present generation, whether a refresh followed or not: no credential is
-    /// given with it.
+    /// The API rejected the current generation, whether or not a refresh followed. No credential is
+    /// returned for it.
     pub(super) known_rejected: bool,
-    /// The user of a credential says so too: requests of the chain renew the token first.
+    /// The user of a credential reported the rejection too, so requests through the chain refresh
+    /// the token first.
     pub(super) renew_first: bool,
-    /// Until when a token that the token endpoint issued, and that no response has accepted yet, is
-    /// not renewed again.
+    /// Until then, a token that the token endpoint issued, and that no response has accepted yet,
+    /// is not refreshed again.
     pub(super) probation: Option<Instant>,
-    /// The cool-down's end after the token endpoint issued a token. Until then one that was expired
-    /// on arrival, from there or from a response header, is not renewed for that reason.
+    /// The end of the cool-down after the token endpoint issued a token. Until then, a token that
+    /// arrived expired, from there or from a response header, is not refreshed for that reason.
     pub(super) issued_pause: Option<Instant>,
-    /// The cool-down's end after a refresh broke off. Until then none begins in the background.
+    /// The end of the cool-down after an aborted refresh. No background refresh is started before
+    /// then.
     pub(super) broken_pause: Option<Instant>,
-    /// Until when a rejection starts no refresh: a token that was just issued was rejected in a
-    /// replay too.
+    /// Until then, a rejection starts no refresh, because a token that was just issued was rejected
+    /// in a replay too.
     pub(super) replay_pause: Option<Instant>,
-    /// How many refreshes failed with `ClientRejected` or `BadResponse` since the last grant.
+    /// The number of refreshes that failed with `ClientRejected` or `BadResponse` since the last
+    /// grant.
     pub(super) failures: u32,
-    /// The refresh token of a call whose response was lost: it may be spent.
+    /// The refresh token of a call whose response was lost. It may be spent.
     pub(super) unanswered: Option<RefreshToken>,
-    /// The login was ended by `clear`: a stored one does not take its place.
+    /// `clear` ended the login, so a stored login is not adopted.
     pub(super) cleared: bool,
     pub(super) phase: Phase,
     pub(super) in_flight: Option<Arc<InFlight>>,
@@ -110,29 +113,29 @@ pub(super) enum Phase {
 
 /// What a request, or a caller of [`Session`](super::Session), does next.
 pub(super) enum Step {
-    /// Go on with what there is: send the request, or hand the response through.
+    /// Go on with the current token: send the request, or return the response.
     Go,
-    /// Go on, and renew in the background.
+    /// Go on, and refresh in the background.
     GoAndRenew,
-    /// Wait for the refresh, which begins if none is under way.
+    /// Wait for the refresh. Start it if none is in progress.
     Wait,
-    /// Give up.
+    /// Fail with this error.
     Fail(Error),
 }
 
-/// What has become of the token that a request was sent with.
+/// What happened to the token of a request since it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Since {
-    /// It is still the session's.
+    /// The session still holds it.
     Same,
-    /// The session has another one by now.
+    /// The session now holds another token.
     Replaced,
-    /// The session was cleared, or, for a 403, has another login: what the response says of the
-    /// token of that time is the caller's.
+    /// The session was cleared or, for a 403, has another login. The response concerns the old
+    /// login and is returned to the caller.
     OtherLogin,
 }
 
-/// What became of a captured token.
+/// The result of a capture.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Captured {
     Adopted { generation: u64 },
@@ -169,10 +172,10 @@ impl State {
         }
     }
 
-    // ---- what a request asks
+    // ---- decisions
 
-    /// Whether a request may be sent without a further question, as almost all may. `now` is asked
-    /// only where time matters.
+    /// Whether a request can be sent without further checks, which is almost always so. `now` is
+    /// called only if time matters.
     #[inline]
     pub(crate) fn is_quiet(&self, now: impl FnOnce() -> Instant) -> bool {
         if !matches!(self.phase, Phase::Open)
@@ -190,8 +193,8 @@ impl State {
         }
     }
 
-    /// Before a request is sent. A request whose token is still good does not wait, whoever asked
-    /// for a refresh, unless the API has rejected that token.
+    /// Decides before a request is sent. A request with a valid token does not wait for a refresh,
+    /// unless the API has rejected that token.
     pub(super) fn should_refresh(&self, now: Instant) -> Step {
         if let Phase::Closed = self.phase {
             return Step::Fail(Error::of(ErrorKind::Closed));
@@ -235,12 +238,12 @@ impl State {
         }
     }
 
-    /// After the API rejected a token of generation `sent`.
+    /// Decides after the API rejected a token of generation `sent`.
     pub(super) fn should_refresh_after_rejection(&self, sent: u64, now: Instant) -> Step {
         match &self.phase {
             Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
             Phase::LoginRequired(cause) if self.access.is_none() => Step::Fail(cause.clone()),
-            // The present token was not rejected: it is asked of it what is asked before any
+            // The current token was not rejected, so the same decision applies as before any
             // request.
             _ if self.generation != sent && self.access.is_some() => match self.should_refresh(now)
             {
@@ -256,14 +259,14 @@ impl State {
         }
     }
 
-    /// Whether the token endpoint has issued the token lately, and a rejection does not mean that
-    /// another one would be accepted (contract 3.6).
+    /// Whether the token was issued recently, so that a rejection does not mean that another token
+    /// would be accepted (contract 3.6).
     pub(super) fn rejections_start_no_refresh(&self, now: Instant) -> bool {
         self.probation.is_some_and(|until| now < until)
             || self.replay_pause.is_some_and(|until| now < until)
     }
 
-    /// Whether a token that a credential's user rejected may be renewed for that reason.
+    /// Whether a token that the user of a credential rejected may be refreshed for that reason.
     fn may_renew_rejected(&self, now: Instant) -> bool {
         let allowed = match &self.phase {
             Phase::Open => true,
@@ -273,7 +276,8 @@ impl State {
         self.renewable && allowed && !self.rejections_start_no_refresh(now)
     }
 
-    /// When [`Session::refresh`](super::Session::refresh) is called, whatever the token's state and the cool-down.
+    /// Decides for [`Session::refresh`](super::Session::refresh), whatever the state of the token
+    /// and the cool-down.
     pub(super) fn on_demand(&self) -> Step {
         match &self.phase {
             Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
@@ -283,13 +287,13 @@ impl State {
         }
     }
 
-    /// What [`Authorize`](crate::Authorize) puts on a request.
+    /// The header that [`Authorize`](crate::Authorize) sets.
     #[inline]
     pub(crate) fn header_to_send(&self) -> Result<&HeaderValue, Error> {
         self.token_to_send().map(|token| self.header.as_ref().unwrap_or_else(|| token.header()))
     }
 
-    /// What [`Authorize`](crate::Authorize) signs with.
+    /// The token that [`Authorize`](crate::Authorize) sends.
     #[inline]
     pub(crate) fn token_to_send(&self) -> Result<&AccessToken, Error> {
         match (&self.phase, &self.access) {
@@ -312,7 +316,7 @@ impl State {
         self.probation.is_some()
     }
 
-    /// What is remembered of this state by a request that is signed with its token.
+    /// What a request that is signed with this state's token remembers of the state.
     #[inline]
     pub(crate) fn signature(&self) -> Signature {
         Signature {
@@ -326,19 +330,19 @@ impl State {
         }
     }
 
-    /// Whether the present token is of this generation, and was issued less than a cool-down ago.
+    /// Whether the current token has this generation and was issued less than a cool-down ago.
     pub(super) fn is_fresh(&self, generation: u64, now: Instant) -> bool {
         self.generation == generation && self.issued_pause.is_some_and(|until| now < until)
     }
 
-    /// Whether a request that was rejected with `sent` has a token to be sent again with.
+    /// Whether a request that was rejected with `sent` can be replayed with a newer token.
     pub(crate) fn has_newer_token_than(&self, sent: &Signature) -> bool {
         self.generation != sent.generation
             && self.logouts == sent.logouts
             && self.access.as_ref().is_some_and(|token| token.fingerprint() != sent.token)
     }
 
-    /// What has become of the token that a response with this status was sent with.
+    /// What has happened to the token of a response with this status.
     pub(crate) fn since(&self, sent: &Signature, status: StatusCode) -> Since {
         let is_other_account = self.accounts != sent.accounts && status == StatusCode::FORBIDDEN;
         if self.logouts != sent.logouts || is_other_account {
@@ -354,14 +358,14 @@ impl State {
         self.lifetime.is_some_and(|lifetime| lifetime.until <= now)
     }
 
-    /// The token's life, moved back by what the monotonic clock has missed.
+    /// The token's lifetime, moved back by the time that the monotonic clock has missed.
     pub(crate) fn lifetime_at(&self, now: Now) -> Option<Lifetime> {
         let missed = self.missed(now);
         self.lifetime.map(|lifetime| lifetime.moved_back(missed, now.monotonic))
     }
 
-    /// How long the machine was suspended since the token came, as far as this state does not know
-    /// it.
+    /// How long the machine was suspended since the token arrived, as far as this state has not
+    /// been adjusted yet.
     pub(super) fn missed(&self, now: Now) -> Duration {
         match (self.lifetime, self.wall) {
             (Some(lifetime), Some(wall)) => now.missed(lifetime.until, wall.ends),
@@ -373,7 +377,7 @@ impl State {
         self.due.is_some_and(|due| due <= now)
     }
 
-    /// Whether a refresh may begin in the background.
+    /// Whether a background refresh may start.
     pub(super) fn may_renew(&self, now: Instant) -> bool {
         let allowed = match &self.phase {
             Phase::Open => true,
@@ -384,22 +388,22 @@ impl State {
         self.renewable && allowed && !broken && !self.is_paused_for_expiry(now)
     }
 
-    /// Whether the token was expired on arrival, and the token endpoint was asked a moment ago:
-    /// asking again would not help.
+    /// Whether the token arrived expired and was issued recently, so that another refresh would not
+    /// help.
     pub(super) fn is_paused_for_expiry(&self, now: Instant) -> bool {
         self.lifetime.is_some_and(|lifetime| lifetime.until <= lifetime.from)
             && self.issued_pause.is_some_and(|until| now < until)
     }
 
-    /// What [`Session::state`](super::Session::state) says. Worked out when asked: a cool-down that
-    /// is over is none.
+    /// The state for [`Session::state`](super::Session::state). It is computed on each call,
+    /// because a cool-down ends without a transition.
     pub(super) fn public(&self, now: Instant) -> SessionState {
         match &self.phase {
             Phase::Closed => SessionState::Closed,
             _ if self.in_flight.is_some() => SessionState::Refreshing,
             Phase::LoginRequired(_) => SessionState::LoginRequired,
             Phase::CoolingDown { until, .. } if now < *until => SessionState::CoolingDown,
-            // Nothing can bring another token but the API itself, or the user.
+            // Only the API or `replace_tokens` can provide another token.
             _ if !self.renewable && (self.access.is_none() || self.is_expired(now)) => {
                 SessionState::LoginRequired
             }
@@ -407,12 +411,12 @@ impl State {
         }
     }
 
-    /// Whether a login that another process has stored may take the place of the dead one.
+    /// Whether a login that another process has stored may replace the ended one.
     pub(super) fn may_look_for_login(&self) -> bool {
         matches!(self.phase, Phase::LoginRequired(_)) && !self.cleared
     }
 
-    /// Whether any token is left.
+    /// Whether the state has any token.
     pub(super) fn has_tokens(&self) -> bool {
         self.access.is_some() || self.refresh.is_some()
     }
@@ -422,9 +426,9 @@ impl State {
         Tokens::of(self.access.clone(), self.refresh.clone()).with_lifetime(lifetime)
     }
 
-    // ---- what changes it
+    // ---- transitions
 
-    /// A token from the response to a request that was sent with generation `sent`. A late
+    /// Adopts a token from the response to a request that was sent with generation `sent`. A late
     /// response never undoes a newer token.
     pub(super) fn capture(
         &mut self,
@@ -443,8 +447,8 @@ impl State {
         Captured::Adopted { generation: self.generation }
     }
 
-    /// What a refresh brought. `issued_pause`: the end of the cool-down, if the token endpoint
-    /// issued it. Until then it is on trial.
+    /// Adopts the result of a refresh. `issued_pause` is the end of the cool-down if the token
+    /// endpoint issued the tokens. Until then they are on probation.
     pub(super) fn adopt_tokens(
         &mut self,
         tokens: &Tokens,
@@ -470,7 +474,7 @@ impl State {
         }
     }
 
-    /// What a refresh that brought nothing leaves behind.
+    /// Records a failed refresh.
     pub(super) fn fail(&mut self, error: &Error, now: Instant, cooldown: Duration) {
         if matches!(self.phase, Phase::Closed) {
             return;
@@ -487,7 +491,7 @@ impl State {
             ErrorKind::LoginRequired if !error.nothing_to_ask_with() => {
                 Phase::LoginRequired(error.clone())
             }
-            // Nothing is known of the token endpoint: the next request may try.
+            // The failure says nothing about the token endpoint, so the next request may try again.
             ErrorKind::Internal => {
                 self.broken_pause = Some(pause);
                 Phase::Open
@@ -499,8 +503,8 @@ impl State {
         };
     }
 
-    /// The refresher has nothing to bring. If the token that is held is of no use, that is a failed
-    /// refresh. Otherwise the next one that nobody waits for begins after the cool-down.
+    /// Records that the refresher has nothing new. If the current token is unusable, this counts as
+    /// a failed refresh. Otherwise the next background refresh starts after the cool-down.
     pub(super) fn no_news(&mut self, now: Instant, cooldown: Duration) -> Option<Error> {
         let useless = self.rejected || self.access.is_none() || self.is_expired(now);
         self.rejected = false;
@@ -531,7 +535,7 @@ impl State {
         }
     }
 
-    /// The refresher bounds the cool-down.
+    /// Applies the refresher's limit of the cool-down.
     pub(super) fn shorten_cooldown(&mut self, now: Instant, longest: Duration) {
         if let (Phase::CoolingDown { until, .. }, Some(latest)) =
             (&mut self.phase, now.checked_add(longest))
@@ -540,7 +544,7 @@ impl State {
         }
     }
 
-    /// A new login. Returns the refresh that it supersedes.
+    /// Starts a new login. Returns the refresh that it supersedes.
     pub(super) fn replace(
         &mut self,
         tokens: &Tokens,
@@ -560,7 +564,7 @@ impl State {
         self.in_flight.take()
     }
 
-    /// A logout. Returns the refresh that it supersedes.
+    /// Logs out. Returns the refresh that this supersedes.
     pub(super) fn clear(&mut self) -> Option<Arc<InFlight>> {
         let superseded = self.replace(&Tokens::empty(), None, None);
         self.logouts += 1;
@@ -569,8 +573,8 @@ impl State {
         superseded
     }
 
-    /// After a suspend: the token's times by the monotonic clock are what they would be if it had
-    /// not stood still.
+    /// Adjusts the token's times on the monotonic clock after a suspend, as if the clock had not
+    /// stood still.
     pub(super) fn catch_up(&mut self, now: Now) {
         let missed = self.missed(now);
         self.lifetime = self.lifetime_at(now);
@@ -607,17 +611,18 @@ pub(super) fn no_token() -> Error {
         .with_nothing_to_ask_with()
 }
 
-/// Unlike [`no_token`] it is not passed over for the sake of a rejected response.
+/// Unlike the error of [`no_token`], this one is not suppressed in favour of a rejected response.
 pub(super) fn logged_out() -> Error {
     Error::new(ErrorKind::LoginRequired, "the session was cleared")
 }
 
-/// Where there was nothing to ask with, the session cannot renew: it goes on with what it has.
+/// Without a refresh token the session cannot refresh, so it goes on with its current token.
 pub(super) fn step_while_cooling_down(cause: &Error) -> Step {
     if cause.nothing_to_ask_with() { Step::Go } else { Step::Fail(cooling_down(cause)) }
 }
 
-/// One cool-down, two, four, up to five minutes: what is misconfigured seldom mends itself.
+/// One cool-down, then two, four, and so on, up to five minutes, because a misconfiguration is
+/// rarely fixed quickly.
 fn doubled(cooldown: Duration, failures: u32) -> Duration {
     let factor = 1 << failures.saturating_sub(1).min(31);
     cooldown.saturating_mul(factor).min(LONGEST_COOLDOWN.max(cooldown))

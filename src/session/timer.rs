@@ -1,4 +1,4 @@
-//! The one timer of a session, for its subscribers: it tells them that a cool-down is over.
+//! The only timer of a session. It tells subscribers that a cool-down is over.
 
 use std::sync::{
     Arc, Weak,
@@ -19,8 +19,8 @@ impl Timer {
         Self { until: watch::Sender::new(None), running: Arc::default() }
     }
 
-    /// Sets the timer, and starts its task unless that runs already. However often a cool-down
-    /// begins, there is one task.
+    /// Sets the timer, and starts its task unless that is running. There is at most one task,
+    /// however often a cool-down begins.
     pub(super) fn set(&self, until: Instant, session: Weak<Inner>) {
         self.until.send_replace(Some(until));
         let Ok(runtime) = Handle::try_current() else { return };
@@ -32,7 +32,7 @@ impl Timer {
     }
 }
 
-/// The task runs. Its runtime may go away.
+/// Marks the task as running. Its runtime may be shut down.
 struct Running(Arc<AtomicBool>);
 
 impl Drop for Running {
@@ -65,7 +65,7 @@ async fn run(
                     ended
                 });
                 if ended {
-                    // Whoever sets it from here on starts another task.
+                    // A later `set` starts another task.
                     drop(running);
                     return session.tell_time();
                 }

@@ -1,4 +1,4 @@
-//! How a session's state changes: one writer at a time makes a changed copy and publishes it.
+//! How a session's state changes: one writer at a time publishes a changed copy.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ impl Session {
         self.load().login == login
     }
 
-    /// Whether these tokens, from the store, spare a call to the token endpoint.
+    /// Whether these tokens from the store make a call to the token endpoint unnecessary.
     pub(super) fn can_use(&self, theirs: &Tokens) -> bool {
         let expired = theirs
             .lifetime(Arrival::Handed)
@@ -52,8 +52,8 @@ impl Session {
         })
     }
 
-    /// Goes on with what the store holds. An access token that has expired never takes the place of
-    /// one that has not: its refresh token is then tried at the next refresh (contract 10.3).
+    /// Adopts the stored tokens. An expired access token never replaces a valid one. In that case
+    /// only its refresh token is used, in the next refresh (contract 10.3).
     pub(super) fn adopt_stored(&self, stored: &Tokens) {
         let lifetime = stored.lifetime(Arrival::Handed);
         let state = self.load_full();
@@ -72,7 +72,7 @@ impl Session {
         self.adopt_tokens(login, stored, lifetime, None);
     }
 
-    /// Keeps a refresh token while the refresh goes on. Returns the tokens to be saved.
+    /// Keeps a refresh token during a refresh. Returns the tokens to save.
     pub(super) fn keep_refresh(&self, login: u64, refresh: RefreshToken) -> Option<Tokens> {
         self.update(|state| {
             (state.login == login).then(|| {
@@ -82,13 +82,13 @@ impl Session {
         })
     }
 
-    /// An end of the login says so if the refresh token may have been spent before.
+    /// Marks an error that ends the login if an earlier call may have spent the refresh token.
     pub(super) fn mark_if_lost(&self, error: Error, asked: Option<&RefreshToken>) -> Error {
         let lost = asked.is_some() && self.load().unanswered.as_ref() == asked;
         if lost && !error.nothing_to_ask_with() { error.with_possibly_consumed() } else { error }
     }
 
-    /// Forgets the refresh token, if it is one of those that are dead.
+    /// Removes the refresh token if it is among the rejected ones.
     pub(super) fn forget_refresh(&self, login: u64, dead: &[RefreshToken]) {
         self.update(|state| {
             if state.login == login {
@@ -97,8 +97,8 @@ impl Session {
         });
     }
 
-    /// The refresher has nothing to bring. Returns the error for the waiters, if the token that is
-    /// held is of no use.
+    /// Ends a refresh whose refresher had nothing new. Returns the error for the waiters if the
+    /// current token is unusable.
     pub(super) fn end_without_news(&self, in_flight: &Arc<InFlight>) -> Option<Error> {
         self.update(|state| {
             state.in_flight.take_if(|refresh| Arc::ptr_eq(refresh, in_flight))?;
@@ -106,7 +106,7 @@ impl Session {
         })
     }
 
-    /// Returns whether this refresh was the session's present one.
+    /// Ends a refresh. Returns whether it was the current refresh of the session.
     pub(super) fn end_refresh(&self, in_flight: &Arc<InFlight>, error: Option<&Error>) -> bool {
         let is_it = |state: &State| {
             state.in_flight.as_ref().is_some_and(|refresh| Arc::ptr_eq(refresh, in_flight))
@@ -164,15 +164,15 @@ impl Session {
         }
     }
 
-    /// [`Session::refresh`] asks whatever happened before.
+    /// Forgets earlier failures for [`Session::refresh`], which ignores them.
     pub(super) fn forget_failures(&self) {
         if self.load().failures > 0 {
             self.update(|state| state.failures = 0);
         }
     }
 
-    /// A replay was rejected too: with a token that was issued a moment ago, another would not help
-    /// (contract 3.6).
+    /// Records that a replay was rejected too. If its token was just issued, another one would not
+    /// help (contract 3.6).
     pub(crate) fn replay_rejected(&self, generation: u64) {
         let now = Instant::now();
         let Some(until) = now.checked_add(self.0.cooldown) else { return };
@@ -185,7 +185,7 @@ impl Session {
         }
     }
 
-    /// A cool-down may be over.
+    /// Tells subscribers that a cool-down may be over.
     pub(super) fn tell_time(&self) {
         let _writer = lock(&self.0.writer);
         self.tell_subscribers(&self.load(), false);
@@ -195,7 +195,7 @@ impl Session {
         lifetime.map(|lifetime| expiry::due(lifetime, self.0.refresh_ahead, fastrand::f64()))
     }
 
-    /// After a suspend of the machine, moves the token's times to where they are by the wall clock.
+    /// Adjusts the token's times to the wall clock after the machine was suspended.
     pub(super) fn catch_up_with_the_wall_clock(&self) {
         let now = Now::read();
         if !self.load().missed(now).is_zero() {
@@ -226,8 +226,8 @@ impl Session {
         result
     }
 
-    /// Called with the writer's lock held, so that subscribers hear the changes in their order.
-    /// `is_new`: somebody has subscribed.
+    /// Notifies subscribers. The caller holds the writer's lock, so that they receive the changes
+    /// in order. `is_new` says that there is a new subscriber.
     pub(super) fn tell_subscribers(&self, state: &State, is_new: bool) {
         let Some(sender) = self.0.subscribers.get() else {
             return;
@@ -240,14 +240,13 @@ impl Session {
             && (changed || is_new)
             && sender.receiver_count() > 0
         {
-            // Only for subscribers: nobody else needs to know the moment at which a cool-down is
-            // over.
+            // Only subscribers need to know when a cool-down ends.
             self.0.timer.set(*until, Arc::downgrade(&self.0));
         }
     }
 }
 
-/// What is to be saved, if there is a store.
+/// Saving, if there is a store.
 impl Session {
     pub(super) fn save_soon(&self) {
         if let Some(store) = &self.0.store {
@@ -281,7 +280,8 @@ impl Session {
 }
 
 impl Session {
-    /// Neither the caller nor the store has a token, and none can be asked for without one.
+    /// Starts in `LoginRequired`, because neither the caller nor the store has a token, and none
+    /// can be obtained without one.
     pub(super) fn starts_logged_out(&self) {
         let can_ask = |refresher: &dyn Refresher| can_refresh(refresher, &Tokens::empty());
         if !self.load().has_tokens() && !self.0.refresher.as_deref().is_some_and(can_ask) {
@@ -296,7 +296,7 @@ impl Session {
 impl Inner {
     fn is_renewable(&self, state: &State) -> bool {
         match &self.refresher {
-            // What to ask with may be in the store.
+            // The store may hold a refresh token.
             Some(_) if self.store.is_some() => true,
             Some(refresher) => can_refresh(&**refresher, &state.tokens()),
             None => false,

@@ -1,7 +1,8 @@
-//! Whether a request is made within the session's own refresh: by its refresher, its store or a
-//! parameter of the token request. Such a request must not wait for the refresh that waits for it.
+//! Whether a request is made within the session's own refresh: by its refresher, by its store, or
+//! by a parameter of the token request. Such a request must not wait for the refresh that waits for
+//! it.
 //!
-//! The mark holds during each poll of that work, for the task that polls it. Tasks that the work
+//! The mark exists during each poll of that work, for the task that polls it. Tasks that the work
 //! spawns do not have it.
 
 use std::{
@@ -20,7 +21,7 @@ thread_local! {
 }
 
 impl Session {
-    /// Polls this session's own work with the mark.
+    /// Polls the session's own work with the mark.
     pub(super) fn within<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         let id = self.id();
         async move {
@@ -44,7 +45,7 @@ impl Session {
     }
 }
 
-/// Takes the mark away at the end of the poll, also when it panics.
+/// Removes the mark at the end of the poll, even if it panics.
 struct Mark;
 
 impl Mark {

@@ -1,5 +1,5 @@
-//! Where the tests of interleavings may switch between threads: before each lock of a session, and
-//! where it publishes a state. In a build without tests these are the plain locks.
+//! The points at which the interleaving tests may switch between threads: before each lock of a
+//! session, and where it publishes a state. Outside of tests these are plain locks.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,9 +8,9 @@ mod scheduler;
 #[cfg(test)]
 mod tests;
 
-/// Locks, whether a thread has panicked with the lock or not.
+/// Locks a mutex, even if it is poisoned.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // One thread at a time runs under the scheduler: waiting for the lock would stop them all.
+    // The scheduler runs one thread at a time, so waiting for the lock would stop all of them.
     #[cfg(test)]
     while scheduler::switch() {
         if let Ok(guard) = mutex.try_lock() {

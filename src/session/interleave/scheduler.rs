@@ -1,8 +1,8 @@
-//! A scheduler that runs one thread at a time and draws, from a seed, which one goes on at each
-//! switch: so that a run can be repeated.
+//! A scheduler that runs one thread at a time and chooses the next one at each switch from a seed,
+//! so that a run can be repeated.
 //!
-//! The first thread drives the runtime. The others each run a future, and are blocked while it is
-//! pending.
+//! The first thread drives the runtime. Each of the others runs a future, and is blocked while that
+//! is pending.
 
 use std::{
     cell::RefCell,
@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Handle};
 
 /// The thread that drives the runtime.
 const RUNTIME: usize = 0;
-/// So many rounds of the runtime without a thread that can run are a deadlock.
+/// After this many rounds of the runtime without a runnable thread, the run counts as deadlocked.
 const PATIENCE: u32 = 200;
 
 type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -32,7 +32,7 @@ enum Status {
 struct Threads {
     current: usize,
     status: Vec<Status>,
-    /// Woken during its poll.
+    /// Whether the future was woken during its poll.
     woken: Vec<bool>,
     random: fastrand::Rng,
     failure: Option<String>,
@@ -47,7 +47,7 @@ thread_local! {
     static HERE: RefCell<Option<(Arc<Scheduler>, usize)>> = const { RefCell::new(None) };
 }
 
-/// Lets the scheduler choose who goes on. `false` outside of one.
+/// Lets the scheduler choose the next thread. Returns `false` outside of a scheduler.
 pub(super) fn switch() -> bool {
     let here = HERE.try_with(|here| here.borrow().clone()).ok().flatten();
     let Some((scheduler, id)) = here else { return false };
@@ -55,8 +55,8 @@ pub(super) fn switch() -> bool {
     true
 }
 
-/// Runs these futures, each on a thread, and what they spawn on a runtime of its own. `Err` says
-/// what went wrong.
+/// Runs each of these futures on a thread, and the tasks that they spawn on a separate runtime. An
+/// `Err` describes what went wrong.
 pub(super) fn run(seed: u64, work: Vec<Boxed>) -> Result<(), String> {
     let scheduler = Arc::new(Scheduler {
         threads: Mutex::new(Threads {
@@ -88,7 +88,7 @@ pub(super) fn run(seed: u64, work: Vec<Boxed>) -> Result<(), String> {
             }
             scheduler.switch(RUNTIME);
         }
-        // What they have left behind ends too.
+        // Lets the tasks that they left behind end too.
         runtime.block_on(async {
             for _ in 0..500 {
                 tokio::task::yield_now().await;
@@ -128,7 +128,7 @@ impl Scheduler {
         self.choose(threads);
     }
 
-    /// Begins to count this thread, and waits until it is chosen.
+    /// Registers this thread, and waits until it is chosen.
     fn enter(self: &Arc<Self>, id: usize) {
         HERE.with(|here| *here.borrow_mut() = Some((Arc::clone(self), id)));
         let threads = self.threads.lock().unwrap();
@@ -169,7 +169,7 @@ impl Scheduler {
         self.threads.lock().unwrap().status[1..].iter().all(|status| *status == Status::Done)
     }
 
-    /// Whether nobody but the runtime can go on.
+    /// Whether only the runtime can continue.
     fn is_stuck(&self) -> bool {
         !self.threads.lock().unwrap().status[1..].contains(&Status::Ready)
     }
@@ -186,7 +186,7 @@ impl Scheduler {
     }
 }
 
-/// What wakes one of the threads.
+/// The waker of one of the threads.
 struct Thread(Arc<Scheduler>, usize);
 
 impl Wake for Thread {

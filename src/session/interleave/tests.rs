@@ -1,6 +1,6 @@
-//! Three threads that refresh, join, capture, replace, clear and close at once, over one store that
-//! another process writes to. Whoever runs first: one call at a time, nobody waits for ever, no
-//! spent refresh token is sent, and the login that is stored is alive and is the one that is held.
+//! Three threads that refresh, join, capture, replace, clear and close at once, over a store to
+//! which another process writes. Whichever runs first: there is one call at a time, no thread waits
+//! forever, no spent refresh token is sent, and the stored login is valid and is the session's.
 
 use std::{
     collections::HashMap,
@@ -19,16 +19,16 @@ use crate::{
     token::Tokens,
 };
 
-/// Seeds that found something once.
+/// Seeds that have found a bug.
 const FOUND: &[u64] = &[15_982_569_945_225_016_407, 16_726_832_003_479_582_484];
 
-/// A token endpoint that takes each refresh token once. Tokens are `<login>.<number>`.
+/// A token endpoint that accepts each refresh token once. Tokens are `<login>.<number>`.
 #[derive(Clone, Default)]
 struct Server(Arc<Mutex<Account>>);
 
 #[derive(Default)]
 struct Account {
-    /// The number of the refresh token that is alive, of each login.
+    /// The number of the valid refresh token of each login.
     latest: HashMap<String, u32>,
     calls: u32,
     violation: Option<String>,
@@ -95,7 +95,7 @@ impl Refresher for Server {
             self.account().violation = Some("two calls at once".to_owned());
         }
         let brought = self.exchange(&refresh_token(&context.tokens()));
-        // What the server has answered is there, or its response would be lost.
+        // The response has arrived, because it would otherwise be lost.
         super::switch();
         brought
     }
@@ -105,7 +105,7 @@ impl Refresher for Server {
     }
 }
 
-/// A call is out.
+/// A call in progress.
 struct Call(Server);
 
 impl Drop for Call {
@@ -154,7 +154,7 @@ enum Act {
     Replace,
     Clear,
     Close,
-    /// Another process spends the stored refresh token, and stores the next.
+    /// Another process spends the stored refresh token and stores the next one.
     Rotate,
 }
 
@@ -226,17 +226,19 @@ impl World {
         let lock = self.store.lock().await.unwrap();
         let Some(stored) = self.store.load().await.unwrap() else { return };
         if !self.server.is_alive(&refresh_token(&stored)) {
-            // Spent by a call that a new login has superseded, and which is not saved yet.
+            // The token was spent by a call that a new login has superseded, and the new one is not
+            // saved yet.
             return;
         }
         let next = self.server.exchange(&refresh_token(&stored)).unwrap();
         self.store.save(&lock, &next).await.unwrap();
     }
 
-    /// What holds once everybody is done.
+    /// Checks the invariants after all threads are done.
     async fn judge(&self) -> Result<(), String> {
         let Self { session, server, store } = self;
-        // The next refresh decides between what is held and what another process has stored.
+        // The next refresh decides between the session's tokens and those that another process has
+        // stored.
         drop(session.refresh().await);
         drop(session.close().await);
         if let Some(violation) = server.account().violation.take() {
@@ -246,7 +248,7 @@ impl World {
         let (Some(held), Some(stored)) = (&held, &stored) else {
             return match (held, stored) {
                 (None, Some(stored)) => Err(format!("{} is still stored", refresh_token(&stored))),
-                // Nothing had to be saved yet.
+                // Nothing had to be saved.
                 _ => Ok(()),
             };
         };
@@ -264,7 +266,7 @@ impl World {
     }
 }
 
-/// One run: what the three threads do, and who runs when, is drawn from the seed.
+/// One run. The seed determines what the three threads do and in which order they run.
 fn interleaving(seed: u64) -> Result<(), String> {
     let mut random = fastrand::Rng::with_seed(seed);
     let world = World::new();
@@ -300,7 +302,7 @@ fn seeds_that_were_found_hold() {
     }
 }
 
-/// More of them: `INTERLEAVINGS=100000`.
+/// Runs more seeds with `INTERLEAVINGS=100000`.
 #[test]
 fn whoever_runs_first_no_login_is_lost() {
     let runs = std::env::var("INTERLEAVINGS").ok().and_then(|runs| runs.parse().ok());

@@ -1,4 +1,4 @@
-//! Saves captured tokens behind the requests that brought them.
+//! Saves captured tokens in the background, so that requests do not wait.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -14,7 +14,7 @@ use super::{
 use crate::event::Event;
 
 impl StoreSync {
-    /// Saves a captured token behind the request.
+    /// Saves a captured token in the background.
     pub(in crate::session) fn save_soon(&self, session: &Session) {
         let mut known = self.known();
         if !known.wants_save() {
@@ -30,8 +30,8 @@ impl StoreSync {
         });
     }
 
-    /// A capture that came during a refresh that brought nothing newer. At the end, what could not
-    /// be saved before, too.
+    /// Saves a token that was captured during a refresh that obtained nothing newer. At the end,
+    /// also saves whatever could not be saved before.
     pub(in crate::session) fn save_what_is_left(&self, session: &Session, at_the_end: bool) {
         if self.known().is_dirty() || at_the_end && self.has_unsaved() {
             self.save_soon(session);
@@ -39,10 +39,10 @@ impl StoreSync {
     }
 }
 
-/// A saver, for those who wait for the store's lock: its runtime may not be driven any more.
+/// A background save, for those who wait for the store's lock. Its runtime may no longer be driven.
 pub(super) struct Saver {
     work: Work,
-    /// When its present round began.
+    /// The start of the current round.
     began: Mutex<Instant>,
 }
 
@@ -57,8 +57,8 @@ impl Saver {
         *self.began.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Gives its work up, with its locks, if its round takes longer than any on a runtime that
-    /// runs. What it was to save is left to the next save.
+    /// Cancels the save, with its locks, if its round takes longer than any round on a running
+    /// runtime. Its tokens are left to the next save.
     pub(super) fn end_if_older_than(&self, longest: Duration) {
         let began = *self.began.lock().unwrap_or_else(PoisonError::into_inner);
         if began.elapsed() >= longest {
@@ -67,7 +67,7 @@ impl Saver {
     }
 }
 
-/// Saves captured tokens, the newest each time, until there is nothing left to save.
+/// Saves captured tokens, always the newest, until nothing is left to save.
 struct BackgroundSave {
     session: Session,
     saver: Arc<Saver>,
@@ -105,19 +105,19 @@ impl BackgroundSave {
         };
         let login = session.load().login;
         match store.peek(session).await {
-            // Of another login, perhaps, or of a later refresh token: the two are not mixed, and
-            // the next refresh decides (contract 10.2).
+            // The stored tokens may belong to another login, or contain a later refresh token. The
+            // two are not mixed, and the next refresh decides (contract 10.2).
             Look::Changed(theirs)
                 if theirs.refresh_token().is_some() || session.load().refresh.is_some() =>
             {
                 return;
             }
-            // It may have been rotated: ours is not to be put back.
+            // The stored refresh token may have been rotated, so ours must not replace it.
             Look::Failed if session.load().refresh.is_some() => {
                 store.postpone(session);
                 return;
             }
-            // Without one nothing can be lost, and a broken file is mended by the save.
+            // Without a refresh token nothing can be lost, and the save repairs a broken file.
             Look::Same | Look::Changed(_) | Look::Failed => {}
         }
         if store.known().is_kept_out() {

@@ -1,4 +1,4 @@
-//! What a session knows of its store. Pure: every flag changes in a method of [`Known`].
+//! What a session knows about its store. Pure: only methods of [`Known`] change its flags.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -10,56 +10,56 @@ use crate::{
     token::{RefreshToken, Tokens},
 };
 
-/// How many saves of unknown outcome, and how many dead refresh tokens, are remembered.
+/// How many saves of unknown outcome, and how many rejected refresh tokens, are remembered.
 const REMEMBERED: usize = 8;
 
 #[derive(Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Known {
-    /// What the store held when this session last looked or saved.
+    /// What the store held when this session last read or wrote it.
     seen: Option<Tokens>,
-    /// This session has looked, or saved.
+    /// Whether this session has read or written the store.
     looked: bool,
-    /// What a save is to keep, until it is known to have kept it.
+    /// The tokens to save, until they are known to be saved.
     unsaved: Option<Tokens>,
-    /// Saves that were tried since this session last looked, and may have been made all the same.
-    /// The last few.
+    /// Saves since the last read that seemed to fail but may have succeeded. Only the last few are
+    /// kept.
     tried: VecDeque<Tokens>,
-    /// What is unsaved was given by the caller, and the store has not been looked into since: what
-    /// it holds is older.
+    /// The unsaved tokens come from the caller, and the store has not been read since. Its content
+    /// is older.
     announced: bool,
-    /// The number of the newest login: set before the session's state shows it, so that nothing of
-    /// an earlier one is put in its place.
+    /// The number of the newest login. It is set before the session's state shows that login, so
+    /// that nothing of an earlier login replaces it.
     login: u64,
-    /// The refresh token that was last in the store, as far as is known: another process may have
+    /// The refresh token that was last in the store, as far as is known. Another process may have
     /// spent it.
     shared: Option<RefreshToken>,
-    /// The refresh token that the session was given, as long as it has been neither stored nor
-    /// spent.
+    /// The refresh token that the session was given, until it is stored or spent.
     given: Option<RefreshToken>,
-    /// A stored refresh token that is tried before the one that is held, and held only with what it
-    /// brings.
+    /// A stored refresh token that is tried before the session's own. The session adopts it only
+    /// together with the tokens that it obtains.
     candidate: Option<RefreshToken>,
     /// Refresh tokens for which this session was issued others. The last few.
     spent: VecDeque<RefreshToken>,
-    /// Refresh tokens that the token endpoint has rejected for good. The last few.
+    /// Refresh tokens that the token endpoint has permanently rejected. Only the last few are kept.
     dead: VecDeque<RefreshToken>,
-    /// When the store was last looked into for another login.
+    /// When the store was last searched for another login.
     looked_for_login: Option<Instant>,
-    /// The stored login is bound to another key than the session's (RFC 7800): it is neither adopted
-    /// nor overwritten.
+    /// The stored login, if it is bound to another key than the session's (RFC 7800). It is neither
+    /// adopted nor overwritten.
     elsewhere: Option<Tokens>,
-    /// The last key that was told as one of those.
+    /// The last such key that was reported.
     told_of: Option<Box<str>>,
-    /// The caller has given tokens that are not saved yet. They take the place of any login.
+    /// The caller has given tokens that are not saved yet. They replace any stored login.
     replaces: bool,
     /// The failure that was last seen beside the tokens.
     heard: Option<Box<Heard>>,
-    /// A grant has brought another refresh token than the one that was sent: each can be sent once.
+    /// A grant has returned another refresh token than the one in the request, so each can be sent
+    /// only once.
     rotates: bool,
-    /// A capture waits to be saved.
+    /// Whether a captured token is waiting to be saved.
     dirty: bool,
-    /// A background save runs, or is about to.
+    /// Whether a background save is running or about to start.
     saving: bool,
 }
 
@@ -68,10 +68,10 @@ impl Known {
         Self { given, ..Self::default() }
     }
 
-    // ---- questions
+    // ---- queries
 
-    /// Whether the store holds what this session has seen there, may have put there, or is to put
-    /// something newer in place of.
+    /// Whether the stored tokens are known: this session has seen them, may have saved them, or is
+    /// about to replace them with newer ones.
     pub(super) fn knows(&self, found: &Tokens) -> bool {
         self.announced
             || self.is_rolled_back(found)
@@ -84,13 +84,13 @@ impl Known {
         found.refresh_token().is_some_and(|refresh| self.spent.contains(refresh))
     }
 
-    /// What the store held when this session last looked or saved.
+    /// What the store held when this session last read or wrote it.
     pub(super) fn seen(&self) -> Option<&Tokens> {
         self.seen.as_ref()
     }
 
-    /// Whether the store holds the login that the session held: a token of it, or what this session
-    /// has seen there or may have put there.
+    /// Whether the store holds the session's login: one of its tokens, or tokens that this session
+    /// has seen there or may have saved.
     pub(super) fn is_same_login(&self, found: &Tokens, held: &Tokens) -> bool {
         let shares_a_token = found.refresh_token().is_some()
             && found.refresh_token() == held.refresh_token()
@@ -98,8 +98,8 @@ impl Known {
         shares_a_token || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
     }
 
-    /// Whether somebody else has stored these tokens since this session last looked, though not
-    /// before the response to `asked` was known.
+    /// Whether another process has stored these tokens since this session last read the store, but
+    /// not before the response to `asked` was known.
     pub(super) fn is_theirs(&self, found: &Tokens, asked: Option<&RefreshToken>) -> bool {
         self.looked
             && !self.knows(found)
@@ -115,12 +115,12 @@ impl Known {
         self.candidate.as_ref().filter(|_| self.login == login)
     }
 
-    /// Whether somebody else has stored these tokens; `own` are the session's.
+    /// Whether another process has stored these tokens. `own` are the session's tokens.
     pub(super) fn is_foreign(&self, found: &Tokens, own: &Tokens) -> bool {
         !self.knows(found) && !found.same_as(own)
     }
 
-    /// What the store holds, with this refresh token in place of its own.
+    /// The content of the store, with this refresh token instead of its own.
     pub(super) fn seen_with(&self, refresh: RefreshToken) -> Tokens {
         let mut tokens = self.seen.clone().unwrap_or_else(Tokens::empty);
         tokens.set_refresh(Some(refresh));
@@ -132,8 +132,8 @@ impl Known {
         self.rotates
     }
 
-    /// Whether what the store holds is another login than the one that died, and was stored by
-    /// somebody else. `dead` is what the session holds.
+    /// Whether the store holds another login than the one that ended, and another process stored
+    /// it. `dead` are the session's tokens.
     pub(super) fn is_another_login(&self, found: &Tokens, dead: &Tokens) -> bool {
         if self.knows(found) {
             return false;
@@ -151,12 +151,12 @@ impl Known {
         self.given.as_ref().filter(|_| self.login == login)
     }
 
-    /// Whether a capture waits to be saved.
+    /// Whether a captured token is waiting to be saved.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty
     }
 
-    /// Whether tokens of this login, the newest, are still to be saved.
+    /// Whether tokens of this login still have to be saved, and it is the newest login.
     pub(super) fn is_to_save(&self, login: u64) -> bool {
         self.login == login && self.unsaved.is_some()
     }
@@ -170,14 +170,16 @@ impl Known {
         self.elsewhere.as_ref()
     }
 
-    // ---- a look into the store
+    // ---- reading the store
 
-    /// The newest login. Asked before the store is loaded, for [`finds`](Self::finds).
+    /// The number of the newest login. It is read before the store is loaded, for
+    /// [`finds`](Self::finds).
     pub(super) fn login(&self) -> u64 {
         self.login
     }
 
-    /// Whether the store may be looked into for another login now: once in so long.
+    /// Whether the store may be searched for another login now. This is limited to once per
+    /// cool-down.
     pub(super) fn looks_for_login(&mut self, now: Instant, cooldown: Duration) -> bool {
         let due = self.looked_for_login.is_none_or(|last| now >= last + cooldown);
         if due {
@@ -186,18 +188,19 @@ impl Known {
         due
     }
 
-    /// The token endpoint has rejected this refresh token for good.
+    /// Records that the token endpoint has permanently rejected this refresh token.
     pub(super) fn died(&mut self, refresh: &RefreshToken) {
         self.dead.truncate(REMEMBERED - 1);
         self.dead.push_front(refresh.clone());
     }
 
-    /// The store holds these tokens. Returns whether somebody else has stored them; `own` are the
-    /// session's. `before`: the newest login when the load began, which says nothing of a later one.
+    /// Records that the store holds these tokens. Returns whether another process has stored them.
+    /// `own` are the session's tokens. `before` is the newest login when the load began, because
+    /// the load says nothing about a later one.
     pub(super) fn finds(&mut self, found: &Tokens, own: &Tokens, before: u64) -> bool {
         let theirs = self.is_foreign(found, own);
         if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(found)) {
-            // The save that seemed to fail was made all the same.
+            // The save that seemed to fail has succeeded.
             self.unsaved = None;
         }
         self.announced &= self.login != before;
@@ -212,8 +215,8 @@ impl Known {
         theirs
     }
 
-    /// Keeps a stored login away that is bound to another key than `own`. Returns the others, and
-    /// the thumbprint of that key where it is to be told.
+    /// Ignores a stored login that is bound to another key than `own`. Returns any other login, and
+    /// the thumbprint of the other key if it has to be reported.
     pub(super) fn check_key(
         &mut self,
         found: Option<Tokens>,
@@ -233,8 +236,8 @@ impl Known {
         (None, news)
     }
 
-    /// Whether a login that is bound to another key is in the way of a save. What was to be saved
-    /// then waits no longer.
+    /// Whether a login that is bound to another key prevents a save. If so, the tokens no longer
+    /// wait to be saved.
     pub(super) fn is_kept_out(&mut self) -> bool {
         let kept_out = self.elsewhere.is_some() && !self.replaces;
         if kept_out {
@@ -243,13 +246,13 @@ impl Known {
         kept_out
     }
 
-    /// The store holds nothing.
+    /// Records that the store is empty.
     pub(super) fn finds_nothing(&mut self, before: u64) {
         self.looked = true;
         self.announced &= self.login != before;
     }
 
-    /// The store holds these tokens: this session has just loaded or saved them.
+    /// Records that this session has just read or written these tokens.
     pub(super) fn sees(&mut self, found: &Tokens) {
         if let Some(refresh) = found.refresh_token() {
             self.given.take_if(|given| given == refresh);
@@ -304,15 +307,15 @@ impl Known {
         self.heard.is_some()
     }
 
-    // ---- what is to be saved
+    // ---- saving
 
-    /// A logout has begun: what an earlier login brings is not saved any more.
+    /// Records that a logout has begun, so that tokens of an earlier login are no longer saved.
     pub(super) fn logs_out(&mut self, login: u64) {
         self.login = login;
     }
 
-    /// The caller has given these tokens: whatever the store holds is older, and they are to be
-    /// saved.
+    /// Records that the caller has given these tokens. They are to be saved, and the content of the
+    /// store is older.
     pub(super) fn announce(&mut self, login: u64, tokens: &Tokens) {
         self.unsaved = Some(tokens.clone());
         (self.announced, self.dirty) = (true, false);
@@ -328,18 +331,19 @@ impl Known {
         self.spent.retain(|spent| Some(spent) != tokens.refresh_token());
     }
 
-    /// The announced tokens could not be saved. What the store held before is known: another
-    /// content is somebody else's.
+    /// Records that the announced tokens could not be saved. The previous content of the store is
+    /// known, so other content comes from another process.
     pub(super) fn announcement_failed(&mut self, login: u64) {
         if self.login == login {
             self.announced &= !self.looked;
         }
     }
 
-    /// These tokens are to be saved. `asked`: the refresh token that they were issued for, which
-    /// is spent. Another one is not needed only once there is an access token too.
+    /// Records that these tokens are to be saved. `asked` is the refresh token that they were
+    /// issued for, which is spent. Another refresh token is dispensable only once there is an
+    /// access token too.
     ///
-    /// Returns `false` for tokens of an earlier login, which are not.
+    /// Returns `false` for tokens of an earlier login, which are not saved.
     pub(super) fn intends(
         &mut self,
         login: u64,
@@ -363,20 +367,20 @@ impl Known {
         current
     }
 
-    /// A save could not be made now: these tokens wait for the next one.
+    /// Records that a save was not possible now. The tokens wait for the next save.
     pub(super) fn postpones(&mut self, login: u64, tokens: Tokens) {
         if self.login == login {
             self.unsaved = Some(tokens);
         }
     }
 
-    /// A save of these tokens begins.
+    /// Records that a save of these tokens begins.
     pub(super) fn tries(&mut self, tokens: &Tokens) {
         self.tried.truncate(REMEMBERED - 1);
         self.tried.push_front(tokens.clone());
     }
 
-    /// These tokens are stored. `current`: the session holds no newer ones.
+    /// Records that these tokens are stored. `current` says that the session holds no newer ones.
     pub(super) fn saved(&mut self, tokens: &Tokens, current: bool) {
         self.sees(tokens);
         self.settles(tokens);
@@ -386,30 +390,31 @@ impl Known {
         }
     }
 
-    /// These tokens are saved, or no longer to be.
+    /// Records that these tokens are saved, or no longer have to be.
     pub(super) fn settles(&mut self, tokens: &Tokens) {
         if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.same_as(tokens)) {
             (self.unsaved, self.announced, self.replaces) = (None, false, false);
         }
     }
 
-    /// The next refresh tries this one first; `None` once one has brought tokens, or this one is
-    /// dead.
+    /// Sets the refresh token that the next refresh tries first. `None` clears it after a token was
+    /// obtained, or after it was rejected.
     pub(super) fn set_candidate(&mut self, login: u64, refresh: Option<RefreshToken>) {
         if self.login == login {
             self.candidate = refresh;
         }
     }
 
-    /// The login is alive: what the session was given is not needed.
+    /// Records that the login works, so that the refresh token that the session was given is no
+    /// longer needed.
     pub(super) fn forgets_given(&mut self, login: u64) {
         if self.login == login {
             self.given = None;
         }
     }
 
-    /// A logout. If the store could not be cleared, what it held may still be there, and is nobody
-    /// else's login.
+    /// Records a logout. If the store could not be cleared, its content may still be there, and
+    /// does not count as another login.
     pub(super) fn forgets_login(&mut self, login: u64, cleared: bool) {
         if self.login != login {
             return;
@@ -425,7 +430,7 @@ impl Known {
 
     // ---- the background save
 
-    /// A capture is to be saved. Returns whether a background save has to be started for it.
+    /// Records a captured token to save. Returns whether a background save has to be started.
     pub(super) fn wants_save(&mut self) -> bool {
         self.dirty = true;
         !self.saving
@@ -435,18 +440,20 @@ impl Known {
         self.saving = true;
     }
 
-    /// A background save begins a round: what is captured from now on needs another.
+    /// Records that a background save begins a round. Tokens that are captured from now on need
+    /// another round.
     pub(super) fn round_begins(&mut self) {
         self.dirty = false;
     }
 
-    /// Whether there is nothing left to save, so that the background save ends.
+    /// Returns whether nothing is left to save, so that the background save ends.
     pub(super) fn round_ends(&mut self) -> bool {
         self.saving = self.dirty;
         !self.dirty
     }
 
-    /// The background save is gone, perhaps with its runtime before the work was done.
+    /// Records that the background save has ended, possibly with its runtime and before its work
+    /// was done.
     pub(super) fn background_is_gone(&mut self) {
         self.dirty |= std::mem::take(&mut self.saving);
     }

@@ -1,8 +1,7 @@
-//! A session's dealings with its store: what was seen there last, and what is still to be saved.
+//! Locks, loads and saves.
 //!
-//! Every save is made under the store's lock and after a load, so that a refresh token that another
-//! process has rotated is never put back. The store's lock is never waited for while `saving` is
-//! held.
+//! Every save holds the store's lock and follows a load, so that a refresh token that another
+//! process has rotated is never restored. The store's lock is never awaited while `saving` is held.
 
 use std::{
     future::Future,
@@ -33,22 +32,22 @@ use crate::{
 pub(in crate::session) struct StoreSync {
     pub(super) store: Box<dyn TokenStore>,
     limit: Duration,
-    /// Nobody else uses this store: refresh tokens are sent without it, also those that rotate.
+    /// No other session uses this store, so even a rotating refresh token is sent without it.
     alone: bool,
     known: Mutex<Known>,
-    /// One save at a time.
+    /// Allows one save at a time.
     saving: AsyncMutex<()>,
-    /// The saver in the background that began last.
+    /// The background save that started last.
     saver: Mutex<Weak<Saver>>,
-    /// Savers in the background.
+    /// The number of background saves.
     pub(in crate::session) savers: watch::Sender<usize>,
 }
 
-/// What a look into the store shows.
+/// The result of reading the store.
 pub(in crate::session) enum Look {
     /// Nothing that this session does not know.
     Same,
-    /// What somebody else has stored since.
+    /// Tokens that another process has stored since.
     Changed(Tokens),
     /// The store failed.
     Failed,
@@ -81,8 +80,9 @@ impl StoreSync {
         self.limit
     }
 
-    /// Waits for the store's lock. Not bounded here: the flight is. Where this session's own saver
-    /// has it, on a runtime that nobody drives any more, that one is given up.
+    /// Waits for the store's lock. The limit of the refresh bounds the wait. If this session's own
+    /// background save holds the lock, on a runtime that is no longer driven, that save is
+    /// cancelled.
     pub(in crate::session) async fn lock(&self) -> Result<StoreLock, Error> {
         let mut locking = pin!(self.lock_of_store());
         loop {
@@ -105,19 +105,19 @@ impl StoreSync {
         catch_panic(self.store.lock()).await.unwrap_or_else(|| Err(panicked()))
     }
 
-    /// Longer than any save on a runtime that runs.
+    /// Longer than any save on a running runtime.
     fn longest_turn(&self) -> Duration {
         self.limit.saturating_mul(4)
     }
 
-    /// What the store holds for this session.
+    /// Loads the stored tokens for this session.
     async fn load(&self, session: &Session) -> Result<Option<Tokens>, Error> {
         let found = self.bounded(self.store.load()).await?;
         Ok(self.of_own_key(session, found))
     }
 
-    /// What was found in the store, unless it is bound to another key than the session's: then
-    /// there is nothing (contract 16.5).
+    /// Returns the stored tokens, or `None` if they are bound to another key than the session's
+    /// (contract 16.5).
     pub(in crate::session) fn of_own_key(
         &self,
         session: &Session,
@@ -130,7 +130,7 @@ impl StoreSync {
         found
     }
 
-    /// Why there is no login, if the stored one is bound to another key.
+    /// The reason why there is no login, if the stored one is bound to another key.
     pub(in crate::session) fn bound_elsewhere(&self, session: &Session) -> Option<Error> {
         let known = self.known();
         let theirs = printable(known.elsewhere()?.key_thumbprint()?);
@@ -140,7 +140,7 @@ impl StoreSync {
         };
         let text = format!("the stored login is bound to the key {theirs}, and {own}");
         let error = Error::new(ErrorKind::LoginRequired, text);
-        // With a token of its own the session goes on.
+        // With its own token, the session continues.
         let goes_on = session.load().has_tokens();
         Some(if goes_on { error.with_nothing_to_ask_with() } else { error })
     }
@@ -151,20 +151,19 @@ impl StoreSync {
     ) -> Result<T, Error> {
         match within(self.limit, catch_panic(work)).await {
             Ok(Some(done)) => done,
-            // What the flight has brought is not to be lost with it.
+            // The panic must not take the result of the refresh with it.
             Ok(None) => Err(panicked()),
             Err(_) => Err(Error::new(ErrorKind::Store, "the store did not respond in time")),
         }
     }
 
-    /// The turn to save. Not waited for for ever: whoever has it may be on a runtime that nobody
-    /// drives any more.
+    /// Acquires the save lock. Bounded, because the current holder's runtime may have stopped.
     async fn turn(&self) -> Result<MutexGuard<'_, ()>, Error> {
         let turn = within(self.longest_turn(), self.saving.lock()).await;
         turn.map_err(|_| Error::new(ErrorKind::Store, "the previous save did not finish in time"))
     }
 
-    /// Looks into the store. One that fails is passed over with an event.
+    /// Reads the store. A failing store is skipped with an event.
     pub(in crate::session) async fn look(&self, session: &Session) -> Look {
         let before = self.known().login();
         match self.load(session).await {
@@ -186,7 +185,7 @@ impl StoreSync {
         if theirs { Look::Changed(found) } else { Look::Same }
     }
 
-    /// Looks into the store, and leaves what somebody else has stored to the next refresh.
+    /// Reads the store, and leaves the tokens of another process to the next refresh.
     pub(super) async fn peek(&self, session: &Session) -> Look {
         let before = self.known().login();
         match self.load(session).await {
@@ -216,7 +215,7 @@ impl StoreSync {
         self.known().login() == login
     }
 
-    /// A stored refresh token that is tried before the one that is held (contract 10.3).
+    /// The stored refresh token that is tried before the session's own (contract 10.3).
     pub(in crate::session) fn candidate(&self, login: u64) -> Option<RefreshToken> {
         self.known().candidate(login).cloned()
     }
@@ -225,12 +224,13 @@ impl StoreSync {
         self.known().set_candidate(login, refresh);
     }
 
-    /// A stored refresh token was replaced while its access token is not held: both stay together.
+    /// The tokens to store after a stored refresh token was replaced but its access token was not
+    /// adopted: the two stay together.
     pub(in crate::session) fn seen_with(&self, refresh: RefreshToken) -> Tokens {
         self.known().seen_with(refresh)
     }
 
-    /// What the store holds at the start, for
+    /// Reads the store at the start, for
     /// [`SessionBuilder::restore`](super::SessionBuilder::restore).
     pub(in crate::session) async fn open(
         &self,
@@ -244,24 +244,25 @@ impl StoreSync {
         Ok(found)
     }
 
-    /// The refresh token to fall back on when the one from the store is dead.
+    /// The refresh token to fall back on if the stored one is rejected.
     pub(in crate::session) fn given(&self, login: u64) -> Option<RefreshToken> {
         self.known().given(login).cloned()
     }
 
-    /// The login is alive: what the session was given is not needed.
+    /// Records that the login works, so that the refresh token that the session was given is no
+    /// longer needed.
     pub(in crate::session) fn forget_given(&self, login: u64) {
         self.known().forgets_given(login);
     }
 
-    /// Whether another process may have spent this refresh token, and died before it could save the
-    /// next: it is, or was, in the store.
+    /// Whether another process may have spent this refresh token and died before it saved the next:
+    /// the token is or was in the store.
     pub(in crate::session) fn is_shared(&self, refresh: &RefreshToken) -> bool {
         self.known().is_shared(refresh)
     }
 
-    /// Whether a refresh token must not be sent without the store's lock and a look under it: it
-    /// is known to rotate, and others would send it too (contract 10.1).
+    /// Whether a refresh token must not be sent without the store's lock and a load: it is known to
+    /// rotate, and other processes would send it too (contract 10.1).
     pub(in crate::session) fn is_needed(&self) -> bool {
         !self.alone && self.known().rotates()
     }
@@ -271,17 +272,17 @@ impl StoreSync {
         !self.alone
     }
 
-    /// The token endpoint has rejected this refresh token for good.
+    /// Records that the token endpoint has permanently rejected this refresh token.
     pub(in crate::session) fn died(&self, refresh: &RefreshToken) {
         self.known().died(refresh);
     }
 
-    /// Whether to look for another login now: once a cool-down.
+    /// Whether the store may be searched for another login now: once per cool-down.
     pub(in crate::session) fn may_look_for_login(&self, now: Instant, cooldown: Duration) -> bool {
         self.known().looks_for_login(now, cooldown)
     }
 
-    /// A login that another process has stored since the session's own, `dead`, ended.
+    /// Finds a login that another process has stored since the session's own login, `dead`, ended.
     pub(in crate::session) async fn find_login(
         &self,
         session: &Session,
@@ -306,26 +307,25 @@ impl StoreSync {
         self.known().has_unsaved()
     }
 
-    /// The user has given these tokens: whatever the store holds is older, and they are to be
-    /// saved.
-    /// Called before the session's state shows this login.
+    /// Records that the user has given these tokens. They are to be saved, and the content of the
+    /// store is older. Called before the session's state shows this login.
     pub(in crate::session) fn announce(&self, login: u64, tokens: &Tokens) {
         self.known().announce(login, tokens);
     }
 
-    /// A logout begins. Called before the session's state shows it.
+    /// Records that a logout begins. Called before the session's state shows it.
     pub(in crate::session) fn logs_out(&self, login: u64) {
         self.known().logs_out(login);
     }
 
-    /// A save could not be made now: the session's tokens wait for the next one.
+    /// Records that a save is not possible now. The session's tokens wait for the next save.
     pub(super) fn postpone(&self, session: &Session) {
         let state = session.load();
         self.known().postpones(state.login, state.tokens());
     }
 
-    /// Somebody else has stored it since this session last looked, though not before the answer to
-    /// `asked` was known.
+    /// Whether another process has changed the stored tokens since this session last read them, but
+    /// not before the response to `asked` was known.
     async fn is_theirs(&self, session: &Session, asked: Option<&RefreshToken>) -> bool {
         let Ok(Some(found)) = self.load(session).await else {
             return false;
@@ -333,8 +333,8 @@ impl StoreSync {
         self.known().is_theirs(&found, asked)
     }
 
-    /// Saves and takes down the result. The intention comes first: whoever waits for this may be
-    /// gone before it is done.
+    /// Saves tokens and records the result. The intention is recorded first, because the caller may
+    /// be cancelled before the save ends.
     pub(in crate::session) async fn save(
         &self,
         session: &Session,
@@ -362,13 +362,13 @@ impl StoreSync {
         saved
     }
 
-    /// Whether nothing is being saved, or still to be.
+    /// Whether nothing is being saved or left to save.
     pub(in crate::session) fn is_settled(&self) -> bool {
         *self.savers.borrow() == 0 && !self.has_unsaved()
     }
 
-    /// The lock lapsed while its holder stood still: once more under a new one, if the store still
-    /// holds what this session last saw there (contract 10.5).
+    /// Repeats a save under a new lock, after the previous lock lapsed while its holder was
+    /// suspended, if the store still holds what this session last saw (contract 10.5).
     async fn save_again(&self, session: &Session, tokens: &Tokens) -> bool {
         let again = async {
             let lock = self.bounded(self.store.lock()).await?;
@@ -382,13 +382,14 @@ impl StoreSync {
         matches!(again.await, Ok::<_, Error>(true))
     }
 
-    /// Waits until no saver is at work.
+    /// Waits until no background save is running.
     pub(in crate::session) async fn settled(&self) {
         let _ = self.savers.subscribe().wait_for(|savers| *savers == 0).await;
     }
 
-    /// Saves what a flight brought, under its lock. It has looked already, unless it could not get
-    /// the lock. `asked`: the refresh token for which the token endpoint gave these.
+    /// Saves the result of a refresh under its lock. The refresh has already read the store, unless
+    /// it could not get the lock. `asked` is the refresh token for which the token endpoint issued
+    /// the tokens.
     pub(in crate::session) async fn save_under(
         &self,
         session: &Session,
@@ -410,8 +411,8 @@ impl StoreSync {
             Ok(turn) => turn,
             Err(error) => return session.emit(&Event::StoreFailed { error }),
         };
-        // The user may have spoken while this waited, or another process while nobody held the
-        // lock: the next flight takes theirs.
+        // There may be a new login, or another process may have stored tokens while the lock was
+        // free. The next refresh uses those.
         if !session.is_current(refresh.login())
             || !has_looked && self.is_theirs(session, asked).await
         {
@@ -426,7 +427,7 @@ impl StoreSync {
         }
     }
 
-    /// What a save, or a logout, has to have first.
+    /// Acquires what a save or a logout needs first.
     pub(super) async fn lock_and_turn(
         &self,
         session: &Session,
@@ -434,7 +435,7 @@ impl StoreSync {
         Ok((self.lock_for(session, self.lock()).await?, self.turn().await?))
     }
 
-    /// The same for a saver, which does not give itself up.
+    /// Does the same for a background save, which must not cancel itself.
     pub(super) async fn lock_and_turn_of_saver(
         &self,
         session: &Session,
@@ -442,7 +443,7 @@ impl StoreSync {
         Ok((self.lock_for(session, self.lock_of_store()).await?, self.turn().await?))
     }
 
-    /// The lock of the running flight, or the store's own.
+    /// The lock of the refresh in progress, or the store's own.
     async fn lock_for(
         &self,
         session: &Session,
@@ -457,7 +458,7 @@ impl StoreSync {
         }
     }
 
-    /// Saves the tokens that the user gave, in place of whatever is there.
+    /// Saves the tokens that the user has given, whatever the store holds.
     pub(in crate::session) async fn save_now(
         &self,
         session: &Session,
@@ -473,7 +474,7 @@ impl StoreSync {
         };
         // Before they are there for others to see.
         self.take_back_failure(session, &lock).await;
-        // A capture may have saved them already, and another process rotated them since.
+        // A capture may have saved them already, and another process may have rotated them since.
         if !self.known().is_to_save(login) {
             return Ok(());
         }

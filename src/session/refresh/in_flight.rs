@@ -1,4 +1,4 @@
-//! What a refresh and its waiters share.
+//! What a refresh shares with its waiters.
 
 use std::{
     sync::{Mutex, OnceLock, PoisonError},
@@ -17,7 +17,7 @@ use crate::{
     token::RefreshToken,
 };
 
-/// How a refresh ends for its waiters: it brought a token, or a `replace_tokens` or `clear`
+/// How a refresh ends for its waiters: it obtained a token, a `replace_tokens` or `clear`
 /// superseded it, or it failed.
 pub(in crate::session) type RefreshResult = Result<Ending, Error>;
 
@@ -27,22 +27,23 @@ pub(crate) enum Ending {
     Superseded,
 }
 
-/// What a session's state holds while a refresh is under way.
+/// A refresh in progress, as the session's state holds it.
 pub(crate) struct InFlight {
     outcome: watch::Sender<Option<RefreshResult>>,
-    /// Of the session's state when it began.
+    /// The `login` of the session's state at the start.
     login: u64,
-    /// The generation to be renewed.
+    /// The generation that is being refreshed.
     generation: u64,
-    /// A later `replace_tokens` or `clear` counts: what the refresh brings is dropped.
+    /// Notified when `replace_tokens` or `clear` supersedes the refresh, whose result is then
+    /// discarded.
     superseded: Notify,
-    /// The store's lock, while the refresh has it: the session's other saves use it.
+    /// The store's lock while the refresh holds it. The session's other saves use it too.
     lock: Mutex<Option<StoreLock>>,
-    /// When a logout superseded it, the moment by which what it brings is revoked.
+    /// Set if a logout superseded the refresh: the time by which its tokens are revoked.
     logged_out: OnceLock<Instant>,
-    /// Whether its task is gone: those who wait may be freed before that.
+    /// Whether the task has ended. The waiters may be released before that.
     ended: watch::Sender<bool>,
-    /// The refresh token that may have been sent, as long as no response to it is known.
+    /// The refresh token that may have been sent, until the response to it is known.
     unanswered: Mutex<Option<RefreshToken>>,
     /// Another process has failed, and the token endpoint is left alone for so long.
     stands_back: OnceLock<(Error, Duration)>,
@@ -65,7 +66,7 @@ impl InFlight {
         }
     }
 
-    /// Frees the waiters, unless they are free already.
+    /// Releases the waiters, unless they have been released already.
     pub(in crate::session) fn resolve(&self, outcome: RefreshResult) {
         self.outcome.send_if_modified(|slot| {
             let first = slot.is_none();
@@ -76,37 +77,38 @@ impl InFlight {
         });
     }
 
-    /// A new login or a logout supersedes the refresh: its waiters go on with that, and the call is
-    /// given up.
+    /// Records that a new login or a logout supersedes the refresh. The waiters continue with that,
+    /// and the call is abandoned.
     pub(in crate::session) fn supersede(&self, outcome: RefreshResult) {
         self.resolve(outcome);
         self.superseded.notify_one();
     }
 
-    /// A logout is about to supersede the refresh: the call goes on until this moment, and what it
-    /// brings is revoked.
+    /// Records that a logout is about to supersede the refresh. The call continues until this time,
+    /// and its tokens are revoked.
     pub(in crate::session) fn log_out(&self, revoked_by: Instant) {
         let _ = self.logged_out.set(revoked_by);
     }
 
-    /// By when what it brings is to be revoked, if a logout has superseded it.
+    /// The time by which the tokens are revoked, if a logout has superseded the refresh.
     pub(in crate::session) fn revoked_by(&self) -> Option<Instant> {
         self.logged_out.get().copied()
     }
 
-    /// The outcome, whichever runtime runs the refresh. One that dies resolves too.
+    /// Waits for the outcome, whichever runtime runs the refresh. A refresh whose runtime is shut
+    /// down resolves too.
     pub(in crate::session) async fn wait(&self) -> RefreshResult {
         let mut outcome = self.outcome.subscribe();
         let outcome = outcome.wait_for(Option::is_some).await;
         outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(broken_off()))
     }
 
-    /// Waits until its task is gone, with all that it had to save.
+    /// Waits until the task has ended and has saved everything.
     pub(in crate::session) async fn ended(&self) {
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    /// A share of the store's lock, if the refresh has it.
+    /// A share of the store's lock, if the refresh holds it.
     pub(in crate::session) fn lock(&self) -> Option<StoreLock> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(StoreLock::share)
     }
@@ -116,12 +118,12 @@ impl InFlight {
         self.outcome.borrow().clone()
     }
 
-    /// Notes the refresh token that is being sent, or that a response to it is known.
+    /// Records the refresh token that is being sent, or that the response to it is known.
     pub(super) fn set_unanswered(&self, refresh: Option<RefreshToken>) {
         *self.unanswered.lock().unwrap_or_else(PoisonError::into_inner) = refresh;
     }
 
-    /// The refresh token that may have been spent by a call whose response was lost.
+    /// The refresh token that a call with a lost response may have spent.
     pub(in crate::session) fn unanswered(&self) -> Option<RefreshToken> {
         self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -136,7 +138,7 @@ impl InFlight {
         self.stands_back.get()
     }
 
-    /// Adds what is known of a lost call to the error that ends it.
+    /// Adds to an error that a call with a lost response may have spent the refresh token.
     pub(super) fn mark(&self, error: Error) -> Error {
         if self.unanswered().is_some() { error.with_possibly_consumed() } else { error }
     }
@@ -154,7 +156,7 @@ impl InFlight {
         self.superseded.notified().await;
     }
 
-    /// The task of the refresh is gone.
+    /// Records that the task has ended.
     pub(in crate::session) fn end(&self) {
         self.ended.send_replace(true);
     }

@@ -1,4 +1,4 @@
-//! Who waits for a refresh, and who starts it.
+//! Decides who waits for a refresh, and who starts it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
 
 /// What a request does next, with the refresh to wait for.
 pub(crate) enum Join {
-    /// Go on. `started`: the refresh that began in the background.
+    /// Go on. `started` is the refresh that this started in the background.
     Go {
         started: Option<Waiter>,
     },
@@ -32,7 +32,7 @@ pub(crate) enum Join {
 pub(crate) enum Allowance {
     Start,
     JoinOnly,
-    /// The refresh that it started failed for good. Another would too.
+    /// The refresh that the request started failed permanently, and so would another.
     Failed(Error),
 }
 
@@ -49,29 +49,29 @@ impl Allowance {
     }
 }
 
-/// One who waits for a refresh.
+/// A handle for waiting for a refresh.
 #[derive(Clone)]
 pub(crate) struct Waiter {
     in_flight: Arc<InFlight>,
     generation: u64,
-    /// The refresh began with this one.
+    /// Whether this waiter started the refresh.
     pub(crate) started: bool,
 }
 
 impl Waiter {
-    /// How the refresh ended, if it has: for whoever started it.
+    /// The outcome of the refresh, if it has ended.
     pub(crate) fn outcome(&self) -> Option<Result<Ending, Error>> {
         self.in_flight.outcome()
     }
 }
 
 impl Session {
-    /// Before a request is sent: whether to wait.
+    /// Decides before a request is sent.
     pub(crate) fn should_refresh(&self, allowance: &Allowance) -> Join {
         self.join(|state, now| allowance.apply(state.should_refresh(now), state), None)
     }
 
-    /// Before a request is sent that wants a token with this much life left.
+    /// Decides before a request is sent that needs a token with this much lifetime left.
     pub(crate) fn should_refresh_valid_for(
         &self,
         at_least: Duration,
@@ -94,8 +94,8 @@ impl Session {
         join
     }
 
-    /// Waits for a refresh, and says whether it brought a token. One that fails is no failure if the
-    /// token has changed meanwhile.
+    /// Waits for a refresh and returns how it ended. A failed refresh counts as superseded if the
+    /// token has changed in the meantime.
     pub(crate) async fn wait(&self, waiter: &Waiter) -> Result<Ending, Error> {
         let begun = Instant::now();
         let outcome = self.outcome_of(&waiter.in_flight).await;
@@ -112,14 +112,13 @@ impl Session {
         outcome
     }
 
-    /// Of a request's own timeout and the session's
-    /// [`wait_timeout`](crate::SessionBuilder::wait_timeout) the shorter.
+    /// The shorter of a request's own timeout and the session's
+    /// [`wait_timeout`](crate::SessionBuilder::wait_timeout).
     pub(crate) fn wait_limit(&self, own: Option<Duration>) -> Option<Duration> {
         own.into_iter().chain(self.0.wait_timeout).min()
     }
 
-    /// A request's own timeout bounds its wait, and so does the session's
-    /// [`wait_timeout`](crate::SessionBuilder::wait_timeout). The refresh goes on.
+    /// Waits at most for the [limit](Self::wait_limit). The refresh continues after that.
     pub(crate) async fn wait_within(
         &self,
         waiter: &Waiter,
@@ -135,20 +134,20 @@ impl Session {
 
     async fn outcome_of(&self, in_flight: &Arc<InFlight>) -> RefreshResult {
         if Handle::try_current().is_err() {
-            // Nothing here could tell the time.
+            // There is no runtime, and so no timer.
             return in_flight.wait().await;
         }
         if let Ok(outcome) = within(self.longest_refresh(), in_flight.wait()).await {
             return outcome;
         }
-        // The runtime that runs it is not shut down, but nobody drives it any more.
+        // The runtime of the refresh is not shut down, but nothing drives it any more.
         let error = in_flight.mark(Error::new(
             ErrorKind::Unavailable,
             "the runtime of the refresh makes no progress",
         ));
         let first = self.end_refresh(in_flight, Some(&error));
         in_flight.resolve(Err(error.clone()));
-        // Frees its locks. Should its runtime be driven again, it sends nothing.
+        // Releases its locks. If its runtime is driven again, the refresh sends nothing.
         in_flight.work().cancel();
         if first {
             self.emit(&Event::RefreshFailed { error: error.clone() });
@@ -156,8 +155,8 @@ impl Session {
         in_flight.outcome().unwrap_or(Err(error))
     }
 
-    /// Longer than any refresh on a runtime that runs: its own limit, and what the store may take to
-    /// save what it brought.
+    /// Longer than any refresh on a running runtime: its own limit, and the time that the store may
+    /// take to save its tokens.
     pub(in crate::session) fn longest_refresh(&self) -> Duration {
         let saving =
             self.0.store.as_ref().map_or(Duration::ZERO, |store| store.limit().saturating_mul(8));

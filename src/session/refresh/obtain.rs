@@ -1,4 +1,4 @@
-//! Where a refresh gets its tokens: from the store, if another process was faster, else from the
+//! Gets the tokens of a refresh: from the store if another process was faster, otherwise from the
 //! token endpoint. `docs/decisions/0005` explains the order of the steps.
 
 use std::sync::Arc;
@@ -20,19 +20,19 @@ use crate::{
     token::{RefreshToken, Tokens},
 };
 
-/// New tokens, and where they come from.
+/// New tokens, and their source.
 pub(super) enum NewTokens {
-    /// Another process stored them since this session last looked.
+    /// Another process has stored them since this session last read the store.
     Stored(Tokens),
     /// The token endpoint issued them.
     Issued { tokens: Tokens, attempts: u32 },
-    /// None: the refresher has nothing to bring.
+    /// The refresher has nothing new.
     NoNews,
-    /// A later login counts: nothing was asked.
+    /// A later login superseded the refresh before any call.
     Superseded,
 }
 
-/// New tokens, if the refresher has some to bring.
+/// Gets new tokens if the refresher has something new.
 pub(super) async fn obtain_news(
     session: &Session,
     in_flight: &InFlight,
@@ -47,8 +47,8 @@ pub(super) async fn obtain_news(
     obtain(session, in_flight, progress).await
 }
 
-/// Locks and looks into the store, asks the token endpoint, and looks again before it believes
-/// that the login is over.
+/// Locks and reads the store, calls the token endpoint, and reads the store again before it
+/// concludes that the login is over.
 async fn obtain(
     session: &Session,
     in_flight: &InFlight,
@@ -83,7 +83,7 @@ async fn obtain(
     }
 }
 
-/// The same without a store to look into.
+/// Does the same without a store.
 async fn ask_without_store(
     session: &Session,
     refresher: &dyn Refresher,
@@ -108,7 +108,7 @@ async fn ask_without_store(
     }
 }
 
-/// One call of the refresher, which may try several times.
+/// Calls the refresher, which may make several attempts.
 async fn ask(refresher: &dyn Refresher, progress: &Arc<Progress>) -> Result<NewTokens, Error> {
     if !can_refresh(refresher, &progress.tokens()) {
         return Err(no_token());
@@ -119,16 +119,17 @@ async fn ask(refresher: &dyn Refresher, progress: &Arc<Progress>) -> Result<NewT
         return Err(dead);
     }
     if progress.is_over() {
-        // The process was not run while this waited, and the refresh token would be spent in vain.
+        // The process was suspended during a wait. A call now would spend the refresh token for
+        // nothing.
         return Err(progress.cut_short());
     }
     if !progress.may_ask().await {
-        // What was found instead counts.
+        // The result of the new look replaces this error.
         return Err(progress.cut_short());
     }
     let context = RefreshContext::new(Arc::clone(progress) as Arc<dyn RefreshLog>);
     progress.is_at(Stage::Asking { failed_attempts: 0 });
-    // Until the refresher says otherwise.
+    // Assumed until the refresher says otherwise.
     progress.sending(true);
     let result = refresher.refresh(&context).await;
     progress.sending(result.as_ref().is_err_and(Error::possibly_consumed));
@@ -147,17 +148,18 @@ fn without_refresh(mut tokens: Tokens) -> Tokens {
     tokens
 }
 
-/// What follows a look into the store.
+/// What follows after the store was read.
 pub(super) enum Next {
-    /// The store holds tokens that spare the call.
+    /// The store holds tokens that make the call unnecessary.
     Take(Tokens),
-    /// Ask the token endpoint with the refresh token that is held now.
+    /// Call the token endpoint with the current refresh token.
     Ask,
-    /// Ask nobody: a later login has been announced, and the look says nothing about this one.
+    /// Make no call. A later login has been announced, and the stored tokens say nothing about this
+    /// one.
     Superseded,
 }
 
-/// The search for a refresh token that the token endpoint accepts. Each is sent once.
+/// The search for a refresh token that the token endpoint accepts. Each token is sent once.
 pub(super) struct Search<'a> {
     pub(super) session: &'a Session,
     pub(super) store: &'a StoreSync,
@@ -175,8 +177,8 @@ impl<'a> Search<'a> {
         Self { session, store, in_flight, progress }
     }
 
-    /// Takes the store's lock and looks into the store. A store that fails is passed over, unless
-    /// the refresh token is known to rotate: others would send it too, and a strict server would
+    /// Takes the store's lock and reads the store. A failing store is skipped, unless the refresh
+    /// token is known to rotate: other processes would send it too, and a strict server would
     /// revoke them all (contract 10.1).
     async fn lock_and_look(&self) -> Result<Next, Error> {
         let is_locked = match self.lock().await? {
@@ -200,8 +202,9 @@ impl<'a> Search<'a> {
         Ok(Next::Ask)
     }
 
-    /// Takes the lock once more, since it may have lapsed: another process may have had it, and have
-    /// spent the refresh token (contract 10.5). `Ask` goes on with what is asked with by then.
+    /// Takes the lock again after it may have lapsed. Another process may have held it and spent
+    /// the refresh token (contract 10.5). `Ask` continues with the refresh token that is current by
+    /// then.
     pub(super) async fn lock_again(&self) -> Result<Next, Error> {
         self.in_flight.set_lock(None);
         self.progress.searched().shared = true;
@@ -233,7 +236,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What the first look under a lock offers, if anything.
+    /// What the first read under a lock offers, if anything.
     async fn look_under_lock(&self, is_locked: bool, look: Look) -> Result<Option<Next>, Error> {
         let is_alone = !is_locked || matches!(look, Look::Failed);
         let has_refresh = self.progress.tokens().refresh_token().is_some();
@@ -245,13 +248,13 @@ impl<'a> Search<'a> {
             .with_transient());
         }
         if matches!(look, Look::Same) && self.store.has_unsaved() {
-            // The last save failed: what it should have kept must be safe before it is spent.
+            // The last save failed. Its tokens must be stored before the refresh token is spent.
             self.session.save_under(self.in_flight, None, &self.progress.tokens()).await;
         }
         Ok(self.consider(look))
     }
 
-    /// The token endpoint rejected the refresh token.
+    /// Handles a refresh token that the token endpoint rejected.
     async fn after_login_required(&self, error: Error) -> Result<Next, Error> {
         let asked = self.progress.tokens().refresh_token().cloned();
         let error = self.session.mark_if_lost(error, asked.as_ref());
@@ -267,15 +270,15 @@ impl<'a> Search<'a> {
         {
             return Err(error);
         }
-        // A process that died may have spent it without leaving a trace.
+        // A process that died may have spent the token without leaving a trace.
         let maybe_spent = self.progress.searched().shared && !error.nothing_to_ask_with();
         Err(if maybe_spent { error.with_possibly_consumed() } else { error })
     }
 
-    /// What else there is after a rejected refresh token: another process may have renewed it, or
-    /// the session may have been given another one.
+    /// Looks for another token after a rejection: another process may have refreshed it, or the
+    /// session may have received another one.
     pub(super) async fn look_again(&self) -> Option<Next> {
-        // Read afterwards: the refresher may have gone on with one that it kept.
+        // Read after the store, because the refresher may have continued with a token that it kept.
         let asked = self.progress.tokens().refresh_token().cloned();
         if asked.is_some() && asked == self.store.candidate(self.in_flight.login()) {
             self.store.set_candidate(self.in_flight.login(), None);
@@ -283,7 +286,7 @@ impl<'a> Search<'a> {
         {
             let mut searched = self.progress.searched();
             searched.shared |= asked.as_ref().is_some_and(|asked| self.store.is_shared(asked));
-            // Another process may have had it meanwhile.
+            // Another process may have held the lock in the meantime.
             searched.shared |= self.in_flight.lock().is_some_and(|lock| !lock.is_held());
             searched.tried.extend(asked);
         }
@@ -305,14 +308,15 @@ impl<'a> Search<'a> {
         self.progress.searched().tried.contains(refresh)
     }
 
-    /// What a look into the store offers, if anything.
+    /// What the content of the store offers, if anything.
     pub(super) fn consider(&self, look: Look) -> Option<Next> {
         let Look::Changed(stored) = look else { return None };
         if self.session.can_use(&stored) {
             return Some(Next::Take(stored));
         }
         let refresh = stored.refresh_token().filter(|refresh| !self.has_tried(refresh))?;
-        // Not held yet: it may be of another login than the access token (contract 10.3).
+        // Not adopted yet, because it may belong to another login than the access token (contract
+        // 10.3).
         self.store.set_candidate(self.in_flight.login(), Some(refresh.clone()));
         self.progress.ask_with(refresh.clone());
         Some(Next::Ask)

@@ -1,4 +1,4 @@
-//! How far a refresh has come, and what its refresher tells the session meanwhile.
+//! The progress of a refresh, and the reports of its refresher to the session.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,24 +27,25 @@ pub(super) struct Progress {
     session: Session,
     in_flight: Arc<InFlight>,
     limit: Limit,
-    /// What the token endpoint is asked with.
+    /// The tokens for the call to the token endpoint.
     asked: Mutex<Tokens>,
-    /// The refresh token that the session holds, but for one that a response has brought since.
+    /// The session's refresh token, without one that a response has brought since.
     held: Mutex<Option<RefreshToken>>,
     stage: Mutex<Stage>,
     search: Mutex<Searched>,
 }
 
-/// What the search for a refresh token has come to.
+/// The state of the search for a refresh token.
 #[derive(Default)]
 pub(super) struct Searched {
-    /// The refresh tokens that were rejected.
+    /// The rejected refresh tokens.
     pub(super) tried: Vec<RefreshToken>,
-    /// One of them is, or was, in the store: another process may have spent it, and died.
+    /// Whether one of them is or was in the store, so that another process may have spent it and
+    /// died.
     pub(super) shared: bool,
-    /// What was found when the refresher asked whether it may go on, or fall back.
+    /// What was found when the refresher asked whether it may continue or fall back.
     pub(super) found: Option<Result<Next, Error>>,
-    /// The refresh token is dead, and something else has brought a token.
+    /// The refresh token is invalid, and the fallback refresher has obtained a token.
     pub(super) forgets: bool,
     /// Fails as another process did, which is nothing to be told.
     pub(super) heeds: bool,
@@ -52,16 +53,16 @@ pub(super) struct Searched {
     pub(super) kept: Option<RefreshToken>,
 }
 
-/// What a refresh is doing, for when its time is up.
+/// What a refresh is doing, for the error when its time is up.
 #[derive(Clone, Copy)]
 pub(super) enum Stage {
-    /// Waiting until a refresh that was superseded has ended.
+    /// Waiting for the end of a superseded refresh.
     Waiting,
-    /// Looking into the store.
+    /// Reading the store.
     Looking,
     /// Waiting for the store's lock.
     Locking,
-    /// Asking the token endpoint.
+    /// Calling the token endpoint.
     Asking { failed_attempts: u32 },
 }
 
@@ -86,7 +87,7 @@ impl Progress {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether its time is up. The response to a call that begins now could not be waited for.
+    /// Whether the time is up, so that the response to a new call could not be awaited.
     pub(super) fn is_over(&self) -> bool {
         self.limit.is_over()
     }
@@ -105,8 +106,8 @@ impl Progress {
         }
     }
 
-    /// Takes what the session has. Returns `false` if that is of a later login: its tokens belong
-    /// to another refresh, also where this one has not heard yet that it is superseded.
+    /// Takes the session's current tokens. Returns `false` if they belong to a later login, and so
+    /// to another refresh, even if this refresh has not been told yet that it is superseded.
     pub(super) fn catch_up(&self) -> bool {
         let state = self.session.load();
         let current = state.login == self.in_flight.login();
@@ -117,8 +118,8 @@ impl Progress {
         current
     }
 
-    /// A refresh token that a response has brought meanwhile and that was not tried yet (contract
-    /// 6.5).
+    /// A refresh token that a response has brought in the meantime, and that was not tried yet
+    /// (contract 6.5).
     pub(super) fn captured_meanwhile(&self) -> Option<RefreshToken> {
         let state = self.session.load();
         let held = state.refresh.clone().filter(|_| state.login == self.in_flight.login());
@@ -126,7 +127,8 @@ impl Progress {
         held.filter(|held| known.as_ref() != Some(held) && !self.searched().tried.contains(held))
     }
 
-    /// Takes the session's refresh token from now on: as a candidate of the store's, or held.
+    /// Makes this the refresh token of the session, or of the stored candidate if that one was
+    /// sent.
     pub(super) fn hold(&self, refresh: RefreshToken) -> Option<Tokens> {
         let asked = self.tokens().refresh_token().cloned();
         if let Some(store) = &self.session.0.store
@@ -144,7 +146,7 @@ impl Progress {
         self.search.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes on with this refresh token.
+    /// Continues with this refresh token.
     pub(super) fn ask_with(&self, refresh: RefreshToken) {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).set_refresh(Some(refresh));
     }
@@ -194,7 +196,7 @@ impl RefreshLog for Progress {
     async fn may_ask(&self) -> bool {
         let Some(store) = self.session.0.store.as_deref() else { return true };
         if self.searched().found.is_some() {
-            // It has been told already.
+            // The refresher has been told already.
             return false;
         }
         if self.in_flight.lock().is_none_or(|lock| lock.is_held()) {

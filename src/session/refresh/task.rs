@@ -1,8 +1,8 @@
 //! The refresh itself, from its start to its end.
 //!
-//! It is a task of its own. It belongs to the session and not to the request that started it: when
-//! every caller is dropped it goes on, since the token endpoint may have spent the refresh token
-//! already.
+//! It is a separate task. It belongs to the session, not to the request that started it: it
+//! continues even if every caller is dropped, because the token endpoint may already have spent the
+//! refresh token.
 
 use std::{
     pin::pin,
@@ -31,7 +31,7 @@ use crate::{
     token::{Arrival, Tokens},
 };
 
-/// Starts a refresh. Without a runtime it ends at once.
+/// Starts a refresh. Without a runtime it fails at once.
 pub(super) fn spawn(session: &Session, in_flight: Arc<InFlight>) {
     let guard = Guard { session: session.clone(), in_flight };
     session.spawn(guard, |guard| {
@@ -47,7 +47,7 @@ async fn run(guard: Guard) {
     let mut limit = Limit::after(session.0.refresh_timeout);
     let progress = Arc::new(Progress::new(session, in_flight, limit.clone()));
     let work = async {
-        // One that was superseded may still be winding up. Never two calls at once.
+        // A superseded refresh may still be ending. There are never two calls at once.
         turn = Some(session.0.turn.take(in_flight).await);
         progress.is_at(Stage::Looking);
         if !progress.catch_up() {
@@ -64,7 +64,7 @@ async fn run(guard: Guard) {
                 if !begun.load(Ordering::Relaxed) {
                     return None;
                 }
-                // A logout needs no lock for what it revokes, and may need the lock itself.
+                // A logout revokes without the lock, and may need the lock itself.
                 in_flight.set_lock(None);
                 let left = in_flight.revoked_by()?.saturating_duration_since(Instant::now());
                 within(left, obtaining).await.unwrap_or_else(|_| {
@@ -91,7 +91,8 @@ async fn run(guard: Guard) {
         Ok(None) => Ok(Ending::Superseded),
         Err(_) => {
             if turn.is_none() {
-                // The one before has had the same time. Its runtime must have stopped.
+                // The previous refresh has had the same time limit, so its runtime must have
+                // stopped.
                 session.0.turn.evict();
             }
             Err(progress.cut_short())
@@ -110,7 +111,7 @@ async fn run(guard: Guard) {
     session.save_what_is_left(false);
 }
 
-/// Revokes what a refresh brought that a logout has superseded.
+/// Revokes the tokens of a refresh that a logout has superseded.
 async fn logged_out(
     guard: &Guard,
     obtained: Option<Result<NewTokens, Error>>,
@@ -129,7 +130,7 @@ async fn logged_out(
             if let Some(Err(error)) = other
                 && error.kind() == ErrorKind::TimedOut
             {
-                // It may bring something yet, which nobody will see.
+                // The refresh may still obtain tokens, but nothing will receive them.
                 guard.session.emit(&Event::RevocationFailed { error });
             }
             Tokens::of(None, kept)
@@ -139,8 +140,8 @@ async fn logged_out(
     guard.finish(Ok(Ending::Superseded));
 }
 
-/// Saves new tokens, then makes them visible. The refresh timeout does not bound this: what was
-/// issued must not be lost.
+/// Saves new tokens, then publishes them. The refresh timeout does not bound this, because issued
+/// tokens must not be lost.
 async fn adopt(
     new: NewTokens,
     session: &Session,
@@ -166,7 +167,7 @@ async fn adopt(
         let held = if progress.searched().forgets {
             session.load().refresh.clone()
         } else {
-            // One that a response has brought meanwhile is newer than the one that was asked with.
+            // A refresh token from a response is newer than the one in the request.
             let captured = progress.captured_meanwhile();
             captured.or_else(|| progress.tokens().refresh_token().cloned())
         };
@@ -177,7 +178,8 @@ async fn adopt(
     let tokens = tokens.with_lifetime(lifetime).with_issued_at(issued);
     if arrival == Arrival::Issued && session.is_current(in_flight.login()) {
         let asked = progress.tokens().refresh_token().cloned();
-        // Kept before it is saved: the runtime may go away meanwhile, and the one before is spent.
+        // Kept before it is saved, because the previous token is spent and the runtime may be shut
+        // down during the save.
         if let Some(refresh) = tokens.refresh_token() {
             drop(progress.hold(refresh.clone()));
         }
@@ -204,15 +206,15 @@ async fn adopt(
     Ok(Ending::Refreshed)
 }
 
-/// Clears the session's slot and frees the waiters when a refresh ends, also when its runtime is
-/// shut down under it.
+/// Clears the session's slot and releases the waiters when a refresh ends, even if its runtime is
+/// shut down.
 struct Guard {
     session: Session,
     in_flight: Arc<InFlight>,
 }
 
 impl Guard {
-    /// The refresher had nothing to bring: no event.
+    /// Ends a refresh whose refresher had nothing new. There is no event.
     fn finish_without_news(&self) {
         let error = self.session.end_without_news(&self.in_flight);
         self.in_flight.set_lock(None);

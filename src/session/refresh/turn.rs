@@ -1,4 +1,4 @@
-//! One call at a time, also where the runtime of the one before is not driven any more.
+//! Ensures one call at a time, even if the runtime of the previous call is no longer driven.
 
 use std::{
     pin::pin,
@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 
 use super::InFlight;
 
-/// A lock that is handed to nobody: who wakes up takes it if it is free. A fair lock would pass it
-/// to a waiter whose runtime may have stopped, and nobody would get it again.
+/// An unfair lock: a waiter that wakes up takes it if it is free. A fair lock would pass it to a
+/// waiter whose runtime may have stopped, and would then never be released.
 #[derive(Clone)]
 pub(in crate::session) struct Turn(Arc<Shared>);
 
@@ -24,7 +24,7 @@ struct Shared {
     holder: Mutex<Weak<InFlight>>,
 }
 
-/// The turn, until this is dropped.
+/// Holds the turn until it is dropped.
 pub(in crate::session) struct Taken(Turn);
 
 impl Turn {
@@ -46,7 +46,7 @@ impl Turn {
         !self.0.taken.load(Ordering::SeqCst)
     }
 
-    /// Waits until nobody has it.
+    /// Waits until the turn is free.
     pub(in crate::session) async fn free(&self) {
         self.until(|| self.is_free()).await;
     }
@@ -54,7 +54,7 @@ impl Turn {
     async fn until(&self, is_so: impl Fn() -> bool) {
         loop {
             let mut freed = pin!(self.0.freed.notified());
-            // Before the look, so that no change between the two is missed.
+            // Registered before the check, so that no change in between is missed.
             freed.as_mut().enable();
             if is_so() {
                 return;
@@ -63,7 +63,7 @@ impl Turn {
         }
     }
 
-    /// Ends the refresh that has it: it was superseded, and its runtime has stopped.
+    /// Ends the superseded refresh that holds the turn, because its runtime has stopped.
     pub(super) fn evict(&self) {
         let holder = self.holder().upgrade();
         if let Some(holder) = holder {

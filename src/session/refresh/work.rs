@@ -1,8 +1,8 @@
 //! A task whose work another thread can end.
 //!
-//! A refresh can stand still for good: a synchronous wrapper drives its runtime only during a
-//! request. Those who wait on another runtime then give it up. Its work is dropped from there, with
-//! its locks and its call, so that it sends nothing when its runtime is driven again.
+//! A refresh can stop forever, because a synchronous wrapper drives its runtime only during a
+//! request. Waiters on another runtime then give it up. They drop its work, with its locks and its
+//! call, so that it sends nothing when its runtime is driven again.
 
 use std::{
     future::Future,
@@ -17,7 +17,7 @@ use std::{
 
 type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The work of a task, in reach of others.
+/// The work of a task, accessible from other threads.
 #[derive(Default)]
 pub(in crate::session) struct Work {
     slot: Mutex<Slot>,
@@ -27,12 +27,12 @@ pub(in crate::session) struct Work {
 #[derive(Default)]
 struct Slot {
     work: Option<Boxed>,
-    /// Of the task that polls it.
+    /// The waker of the task that polls the work.
     waker: Option<Waker>,
 }
 
 impl Work {
-    /// Drops the work now, or at the end of the poll that is running on another thread.
+    /// Drops the work now, or at the end of a poll that is running on another thread.
     pub(in crate::session) fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
         if let Ok(slot) = self.slot.try_lock() {
@@ -40,7 +40,7 @@ impl Work {
         }
     }
 
-    /// The task that polls this work. It drops the work when it is dropped itself.
+    /// Returns the task that polls this work. Dropping the task drops the work.
     pub(in crate::session) fn task(
         owner: Arc<impl AsRef<Work> + Send + Sync + 'static>,
         work: impl Future<Output = ()> + Send + 'static,
@@ -65,7 +65,7 @@ impl Work {
         }
         slot.waker = Some(context.waker().clone());
         drop(slot);
-        // Whoever cancelled it during the poll could not drop it.
+        // A thread that cancelled the work during the poll could not drop it.
         if self.cancelled.load(Ordering::SeqCst) {
             Self::discard(self.slot());
             return Poll::Ready(());
@@ -73,8 +73,8 @@ impl Work {
         Poll::Pending
     }
 
-    /// Drops the work with its slot open: its guards may come back here. Their panics are caught,
-    /// since this may run on the thread of somebody who only waited.
+    /// Drops the work after unlocking its slot, because its guards may access the slot. Panics are
+    /// caught, because this may run on the thread of a waiter.
     fn discard(mut slot: MutexGuard<'_, Slot>) {
         let Slot { work, waker } = std::mem::take(&mut *slot);
         drop(slot);

@@ -1,16 +1,16 @@
-//! Each decision as a table: a state, and what it says to everybody who asks.
+//! A table of cases for each decision.
 
 use super::*;
 use crate::time::suspend;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Far enough from the clock's beginning to look back.
+/// Far enough from the start of the clock to subtract from it.
 fn now() -> Instant {
     Instant::now() + 100_000 * SECOND
 }
 
-/// A token in the middle of its life, and something to renew it with.
+/// A token in the middle of its lifetime, and a refresh token.
 fn good(now: Instant) -> State {
     let tokens = Tokens::new("t").unwrap().with_refresh_token("r").unwrap();
     let lifetime = Lifetime { from: now - 50 * SECOND, until: now + 50 * SECOND };
@@ -36,7 +36,7 @@ fn flight() -> Option<Arc<InFlight>> {
     Some(Arc::new(InFlight::new(0, 7)))
 }
 
-/// A suspend is seen once, and what is paused stays paused.
+/// A suspend is applied once, and pauses stay in effect.
 #[tokio::test(start_paused = true)]
 async fn a_suspend_ends_a_token() {
     let hour = 3600 * SECOND;
@@ -55,7 +55,7 @@ async fn a_suspend_ends_a_token() {
     assert!(state.is_due(Instant::now()) && !state.is_expired(Instant::now()));
     suspend(2 * hour);
     assert!(state.signature().has_expired(read()) && !state.is_expired(Instant::now()));
-    // What is told and stored is the time at which it ended.
+    // The reported and stored expiry is the time at which the token expired.
     let (told, given) = (state.tokens().expires_at().unwrap(), tokens.expires_at().unwrap());
     assert!(told.duration_since(given).unwrap_or_default() < SECOND, "{told:?} {given:?}");
     state.catch_up(read());
@@ -91,8 +91,8 @@ fn what_each_state_says_to_everybody_who_asks() {
         State { lifetime: Some(Lifetime { from: end, until: end }), due: Some(end), issued_pause: Some(pause), ..good(now) }
     };
     let logged_out = { let mut state = good(now); state.clear(); state };
-    // Before sending; after a rejection of the present token and of an earlier one; on demand; when
-    // signing; told to the public.
+    // The columns: before sending; after a rejection of the current token and of an earlier one; on
+    // demand; when signing; the public state.
     let table = [
         ("good", good(now), "go wait go wait signs Active"),
         ("no refresher", State { renewable: false, ..good(now) }, "go go go LoginRequired signs Active"),
@@ -147,7 +147,7 @@ fn what_each_state_says_to_everybody_who_asks() {
             format!("{:?}", state.public(now)),
         ];
         assert_eq!(is.join(" "), expected, "{name}");
-        // The short cut that almost all requests take never says something else.
+        // The fast path always agrees with the full decision.
         if state.is_quiet(|| now) {
             assert_eq!(is[0], "go", "{name}");
         }
@@ -187,7 +187,7 @@ fn a_failed_refresh_leaves_what_its_kind_asks() {
     let asks = |seconds: u32| error(ErrorKind::Unavailable).with_retry_after(seconds * SECOND);
     let table = [
         (error(ErrorKind::LoginRequired), 10, (SessionState::LoginRequired, None, None)),
-        // Nobody was asked, so nobody has said no.
+        // There was no call, so there was no rejection.
         (no_token(), 10, (SessionState::CoolingDown, Some(10), None)),
         (error(ErrorKind::Internal), 10, (SessionState::Active, None, Some(10))),
         (error(ErrorKind::Unavailable), 10, (SessionState::CoolingDown, Some(10), None)),
@@ -246,7 +246,7 @@ fn only_the_present_generation_captures() {
             && state.due == Some(now)
             && !state.is_on_probation()
     );
-    // The refresh token is another matter.
+    // The refresh token is kept.
     assert!(state.refresh.is_some());
 
     let mut closed = State { phase: Phase::Closed, ..good(now) };
@@ -273,7 +273,7 @@ fn a_refresh_replaces_only_what_it_brings() {
     assert_eq!(state.public(now), SessionState::Active);
     assert_eq!(state.refresh.as_ref().unwrap().expose_secret(), "r");
 
-    // The same access token again is no new generation.
+    // The same access token again does not start a new generation.
     let mut state = before();
     state.adopt_tokens(
         &Tokens::new("t").unwrap().with_refresh_token("r2").unwrap(),
