@@ -1,4 +1,4 @@
-//! One beat: what is sent, and what it came to.
+//! One beat: the request, and its result.
 
 use std::{
     future::Future,
@@ -23,30 +23,30 @@ use crate::{
     time::{asked_wait, wall, within},
 };
 
-/// What a beat came to. Each of them counts as a beat.
+/// The result of a beat. Each of them counts as a beat.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Beat {
-    /// The job is alive, and the server knows it.
+    /// The server has accepted the beat.
     Alive,
-    /// Alive, and the server wants a beat this often from now on: between one second and one hour,
-    /// and at most half of the [lease](super::Heartbeat::lease). What lies outside is cut.
+    /// The server has accepted the beat, and asks for a beat this often from now on. The period is
+    /// limited to between one second and one hour, and to half of the
+    /// [lease](super::Heartbeat::lease).
     AliveEvery(Duration),
-    /// The beat failed. It counts for [`max_failures`](super::Heartbeat::max_failures).
+    /// The beat failed. It counts towards [`max_failures`](super::Heartbeat::max_failures).
     Failed(BoxError),
-    /// The server says that the job is over, and why. The loop ends with
+    /// The server reports that the job is over, for this reason. The loop ends with
     /// [`Stopped::ByServer`](super::Stopped::ByServer).
     Stop(String),
 }
 
-/// How much of a response's body is read for the sake of the connection, and how long that may
-/// take.
+/// How much of a response's body is read so that the connection can be reused, and for how long.
 const MOST_DRAINED: usize = 64 << 10;
 const LONGEST_DRAIN: Duration = Duration::from_millis(100);
 /// How much of a response's body [`Heartbeat::read_response`](super::Heartbeat::read_response) can
 /// read.
 const MOST_READ: usize = 1 << 20;
-/// The longest `Retry-After` that is heeded.
+/// The longest `Retry-After` that is respected.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -56,17 +56,17 @@ pub(super) type StopOn = Box<dyn Fn(StatusCode) -> bool + Send + Sync>;
 pub(super) type Call = Box<dyn FnMut() -> BoxFuture<Result> + Send>;
 pub(super) type Read = Box<dyn Fn(Response, Beat) -> BoxFuture<Result> + Send + Sync>;
 
-/// Where beats come from.
+/// The source of the beats.
 pub(super) enum Source {
     Request {
         client: ClientWithMiddleware,
         make: Make,
     },
-    /// The mutex is never locked: it makes the whole `Sync`.
+    /// The mutex is never locked. It makes the type `Sync`.
     Function(Mutex<Call>),
 }
 
-/// How beats are made and read.
+/// How beats are sent and read.
 pub(super) struct Beats {
     pub(super) source: Source,
     pub(super) session: Option<Session>,
@@ -75,18 +75,18 @@ pub(super) struct Beats {
     pub(super) read: Option<Read>,
 }
 
-/// What is known of a beat that is over.
+/// The report on a finished beat.
 pub(super) struct Report {
-    /// What the API answered, if it did.
+    /// The status of the API's response, if there was a response.
     pub(super) status: Option<StatusCode>,
-    /// `Retry-After` of a 429 or 503.
+    /// The `Retry-After` of a 429 or 503.
     pub(super) asked_wait: Option<Duration>,
-    /// `stop_on` named the status.
+    /// Whether `stop_on` matched the status.
     pub(super) told: bool,
     pub(super) result: Came,
 }
 
-/// A [`Beat`] with its failure read.
+/// A [`Beat`] whose failure is classified.
 pub(super) enum Came {
     Alive { every: Option<Duration> },
     Failed(Failure),
@@ -94,7 +94,7 @@ pub(super) enum Came {
 }
 
 impl Beats {
-    /// One beat, within its time.
+    /// Sends one beat within its time limit.
     pub(super) async fn beat(&mut self) -> Report {
         let mut report = Report {
             status: None,
@@ -141,7 +141,7 @@ impl Beats {
         }
     }
 
-    /// What the beat is by its status alone.
+    /// The result of a beat by its status alone.
     fn read_status(
         &self,
         response: &Response,
@@ -156,7 +156,7 @@ impl Beats {
     }
 }
 
-/// The beat's session goes with its request, unless the closure has given it another.
+/// Adds the session to the request, unless the closure has given it another one.
 fn with_session(mut request: RequestBuilder, session: Option<&Session>) -> RequestBuilder {
     if let Some(session) = session
         && request.extensions().get::<Session>().is_none()
@@ -171,7 +171,7 @@ fn is_named(rule: Option<&StopOn>, status: StatusCode) -> std::result::Result<bo
     catch_unwind(AssertUnwindSafe(named)).map_err(|_| Failure::Panicked)
 }
 
-/// The response stands for a refresh that failed.
+/// The error of a failed refresh, if the response stands for one.
 fn refresh_error(response: &Response) -> Option<Error> {
     response.extensions().get::<Outcome>()?.refresh_error.clone()
 }
@@ -187,7 +187,7 @@ fn wait_of(response: &Response) -> Option<Duration> {
     Some(wait.min(LONGEST_WAIT))
 }
 
-/// The same response, with an end to what can be read of it.
+/// The same response with a limited body.
 fn limited(response: Response) -> std::result::Result<Response, BoxError> {
     let url = response.url().clone();
     let (mut parts, body) = http::Response::<Body>::from(response).into_parts();
@@ -221,7 +221,7 @@ impl From<Beat> for Came {
     }
 }
 
-/// A connection whose response was read to the end can be used for the next beat.
+/// Reads the response to its end, so that the next beat can reuse the connection.
 async fn drain(mut response: Response) {
     let mut left = MOST_DRAINED;
     let read = async {

@@ -1,4 +1,4 @@
-//! The caller's end of a heartbeat.
+//! The caller's handle to a heartbeat.
 
 use std::fmt;
 
@@ -6,28 +6,29 @@ use tokio::sync::watch;
 
 use super::{Health, Stopped, worker::Stop};
 
-/// A heartbeat that runs. Dropping it stops the loop, after the beat in flight.
+/// A running heartbeat. Dropping the handle stops the loop after the beat in progress.
 #[must_use = "dropping the handle stops the heartbeat"]
 pub struct HeartbeatHandle {
     pub(super) health: watch::Receiver<Health>,
-    /// Counts the beats that were asked for.
+    /// Counts the beats that were requested.
     pub(super) wanted: watch::Sender<u64>,
-    /// Up to which of these there has been a beat.
+    /// How many of the requested beats are done.
     pub(super) answered: watch::Receiver<u64>,
     pub(super) stop: watch::Sender<Stop>,
     pub(super) finished: watch::Receiver<Option<Stopped>>,
 }
 
 impl HeartbeatHandle {
-    /// How it goes, after each beat. The receiver may outlive the handle.
+    /// Returns a receiver of the health after each beat. The receiver may outlive the handle.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
 
-    /// Beats now, and returns when that beat is done. While a beat is in flight, another follows as
-    /// soon as it is over, and callers that wait meanwhile share it. The ticks stay where they are,
-    /// and a `Retry-After` is passed over. If the loop ends first, or has ended, there is no such
-    /// beat, and what is returned is the last health.
+    /// Beats now, and returns the health after that beat.
+    ///
+    /// If a beat is in progress, another one follows as soon as it ends, and all callers that wait
+    /// in the meantime share it. The ticks do not move, and a `Retry-After` is ignored. If the loop
+    /// ends first or has ended, there is no such beat, and the last health is returned.
     pub async fn beat_now(&self) -> Health {
         let mut mine = 0;
         self.wanted.send_modify(|wanted| {
@@ -40,16 +41,17 @@ impl HeartbeatHandle {
         self.health.borrow().clone()
     }
 
-    /// Ends the loop, after the beat in flight, and returns why it ended: [`Stopped::Requested`],
-    /// unless something else came first. It takes as long as that beat, at most its
-    /// [`timeout`](super::Heartbeat::timeout): [`abort`](Self::abort) does not wait.
+    /// Ends the loop after the beat in progress, and returns why it ended: [`Stopped::Requested`],
+    /// unless another reason came first. This takes as long as that beat, at most its
+    /// [`timeout`](super::Heartbeat::timeout). [`abort`](Self::abort) does not wait.
     pub async fn stop(&self) -> Stopped {
         self.ask(Stop::AfterBeat);
         self.finished().await
     }
 
-    /// Ends the loop now, with [`Stopped::Requested`]. The beat in flight is given up: the server
-    /// may have seen it or not. A refresh that it waited for goes on, and its tokens are saved.
+    /// Ends the loop now, with [`Stopped::Requested`]. The beat in progress is abandoned, and the
+    /// server may or may not have received it. A refresh that the beat waited for continues, and
+    /// its tokens are saved.
     pub fn abort(&self) {
         self.ask(Stop::Now);
     }
@@ -58,11 +60,11 @@ impl HeartbeatHandle {
         self.stop.send_modify(|asked| *asked = stop.max(*asked));
     }
 
-    /// Returns when the loop has ended, and why.
+    /// Waits until the loop has ended, and returns why.
     pub async fn finished(&self) -> Stopped {
         let mut finished = self.finished.clone();
         let stopped = finished.wait_for(Option::is_some).await;
-        // The loop is gone without a word: its runtime was shut down.
+        // The loop has reported nothing, so its runtime was shut down.
         stopped.ok().and_then(|stopped| stopped.clone()).unwrap_or(Stopped::RuntimeGone)
     }
 }

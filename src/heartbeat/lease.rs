@@ -1,4 +1,4 @@
-//! How long a job may go on without a beat that succeeded.
+//! How long a job may continue without a successful beat.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::schedule::later;
 use crate::time::{Now, TOLERANCE};
 
-/// A moment on the monotonic clock, which stands still while the machine is suspended, and on one
-/// that goes on.
+/// An instant on the monotonic clock, which stops while the machine is suspended, and on the wall
+/// clock, which does not.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment(Now);
 
@@ -33,7 +33,7 @@ impl Moment {
     }
 }
 
-/// A lease, which each beat that succeeds renews from the moment that it was sent.
+/// A lease. Each successful beat renews it from the time at which the beat was sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lease {
     length: Duration,
@@ -49,7 +49,7 @@ impl Lease {
         self.from = sent;
     }
 
-    /// Its end on the monotonic clock. The time that the machine was suspended counts.
+    /// The end of the lease on the monotonic clock. The time of a suspend counts.
     pub(super) fn end(&self, now: Moment) -> Instant {
         let left = self.length.saturating_sub(now.suspended_since(self.from));
         later(self.from.monotonic(), left)
@@ -69,7 +69,7 @@ mod tests {
         let start = Moment::now();
         let seconds = Duration::from_secs;
         let lease = Lease::new(seconds(30), start);
-        // What each clock says has passed, and the end of the lease after the start.
+        // The columns: elapsed time on each clock, and the end of the lease after the start.
         let table = [(10, 10, 30), (10, 11, 30), (10, 13, 27), (10, 100, 0), (10, 0, 30)];
         for (monotonic, wall, end) in table {
             let now = Moment(Now {

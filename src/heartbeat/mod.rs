@@ -1,70 +1,83 @@
-//! A loop that tells a server, again and again, that a job is alive.
+//! A loop that regularly tells a server that a job is alive.
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use reqwest_reauth::{ClientBuilderExt, Session, Tokens, heartbeat::Heartbeat};
 //!
-//! # async fn f(token: String) -> Result<(), Box<dyn std::error::Error>> {
-//! let session = Session::builder(Tokens::new(token)?).origin("https://api.example.com").build()?;
-//! let client = reqwest_middleware::ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).build();
+//! use reqwest_reauth::{Error, Session, Tokens, heartbeat::Heartbeat};
 //!
-//! let heartbeat = Heartbeat::new(client, |client| client.put("https://api.example.com/jobs/7/heartbeat"))
-//!     .session(session)
-//!     .every(Duration::from_secs(5))
-//!     // The server reissues tokens in the last fifth of their life, and takes none that has expired.
-//!     .reissue_window(0.8)
-//!     // The server has given the job up, and so should we.
-//!     .stop_on(|status| matches!(status.as_u16(), 404 | 409 | 410))
-//!     .max_failures(20)
-//!     .spawn()?;
-//!
-//! tokio::select! {
-//!     () = work() => { heartbeat.stop().await; }
-//!     stopped = heartbeat.finished() => eprintln!("the job is over: {stopped:?}"),
+//! async fn work() {
+//!     // The job itself.
 //! }
-//! # Ok(())
-//! # }
-//! # async fn work() {}
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Error> {
+//!     let session = Session::builder(Tokens::new("access-token")?)
+//!         .origin("https://api.example.com")
+//!         .build()?;
+//!     let client = session.wrap(reqwest::Client::new());
+//!
+//!     let heartbeat =
+//!         Heartbeat::new(client, |client| client.put("https://api.example.com/jobs/7/heartbeat"))
+//!             .session(session)
+//!             .every(Duration::from_secs(5))
+//!             // The server reissues tokens in the last fifth of their lifetime.
+//!             .reissue_window(0.8)
+//!             // With these statuses the server has given up the job, so the job ends too.
+//!             .stop_on(|status| matches!(status.as_u16(), 404 | 409 | 410))
+//!             .max_failures(20)
+//!             .spawn()?;
+//!
+//!     tokio::select! {
+//!         () = work() => {
+//!             heartbeat.stop().await;
+//!         }
+//!         stopped = heartbeat.finished() => eprintln!("the job is over: {stopped:?}"),
+//!     }
+//!     Ok(())
+//! }
 //! ```
 //!
-//! A beat is a request ([`Heartbeat::new`]), or any async closure ([`Heartbeat::from_fn`]): a
-//! generated client's method, a gRPC call.
+//! A beat is a request ([`Heartbeat::new`]) or any async closure ([`Heartbeat::from_fn`]), such as
+//! a method of a generated client or a gRPC call.
 //!
 //! # When it beats
 //!
-//! At once, then once a period, up to 5 % of the period early, at random, so that a fleet does not
-//! beat in step. There are never two beats at once. A beat that takes longer than the period makes
-//! the loop leave out what it missed, and not catch up. All waits are on tokio's clock.
+//! The first beat is sent at once. Then there is one beat in each period, up to 5 % of the period
+//! early, chosen at random, so that many jobs do not beat in lockstep. There are never two beats at
+//! once. If a beat takes longer than the period, the missed ticks are skipped rather than made up.
+//! All waits use tokio's clock.
 //!
-//! Three settings move beats. Where they disagree, the later one of this list wins:
+//! Three settings move beats. If they disagree, the later one in this list takes precedence:
 //!
-//! 1. With a [lease](Heartbeat::lease), the beat after a failed one comes at half of what is left
-//!    of the lease, if that is sooner than the period, and not under a second.
-//! 2. With a [reissue window](Heartbeat::reissue_window), two beats fall into it.
-//! 3. `Retry-After` of a 429 or 503 moves the next beat back (see below).
+//! 1. With a [lease](Heartbeat::lease), the beat after a failed one is sent when half of the
+//!    remaining lease has passed, if that is sooner than the period, but not within a second.
+//! 2. With a [reissue window](Heartbeat::reissue_window), two beats are sent within the window.
+//! 3. The `Retry-After` of a 429 or 503 delays the next beat (see below).
 //!
-//! # What is a failure
+//! # What counts as a failure
 //!
 //! A beat fails with a status of 400 or more, a transport error, an error of this crate, a panic of
-//! the closure, or when its [time](Heartbeat::timeout) is over: see [`Failure`]. The next beat
-//! tries again, whatever it was, a token endpoint that is down included.
-//! [`LoginRequired`](crate::ErrorKind::LoginRequired) ends the loop at once, unless it is told to
-//! [wait for a login](Heartbeat::wait_for_login), since no later beat could do better. So does a
-//! session that is closed, also while a beat is in flight.
+//! the closure, or when its [time limit](Heartbeat::timeout) runs out. See [`Failure`]. The next
+//! beat tries again, whatever the failure was, including an unavailable token endpoint.
+//!
+//! [`LoginRequired`](crate::ErrorKind::LoginRequired) ends the loop at once, because no later beat
+//! could succeed, unless the loop is set to [wait for a login](Heartbeat::wait_for_login). A closed
+//! session also ends the loop at once, even during a beat.
 //!
 //! # Retry-After
 //!
-//! After a 429 or 503 with `Retry-After` (seconds or a date; five minutes at most) the next beat
-//! comes no sooner than that, but at the latest when a third of the lease is left, and in time for
-//! the reissue window. A 429 that says so is neither a failure for
-//! [`max_failures`](Heartbeat::max_failures) nor a success; once there was no success for an hour,
-//! and for ten periods, it counts.
+//! After a 429 or 503 with `Retry-After` (seconds or a date, at most five minutes), the next beat
+//! is not sent before that time. There are two limits: the next beat is sent at the latest when a
+//! third of the lease is left, and in time for the reissue window.
+//!
+//! A 429 with `Retry-After` counts neither as a failure for
+//! [`max_failures`](Heartbeat::max_failures) nor as a success. It counts as a failure once there
+//! has been no success for one hour and for ten periods.
 //!
 //! # Jobs that block
 //!
-//! A job that computes for half a minute on the runtime of its heartbeat holds up its beats, and
-//! the refreshes of its session too. [`Heartbeat::spawn_thread`] runs both on a thread of their
-//! own.
+//! A job that computes for half a minute on the runtime of its heartbeat delays its beats, and the
+//! refreshes of its session too. [`Heartbeat::spawn_thread`] runs both on a separate thread.
 
 mod beat;
 mod handle;
@@ -97,19 +110,50 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// Settings of a heartbeat.
+/// A heartbeat and its settings. [`spawn`](Self::spawn) starts it.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use reqwest_reauth::{
+///     Session,
+///     heartbeat::{Heartbeat, Stopped},
+///     reqwest,
+///     testing::AuthServer,
+/// };
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let server = AuthServer::start().await;
+///     let session = Session::builder(server.login()).origin(server.origin()).build()?;
+///     let client = session.wrap(reqwest::Client::new());
+///
+///     let url = server.url("/jobs/7/heartbeat");
+///     let heartbeat = Heartbeat::new(client, move |client| client.put(&url))
+///         .session(session)
+///         .every(Duration::from_secs(5))
+///         .spawn()?;
+///
+///     let health = heartbeat.beat_now().await;
+///     assert_eq!(health.consecutive_failures, 0);
+///     assert_eq!(heartbeat.stop().await, Stopped::Requested);
+///     Ok(())
+/// }
+/// ```
+///
+/// # Defaults
 ///
 /// | setting | default |
 /// | --- | --- |
-/// | [`session`](Self::session) | the task's, if `spawn` is called in a [scope](Session::scope) |
+/// | [`session`](Self::session) | the task's session, if `spawn` is called in a [scope](Session::scope) |
 /// | [`every`](Self::every) | 5 s |
 /// | [`timeout`](Self::timeout) | 10 s |
 /// | [`max_failures`](Self::max_failures) | no limit |
 /// | [`lease`](Self::lease) | none |
 /// | [`stop_on`](Self::stop_on) | no status |
-/// | [`read_response`](Self::read_response) | the status alone |
+/// | [`read_response`](Self::read_response) | the status alone decides |
 /// | [`reissue_window`](Self::reissue_window) | none |
-/// | [`wait_for_login`](Self::wait_for_login) | not at all |
+/// | [`wait_for_login`](Self::wait_for_login) | off: the loop ends at once |
 #[must_use]
 pub struct Heartbeat {
     source: Source,
@@ -121,7 +165,7 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// A heartbeat that sends what `beat` makes with the client, each time anew.
+    /// Creates a heartbeat that sends a request. `beat` builds it with the client for each beat.
     pub fn new<F>(client: ClientWithMiddleware, beat: F) -> Self
     where
         F: Fn(&ClientWithMiddleware) -> RequestBuilder + Send + Sync + 'static,
@@ -129,30 +173,26 @@ impl Heartbeat {
         Self::of(Source::Request { client, make: Box::new(beat) })
     }
 
-    /// A heartbeat that calls `beat`: for what is no plain request, e.g. a generated client's
-    /// method or a gRPC call. It runs in the session's [scope](Session::scope), and its future ends
-    /// after [`timeout`](Self::timeout).
+    /// Creates a heartbeat that calls `beat`, for anything other than a plain request, such as a
+    /// method of a generated client or a gRPC call.
     ///
-    /// An error is [`Beat::Failed`]. One of this crate's inside it is found, and its kind counts:
-    /// [`LoginRequired`](ErrorKind::LoginRequired) ends the loop.
+    /// The closure runs in the session's [scope](Session::scope), and its future is cancelled after
+    /// [`timeout`](Self::timeout). An error counts as [`Beat::Failed`]. If it contains an error of
+    /// this crate, the kind of that error counts: [`LoginRequired`](ErrorKind::LoginRequired) ends
+    /// the loop.
     ///
-    /// ```no_run
-    /// use reqwest_reauth::{Session, heartbeat::{Beat, Heartbeat}};
+    /// ```
+    /// use reqwest_reauth::heartbeat::{Beat, Heartbeat};
     ///
-    /// # struct Jobs;
-    /// # struct Answer { cancelled: bool }
-    /// # impl Jobs { async fn alive(&self, id: u32) -> Result<Answer, std::io::Error> { todo!() } }
-    /// # fn f(session: Session, jobs: std::sync::Arc<Jobs>) -> Result<(), reqwest_reauth::Error> {
-    /// let heartbeat = Heartbeat::from_fn(move || {
-    ///     let jobs = jobs.clone();
-    ///     async move {
-    ///         let answer = jobs.alive(7).await?;
-    ///         Ok(if answer.cancelled { Beat::Stop("cancelled".into()) } else { Beat::Alive })
-    ///     }
+    /// /// Stands for a method of a generated client.
+    /// async fn is_cancelled(job: u32) -> Result<bool, std::io::Error> {
+    ///     Ok(job == 0)
+    /// }
+    ///
+    /// let heartbeat = Heartbeat::from_fn(|| async {
+    ///     let cancelled = is_cancelled(7).await?;
+    ///     Ok(if cancelled { Beat::Stop("cancelled".into()) } else { Beat::Alive })
     /// });
-    /// let handle = heartbeat.session(session).spawn()?;
-    /// # Ok(())
-    /// # }
     /// ```
     pub fn from_fn<F, Fut>(mut beat: F) -> Self
     where
@@ -179,77 +219,84 @@ impl Heartbeat {
         }
     }
 
-    /// The session that the beats belong to. Each request carries it, unless the closure has given
-    /// it another, so that a [scoped](crate::ClientBuilderExt::with_scoped_sessions) client knows
-    /// it in the loop's own task; its token's expiry is what
-    /// [`reissue_window`](Self::reissue_window) goes by; and the loop ends as soon as it is closed.
-    /// Default: the task's where `spawn` is called, if there is one.
+    /// Sets the session of the beats. Default: the task's session where `spawn` is called, if there
+    /// is one.
+    ///
+    /// - Each request carries the session, unless the closure has given it another one. A
+    ///   [scoped](crate::ClientBuilderExt::with_scoped_sessions) client therefore finds it in the
+    ///   loop's own task.
+    /// - The expiry of its token decides for [`reissue_window`](Self::reissue_window).
+    /// - The loop ends as soon as the session is closed.
     pub fn session(mut self, session: Session) -> Self {
         self.session = Some(session);
         self
     }
 
-    /// The period: from one beat's tick to the next. Default: 5 s, which is Airflow's.
+    /// Sets the period from one tick to the next. Default: 5 s, like Airflow's.
     pub fn every(mut self, period: Duration) -> Self {
         self.rules.every = period;
         self
     }
 
-    /// The most that one beat may take, its wait for a refresh, a replay and
-    /// [`read_response`](Self::read_response) included. A refresh goes on when its beat has given
-    /// up. Default: 10 s.
+    /// Sets the time limit of one beat, including its wait for a refresh, a replay and
+    /// [`read_response`](Self::read_response). Default: 10 s. A refresh continues after its beat
+    /// has timed out.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
         self
     }
 
-    /// Ends the loop after this many failed beats in a row. Default: it goes on for ever.
+    /// Sets the number of failed beats in a row after which the loop ends. Default: no limit.
     pub fn max_failures(mut self, n: u32) -> Self {
         self.rules.max_failures = Some(n);
         self
     }
 
-    /// Ends the loop with [`Stopped::LeaseLost`] when no beat that was *sent* within this time has
-    /// succeeded, at that very moment, the beat in flight given up: for servers that give the job
-    /// to another worker when they have heard nothing for so long. Before the first success it
-    /// counts from `spawn`. Take off what the job needs to stop, and what its clock and the
-    /// server's may differ by. The time that the machine was suspended counts. Must be longer than
-    /// [`every`](Self::every). Default: none.
+    /// Ends the loop with [`Stopped::LeaseLost`] as soon as no beat that was *sent* within this
+    /// time has succeeded. A beat in progress is abandoned. Default: none.
+    ///
+    /// This is for servers that give a job to another worker after this much silence. Before the
+    /// first success, the time counts from `spawn`. Subtract the time that the job needs to stop,
+    /// and the possible difference between its clock and the server's. The time of a suspend
+    /// counts. The lease must be longer than [`every`](Self::every).
     pub fn lease(mut self, duration: Duration) -> Self {
         self.rules.lease = Some(duration);
         self
     }
 
-    /// Ends the loop at once when the response to a beat has a status that this names, e.g. because
-    /// the job is no longer wanted. It is asked about every response that arrives, those below 400
-    /// included, except one that stands for a refresh that failed
-    /// ([`OnRefreshFailure::ReturnResponse`](crate::OnRefreshFailure::ReturnResponse)). Default: no
-    /// status does.
+    /// Ends the loop at once if the status of a response matches `rule`, for example because the
+    /// job is no longer wanted. Default: no status does.
+    ///
+    /// The rule is called for every response, including those below 400. The exception is a
+    /// response that stands for a failed refresh
+    /// ([`OnRefreshFailure::ReturnResponse`](crate::OnRefreshFailure::ReturnResponse)).
     pub fn stop_on(mut self, rule: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
         self.stop_on = Some(Box::new(rule));
         self
     }
 
-    /// Reads the response of each beat, whatever its status, after the capture of its token and
-    /// after [`stop_on`](Self::stop_on): servers say there that the job is cancelled, that the lease
-    /// is lost, or how often they want a beat. `read` is handed the response and what the beat is
-    /// without this rule: return that unless the body says more. Default: the status decides.
+    /// Reads the response of each beat, whatever its status. Default: the status alone decides.
     ///
-    /// Its time is within [`timeout`](Self::timeout). More than 1 MiB of a body cannot be read. An
-    /// error or a panic is a failed beat.
+    /// Some servers report in the body that the job is cancelled, that the lease is lost, or how
+    /// often they expect a beat. `read` runs after the token is captured and after
+    /// [`stop_on`](Self::stop_on). It receives the response and the result of the beat by its
+    /// status. Return that result unless the body says more.
     ///
-    /// ```no_run
+    /// The time of `read` counts towards [`timeout`](Self::timeout). It can read at most 1 MiB of a
+    /// body. An error or a panic is a failed beat.
+    ///
+    /// ```
     /// use reqwest_reauth::heartbeat::{Beat, Heartbeat};
     ///
-    /// # fn f(heartbeat: Heartbeat) -> Heartbeat {
-    /// heartbeat.read_response(|response, beat| async move {
-    ///     if !response.status().is_success() {
-    ///         return Ok(beat);
-    ///     }
-    ///     let cancelled = response.text().await?.contains("cancel");
-    ///     Ok(if cancelled { Beat::Stop("cancelled by a person".into()) } else { beat })
-    /// })
-    /// # }
+    /// fn stop_on_cancel(heartbeat: Heartbeat) -> Heartbeat {
+    ///     heartbeat.read_response(|response, beat| async move {
+    ///         if !response.status().is_success() {
+    ///             return Ok(beat);
+    ///         }
+    ///         let cancelled = response.text().await?.contains("cancel");
+    ///         Ok(if cancelled { Beat::Stop("cancelled by a person".into()) } else { beat })
+    ///     })
+    /// }
     /// ```
     pub fn read_response<F, Fut>(mut self, read: F) -> Self
     where
@@ -260,37 +307,43 @@ impl Heartbeat {
         self
     }
 
-    /// For a server that hands out a new token only once this fraction of the old one's life has
-    /// passed: at least two beats fall between that and the token's end, whatever
-    /// [`every`](Self::every) says. A beat that is moved forward takes the following ones with it.
-    /// Needs a [`session`](Self::session), and works while the expiry of its token is known; a
-    /// token that other requests have brought moves the beats at once. Default: none.
+    /// Sends at least two beats after this fraction of a token's lifetime and before its expiry,
+    /// whatever [`every`](Self::every) says. Default: none.
     ///
-    /// Airflow's is 0.8. It rejects a token that has expired, and so a job whose period is longer
-    /// than the last fifth of a token's life dies, unless it happens to beat at the right time
-    /// (apache/airflow#67939).
+    /// This is for a server that issues a new token only in the last part of the old token's
+    /// lifetime. A beat that is moved forward moves the following ones too. It needs a
+    /// [`session`](Self::session) whose token has a known expiry. A new token from another request
+    /// moves the beats at once.
+    ///
+    /// Use 0.8 for Airflow. It rejects an expired token, so a job whose period is longer than the
+    /// last fifth of a token's lifetime dies, unless one of its beats happens to fall into that
+    /// fifth (apache/airflow#67939).
     pub fn reissue_window(mut self, fraction: f64) -> Self {
         self.rules.reissue_window = Some(fraction);
         self
     }
 
-    /// When a login is required, the beats pause for at most this long, and the loop goes on as
-    /// soon as there is one: by [`Session::replace_tokens`], or in the session's store, which is
-    /// looked into once a [cool-down](crate::SessionBuilder::cooldown). After that time the loop
-    /// ends with [`Stopped::LoginRequired`]. A [lease](Self::lease) runs on meanwhile. Default: the
-    /// loop ends at once.
+    /// Pauses the beats for at most this long when a login is required. Default: the loop ends at
+    /// once.
+    ///
+    /// The loop continues as soon as there is a new login: through [`Session::replace_tokens`], or
+    /// in the session's store, which is read once per [cool-down](crate::SessionBuilder::cooldown).
+    /// After the limit the loop ends with [`Stopped::LoginRequired`]. A [lease](Self::lease)
+    /// continues to run.
     pub fn wait_for_login(mut self, limit: Duration) -> Self {
         self.rules.wait_for_login = Some(limit);
         self
     }
 
-    /// Starts the loop as a task of its own on the present tokio runtime.
+    /// Starts the loop as a task on the current tokio runtime.
     ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if `every` or `timeout` is zero, `max_failures`
-    /// is 0, `lease` is not longer than `every`, `reissue_window` is not between 0 and 1 or has no
-    /// session, [`from_fn`](Self::from_fn) comes with `stop_on` or `read_response`, or there is no
-    /// tokio runtime here.
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if
+    /// - `every` or `timeout` is zero, or `max_failures` is 0,
+    /// - `lease` is not longer than `every`,
+    /// - `reissue_window` is not between 0 and 1, or there is no session for it,
+    /// - [`from_fn`](Self::from_fn) is combined with `stop_on` or `read_response`,
+    /// - there is no current tokio runtime.
     pub fn spawn(self) -> Result<HeartbeatHandle, Error> {
         let (worker, handle, done) = self.start()?;
         let Ok(runtime) = Handle::try_current() else {
@@ -303,43 +356,48 @@ impl Heartbeat {
         Ok(handle)
     }
 
-    /// Starts the loop on a thread of its own, with a runtime of its own, which also runs the
-    /// refreshes of its session until the loop ends, whatever
-    /// [`SessionBuilder::runtime`](crate::SessionBuilder::runtime) says. Beats and refreshes go on
-    /// while the job blocks its own runtime. The caller needs none.
+    /// Starts the loop on a separate thread with its own runtime. The caller needs no runtime.
     ///
-    /// The client must be one that no other runtime uses, or be built with
-    /// [`pool_max_idle_per_host(0)`](reqwest::ClientBuilder::pool_max_idle_per_host): an idle
-    /// connection belongs to the runtime that opened it, and a beat that is sent over it waits for
-    /// that runtime. The same holds for a client that was given to
+    /// The refreshes of the session run on that thread too until the loop ends, whatever
+    /// [`SessionBuilder::runtime`](crate::SessionBuilder::runtime) says. Beats and refreshes
+    /// therefore continue while the job blocks its own runtime.
+    ///
+    /// The client must not be used on another runtime, or it must be built with
+    /// [`pool_max_idle_per_host(0)`](reqwest::ClientBuilder::pool_max_idle_per_host). An idle
+    /// connection belongs to the runtime that opened it, and a beat over that connection waits for
+    /// that runtime. The same applies to a client that was given to
     /// [`OAuthRefresh`](crate::OAuthRefresh).
     ///
     /// ```no_run
-    /// use reqwest_reauth::{ClientBuilderExt, Error, Session, heartbeat::Heartbeat};
+    /// use reqwest_reauth::{Session, Tokens, heartbeat::Heartbeat};
     ///
-    /// # fn f(session: Session, base: &str) -> Result<(), Box<dyn std::error::Error>> {
-    /// // A client for the beats alone; the job has its own, with the same session.
-    /// let client = reqwest::Client::builder().pool_max_idle_per_host(0).build()?;
-    /// let client = reqwest_middleware::ClientBuilder::new(client).with_session(session.clone()).build();
-    /// let url = format!("{base}/heartbeat");
-    /// let heartbeat = Heartbeat::new(client, move |client| client.put(&url)).session(session).spawn_thread()?;
-    /// compute();
-    /// drop(heartbeat);
-    /// # Ok(())
-    /// # }
-    /// # fn compute() {}
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let session = Session::builder(Tokens::new("access-token")?)
+    ///         .origin("https://api.example.com")
+    ///         .build()?;
+    ///     // A client for the beats alone. The job has its own client with the same session.
+    ///     let client = reqwest::Client::builder().pool_max_idle_per_host(0).build()?;
+    ///     let client = session.wrap(client);
+    ///     let heartbeat = Heartbeat::new(client, |client| client.put("https://api.example.com/beat"))
+    ///         .session(session)
+    ///         .spawn_thread()?;
+    ///
+    ///     // The job itself, which may block.
+    ///     drop(heartbeat);
+    ///     Ok(())
+    /// }
     /// ```
     ///
     /// # Errors
-    /// As [`spawn`](Self::spawn), without the last; [`Internal`](ErrorKind::Internal) if the system
-    /// gives no thread.
+    /// As for [`spawn`](Self::spawn), except that no current runtime is needed, and
+    /// [`Internal`](ErrorKind::Internal) if the system cannot create a thread.
     pub fn spawn_thread(self) -> Result<HeartbeatHandle, Error> {
         let (worker, handle, done) = self.start()?;
         thread::spawn(worker, done)?;
         Ok(handle)
     }
 
-    /// The loop, still to be run.
+    /// Prepares the loop, which the caller has to run.
     fn start(self) -> Result<(Worker, HeartbeatHandle, watch::Sender<Option<Stopped>>), Error> {
         let session = self.session.clone().or_else(Session::current);
         self.check(session.as_ref())?;
@@ -364,7 +422,7 @@ impl Heartbeat {
         Ok((worker, HeartbeatHandle { health: healthy, wanted, answered, stop, finished }, done))
     }
 
-    /// Whether the settings can work.
+    /// Checks whether the settings can work.
     fn check(&self, session: Option<&Session>) -> Result<(), Error> {
         let Rules { every, max_failures, lease, reissue_window: window, .. } = self.rules;
         let of_responses = self.stop_on.is_some() || self.read.is_some();

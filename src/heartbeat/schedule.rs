@@ -1,15 +1,15 @@
-//! When the next beat is due: from values to an instant, no clock and no await.
+//! When the next beat is due: pure functions from values to an instant.
 //!
-//! What wins, where the rules disagree:
+//! The rules, in order of precedence from the lowest:
 //!
-//! 1. The tick: whole periods after the first beat, up to 5 % early.
-//! 2. After a failed beat, half of what is left of the lease, if that is sooner.
-//! 3. The two places in the token's reissue window, if one is sooner; and at once if the machine
-//!    was suspended and the tick would come after the token's end.
-//! 4. `Retry-After` moves all of these back, but not beyond the point where a third of the lease is
+//! 1. The tick: a whole number of periods after the first beat, up to 5 % early.
+//! 2. After a failed beat, half of the remaining lease, if that is sooner.
+//! 3. The two places in the token's reissue window, if one is sooner. If the machine was suspended
+//!    and the tick would come after the token's expiry, the beat is due at once.
+//! 4. `Retry-After` delays all of these, but not beyond the point at which a third of the lease is
 //!    left, and not beyond the last place in the reissue window.
 //!
-//! `beat_now` and the end of the lease heed none of them: both are the loop's.
+//! `beat_now` and the end of the lease ignore all of them. The loop handles both.
 
 use std::time::Duration;
 
@@ -17,67 +17,67 @@ use tokio::time::Instant;
 
 use crate::token::Lifetime;
 
-/// A beat comes before its tick by up to this part of the period, so that workers that were started
-/// together do not beat together. Early and never late: a server that counts missed beats is none
-/// the worse for it.
+/// The part of the period by which a beat may come before its tick, so that workers that were
+/// started together do not beat together. A beat is early, never late, so that a server that counts
+/// missed beats does not notice.
 const JITTER: f64 = 0.05;
-/// Where in the reissue window the two beats stand. The first well inside, since `iat` and `exp`
-/// may be whole seconds and the server counts from when it signed; the second with time left for
+/// The places of the two beats in the reissue window. The first is well inside, because `iat` and
+/// `exp` may be whole seconds and the server counts from its signature. The second leaves time for
 /// its own response.
 const IN_WINDOW: [f64; 2] = [0.25, 0.625];
-/// Beats for the sake of a token's window are at least this far apart: a server that hands out
-/// tokens of a millisecond is not to make the loop spin.
+/// The minimum distance between beats for a token's window. Without it, a server that issues tokens
+/// of a millisecond would make the loop spin.
 const CLOSEST: Duration = Duration::from_millis(10);
-/// After a failed beat the next one comes no sooner than this because of the lease.
+/// The minimum wait before a retry for the lease.
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
-/// Within these a server may set the period.
+/// The bounds of a period that a server sets.
 const PERIODS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
-/// The longest time without a success for which a 429 is not held against the job.
+/// The minimum time without a success after which a 429 counts as a failure.
 const LONGEST_PARDON: Duration = Duration::from_secs(3600);
-/// Beyond any schedule, and within what the clock can hold.
+/// Beyond any schedule, but within the range of the clock.
 const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 10);
 
-/// The beats of one worker.
+/// The schedule of one worker's beats.
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
     every: Duration,
     lease: Option<Duration>,
     reissue_window: Option<f64>,
-    /// Ticks are whole periods after this.
+    /// Ticks are a whole number of periods after this instant.
     anchor: Instant,
     tick: Instant,
-    /// `tick`, less the jitter.
+    /// The tick minus the jitter.
     planned: Instant,
     last: Instant,
-    /// After a failed beat, for the sake of the lease.
+    /// The retry for the lease after a failed beat.
     retry: Option<Instant>,
-    /// What `Retry-After` asked for.
+    /// The time that `Retry-After` asked for.
     not_before: Option<Instant>,
 }
 
-/// The next beat, and why it is then.
+/// The next beat, and its cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Due {
     pub(super) at: Instant,
     pub(super) cause: Cause,
 }
 
-/// Why there is a beat.
+/// The cause of a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// The first one, or a period has passed.
+    /// The first beat, or the end of a period.
     Tick,
     /// The token's reissue window.
     Window,
-    /// The last one failed, and the lease runs out.
+    /// The last beat failed, and the lease is running out.
     Retry,
-    /// The server has said when.
+    /// The server's `Retry-After`.
     Asked,
     /// `beat_now`.
     Now,
 }
 
-/// A beat that is over.
+/// A finished beat.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Beaten {
     pub(super) cause: Cause,
@@ -86,17 +86,17 @@ pub(super) struct Beaten {
     pub(super) failed: bool,
     /// The server's `Retry-After`.
     pub(super) asked_wait: Option<Duration>,
-    /// The end of the lease, after this beat.
+    /// The end of the lease after this beat.
     pub(super) lease_end: Option<Instant>,
     /// A random number from 0 to 1.
     pub(super) jitter: f64,
 }
 
-/// What is known when the next beat is looked for.
+/// What is known when the next beat is scheduled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
     pub(super) now: Instant,
-    /// Of the present token, as instants of the monotonic clock.
+    /// The lifetime of the current token, on the monotonic clock.
     pub(super) token: Option<Lifetime>,
     pub(super) lease_end: Option<Instant>,
     /// How long the machine was suspended since the last beat.
@@ -104,7 +104,7 @@ pub(super) struct View {
 }
 
 impl Schedule {
-    /// The first beat is at once.
+    /// Creates a schedule whose first beat is due at once.
     pub(super) fn new(
         now: Instant,
         every: Duration,
@@ -128,7 +128,7 @@ impl Schedule {
         self.reissue_window.is_some()
     }
 
-    /// When to beat next.
+    /// Returns when the next beat is due.
     pub(super) fn due(&self, view: &View) -> Due {
         let mut due = Due { at: self.planned, cause: Cause::Tick };
         let sooner = |due: &mut Due, at: Option<Instant>, cause| {
@@ -158,25 +158,25 @@ impl Schedule {
         due
     }
 
-    /// The places in the reissue window that are still to come, or were missed. For an expired
-    /// token the window is over, and not made up.
+    /// The places in the reissue window that are still ahead or were missed. The window of an
+    /// expired token is over and not made up.
     fn places(&self, view: &View) -> [Option<Instant>; 2] {
         let (Some(fraction), Some(token)) = (self.reissue_window, view.token) else {
             return [None; 2];
         };
-        // The token has aged while the machine was suspended, and the monotonic clock has not.
+        // The token aged while the machine was suspended, but the monotonic clock stood still.
         let last = self.last.checked_sub(view.suspended).unwrap_or(self.last);
         window(token, fraction).map(|at| Some(at).filter(|&at| at > last && view.now < token.until))
     }
 
-    /// The moment at which a third of the lease is left.
+    /// The instant at which a third of the lease is left.
     fn last_third(&self, view: &View) -> Option<Instant> {
         let (end, lease) = view.lease_end.zip(self.lease)?;
         Some(end.checked_sub(lease / 3).unwrap_or(end))
     }
 
-    /// After a beat. One that was moved forward for the token's sake takes the following ones with
-    /// it; others move nothing. Ticks that have passed meanwhile are left out.
+    /// Updates the schedule after a beat. A beat that was moved forward for the token moves the
+    /// following ones too; other beats do not. Missed ticks are skipped.
     pub(super) fn beaten(&mut self, beaten: &Beaten) {
         let Beaten { cause, began, now, .. } = *beaten;
         let done = match cause {
@@ -188,8 +188,7 @@ impl Schedule {
             Cause::Retry | Cause::Asked | Cause::Now => now,
         };
         self.last = began;
-        // After a beat that was in addition, the tick that was due next still is, unless it has
-        // passed.
+        // After an additional beat, the next tick stays due unless it has passed.
         if matches!(cause, Cause::Tick | Cause::Window) || now >= self.tick {
             self.plan(done.max(now), beaten.jitter);
         }
@@ -203,7 +202,7 @@ impl Schedule {
         };
     }
 
-    /// The server wants a beat this often from now on.
+    /// Sets the period that the server asks for.
     pub(super) fn set_every(&mut self, every: Duration, beaten: &Beaten) {
         if every != self.every {
             self.every = every;
@@ -219,21 +218,21 @@ impl Schedule {
     }
 }
 
-/// A period that the server has asked for, within what is sensible.
+/// Limits a period that the server has asked for.
 pub(super) fn period(asked: Duration, lease: Option<Duration>) -> Duration {
     let [shortest, longest] = PERIODS;
     let period = asked.clamp(shortest, longest);
-    // Not zero, whatever the lease.
+    // Never zero, whatever the lease.
     lease.map_or(period, |lease| period.min(lease / 2)).max(CLOSEST)
 }
 
-/// Whether a 429 that says when to come back counts for `max_failures`: only if there was no
-/// success for a long time.
+/// Whether a 429 with `Retry-After` does not count towards `max_failures`, because the last success
+/// is recent enough.
 pub(super) fn is_pardoned(every: Duration, since_success: Duration) -> bool {
     since_success < every.saturating_mul(10).max(LONGEST_PARDON)
 }
 
-/// The first whole number of periods after `anchor` that is after `now`.
+/// The first tick after `now`, at a whole number of periods after `anchor`.
 fn tick_after(anchor: Instant, every: Duration, now: Instant) -> Instant {
     let period = every.as_nanos().max(1);
     let passed = now.saturating_duration_since(anchor).as_nanos() / period;
@@ -243,13 +242,13 @@ fn tick_after(anchor: Instant, every: Duration, now: Instant) -> Instant {
     }
 }
 
-/// The two beats in the last part of a token's life.
+/// The two beats in the last part of a token's lifetime.
 fn window(lifetime: Lifetime, fraction: f64) -> [Instant; 2] {
     let life = lifetime.until.saturating_duration_since(lifetime.from);
     IN_WINDOW.map(|part| later(lifetime.from, life.mul_f64(fraction + (1.0 - fraction) * part)))
 }
 
-/// An instant that the clock can hold.
+/// Adds a span, and stays within the range of the clock.
 pub(super) fn later(from: Instant, span: Duration) -> Instant {
     from.checked_add(span).or_else(|| from.checked_add(NEVER)).unwrap_or(from)
 }

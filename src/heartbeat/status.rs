@@ -1,4 +1,4 @@
-//! What a heartbeat says of itself.
+//! The reports of a heartbeat.
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::SystemTime};
 
@@ -7,53 +7,53 @@ use http::StatusCode;
 use super::beat::BoxError;
 use crate::error::Error;
 
-/// How a heartbeat goes.
+/// The health of a heartbeat.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Health {
-    /// How many beats are done, failed ones included.
+    /// The number of finished beats, including failed ones.
     pub beats: u64,
-    /// How many beats have failed since the last that did not. A 429 that says when to come back
-    /// neither counts here nor sets it back (see [Retry-After](crate::heartbeat#retry-after)).
+    /// The number of failed beats since the last success. A 429 with `Retry-After` neither counts
+    /// nor resets the number (see [Retry-After](crate::heartbeat#retry-after)).
     pub consecutive_failures: u32,
-    /// What the API answered to the latest beat that it answered.
+    /// The status of the API's latest response.
     pub last_status: Option<StatusCode>,
-    /// When a beat last succeeded, on the local clock: when its response was there.
+    /// When the response to the last successful beat arrived, on the local clock.
     pub last_success: Option<SystemTime>,
-    /// When the last beat that succeeded was sent, on the local clock. The
+    /// When the last successful beat was sent, on the local clock. The
     /// [lease](super::Heartbeat::lease) counts from then.
     pub last_success_sent: Option<SystemTime>,
-    /// Why the latest beat failed, as text for people; `None` if it did not.
+    /// Why the latest beat failed, as text for people, or `None` if it succeeded.
     pub last_error: Option<String>,
-    /// Why the latest beat failed; `None` if it did not.
+    /// Why the latest beat failed, or `None` if it succeeded.
     pub last_failure: Option<Failure>,
 }
 
 /// Why a beat failed.
 ///
-/// [`Heartbeat::read_response`](super::Heartbeat::read_response) is handed one inside
-/// [`Beat::Failed`](super::Beat::Failed), as an error.
+/// [`Heartbeat::read_response`](super::Heartbeat::read_response) receives it as the error in
+/// [`Beat::Failed`](super::Beat::Failed).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Failure {
-    /// The API answered with a status of 400 or more.
+    /// The API responded with a status of 400 or more.
     Status(StatusCode),
-    /// No token could be had: [`Error::api_status`] is what the API answered, [`Error::status`]
-    /// what the token endpoint did.
+    /// No token could be obtained. [`Error::api_status`] is the status of the API's response,
+    /// [`Error::status`] that of the token endpoint.
     Auth(Error),
-    /// The request could not be made or sent, or its response did not arrive.
+    /// The request could not be built or sent, or its response did not arrive.
     Transport(Arc<reqwest_middleware::Error>),
-    /// The closure of [`Heartbeat::from_fn`](super::Heartbeat::from_fn), or of
-    /// [`Heartbeat::read_response`](super::Heartbeat::read_response), says so.
+    /// The closure of [`Heartbeat::from_fn`](super::Heartbeat::from_fn) or
+    /// [`Heartbeat::read_response`](super::Heartbeat::read_response) returned an error.
     Beat(Arc<dyn StdError + Send + Sync>),
-    /// It took longer than [`Heartbeat::timeout`](super::Heartbeat::timeout).
+    /// The beat took longer than [`Heartbeat::timeout`](super::Heartbeat::timeout).
     TimedOut,
     /// The closure, a rule, or a middleware of the client panicked.
     Panicked,
 }
 
 impl Failure {
-    /// What a user's closure failed with.
+    /// Classifies the error of a user's closure.
     pub(super) fn of(error: BoxError) -> Self {
         let error = match error.downcast::<Self>() {
             Ok(failure) => return *failure,
@@ -65,7 +65,7 @@ impl Failure {
         }
     }
 
-    /// For metrics.
+    /// The name in metrics.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Status(_) => "status",
@@ -91,10 +91,10 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Its text has the whole chain of causes.
+/// `source()` is empty, because the text has the whole chain of causes.
 impl StdError for Failure {}
 
-/// An error with its causes, which a text without `source()` would lose.
+/// Writes an error with all its causes, which a text without `source()` would lose.
 fn chain(f: &mut fmt::Formatter<'_>, error: &dyn StdError) -> fmt::Result {
     write!(f, "{error}")?;
     let mut cause = error.source();
@@ -105,51 +105,50 @@ fn chain(f: &mut fmt::Formatter<'_>, error: &dyn StdError) -> fmt::Result {
     Ok(())
 }
 
-/// Why a heartbeat ended. Where there are several reasons, the first of this list counts.
+/// Why a heartbeat ended. If there are several reasons, the first in this list applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stopped {
     /// [`HeartbeatHandle::stop`](super::HeartbeatHandle::stop) or
     /// [`abort`](super::HeartbeatHandle::abort) was called, or the handle was dropped.
     Requested,
-    /// The session was closed, or there is none for the beat.
+    /// The session was closed, or there is no session for the beat.
     #[non_exhaustive]
     Closed {},
-    /// The server said that the job is over: [`Beat::Stop`](super::Beat::Stop).
+    /// The server reported that the job is over ([`Beat::Stop`](super::Beat::Stop)).
     #[non_exhaustive]
     ByServer {
-        /// What it said, whole.
+        /// The server's reason, in full.
         reason: String,
     },
-    /// The API answered what [`Heartbeat::stop_on`](super::Heartbeat::stop_on) names.
+    /// The status of the API's response matched [`Heartbeat::stop_on`](super::Heartbeat::stop_on).
     #[non_exhaustive]
     ByStatus {
-        /// What it answered.
+        /// The status.
         status: StatusCode,
     },
-    /// The session has no login any more.
+    /// The session's login is over.
     LoginRequired,
     /// No beat that was sent within the [lease](super::Heartbeat::lease) has succeeded.
     #[non_exhaustive]
     LeaseLost {},
-    /// As many beats failed in a row as [`Heartbeat::max_failures`](super::Heartbeat::max_failures)
-    /// allows.
+    /// [`Heartbeat::max_failures`](super::Heartbeat::max_failures) beats failed in a row.
     #[non_exhaustive]
     TooManyFailures {
-        /// How many.
+        /// The number of failed beats.
         failures: u32,
     },
-    /// The loop was lost: its runtime was shut down.
+    /// The runtime of the loop was shut down.
     RuntimeGone,
 }
 
 impl Stopped {
-    /// Whether it is worth a warning.
+    /// Whether the end is logged as a warning.
     pub(super) fn is_fault(&self) -> bool {
         matches!(self, Self::LoginRequired | Self::LeaseLost {} | Self::TooManyFailures { .. })
     }
 
-    /// For logs and metrics.
+    /// The name in logs and metrics.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Requested => "requested",

@@ -1,8 +1,8 @@
-//! Notices that the machine was suspended, so that a loop looks again at what it waits for: its
-//! timers stand still meanwhile, and a token or a lease does not.
+//! Detects that the machine was suspended, so that a loop recomputes its waits: its timers stood
+//! still, but the token and the lease did not.
 //!
-//! One thread for the whole process, once a second, while a heartbeat has a lease or a reissue
-//! window. Each loop would have to wake as often for itself.
+//! One thread serves the whole process. It checks once a second while a heartbeat has a lease or a
+//! reissue window. Otherwise each loop would have to wake that often.
 
 use std::{
     sync::{LazyLock, Mutex, PoisonError},
@@ -19,13 +19,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 static WOKEN: LazyLock<watch::Sender<()>> = LazyLock::new(|| watch::Sender::new(()));
 static IS_WATCHED: Mutex<bool> = Mutex::new(false);
 
-/// Changes each time that the machine was suspended.
+/// Returns a receiver that is notified each time the machine was suspended.
 pub(super) fn subscribe() -> watch::Receiver<()> {
     let receiver = WOKEN.subscribe();
     let mut watched = IS_WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
     if !*watched {
         let thread = thread::Builder::new().name("reauth-clock".to_owned());
-        // Without a thread, a loop notices when it wakes next.
+        // Without the thread, a loop notices a suspend when it wakes next.
         *watched = thread.spawn(watch_the_clocks).is_ok();
     }
     receiver
@@ -70,11 +70,11 @@ mod tests {
         Heartbeat::from_fn(|| async { Ok(Beat::Alive) }).every(30 * SECOND)
     }
 
-    /// Two seconds after its first beat the machine is suspended for so long.
+    /// Suspends the machine for this long, two seconds after the first beat.
     async fn sleeps(handle: &HeartbeatHandle, span: Duration) {
         handle.health().wait_for(|health| health.beats == 1).await.unwrap();
         tokio::time::sleep(2 * SECOND).await;
-        // The wall clock has not seen the two seconds of the paused one.
+        // The wall clock has not seen the two seconds of the paused clock.
         suspend(span + 2 * SECOND);
         woken();
         tokio::time::sleep(SECOND / 10).await;
@@ -82,7 +82,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_token_near_its_end_gets_its_beat_at_once() {
-        // What is left of the token's life when the machine wakes up.
+        // The rest of the token's lifetime when the machine wakes up.
         for (left, beats) in [(6, 2), (0, 1)] {
             let tokens = Tokens::new("t0").unwrap().with_expires_in((7202 + left) * SECOND);
             let session =

@@ -1,4 +1,4 @@
-//! A heartbeat on a thread of its own, for jobs that block theirs.
+//! A heartbeat on a separate thread, for jobs that block their runtime.
 
 use std::{thread, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     session::Session,
 };
 
-/// How long a thread whose session is not known goes on for the sake of a refresh.
+/// How long the thread waits for a refresh if its session is not known.
 const LONGEST_REFRESH: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -38,13 +38,13 @@ pub(super) fn spawn(worker: Worker, done: watch::Sender<Option<Stopped>>) -> Res
         .map_err(|error| Error::new(ErrorKind::Internal, error))
 }
 
-/// A refresh that runs here goes on: the token endpoint may have spent the refresh token.
+/// Waits for a refresh on this thread, because the token endpoint may have spent the refresh token.
 fn wind_up(runtime: &Runtime, session: Option<&Session>) {
     runtime.block_on(async {
         if let Some(session) = session {
             return session.refreshes_ended().await;
         }
-        // The client's own session, which is not known here. Idle connections are tasks too.
+        // Only the client knows its session. Idle connections are tasks too.
         let (begun, metrics) = (Instant::now(), runtime.metrics());
         while metrics.num_alive_tasks() > 0 && begun.elapsed() < LONGEST_REFRESH {
             sleep(LOOK_AGAIN).await;

@@ -1,5 +1,4 @@
-//! The loop. What awaits is here, what decides is in [`schedule`](super::schedule) and in
-//! [`verdict`].
+//! The loop. This module awaits; [`schedule`](super::schedule) and [`verdict`] decide.
 
 use std::{
     future::pending,
@@ -26,7 +25,7 @@ use crate::{
     time::wall,
 };
 
-/// How often a login is looked for where no session says how long its cool-down is.
+/// How often a login is looked for without a session, whose cool-down would decide.
 const LOOK_FOR_LOGIN: Duration = Duration::from_secs(10);
 
 pub(super) struct Worker {
@@ -34,7 +33,7 @@ pub(super) struct Worker {
     pub(super) rules: Rules,
     pub(super) signals: Signals,
     pub(super) health: watch::Sender<Health>,
-    /// For a heartbeat without a session.
+    /// The telemetry of a heartbeat without a session.
     pub(super) telemetry: Telemetry,
 }
 
@@ -46,37 +45,37 @@ pub(super) struct Rules {
     pub(super) wait_for_login: Option<Duration>,
 }
 
-/// What the handle wants.
+/// The command of the handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stop {
     No,
-    /// After the beat in flight.
+    /// After the beat in progress.
     AfterBeat,
     Now,
 }
 
 pub(super) struct Signals {
     pub(super) stop: watch::Receiver<Stop>,
-    /// Counts the beats that were asked for.
+    /// Counts the beats that were requested.
     pub(super) asked: watch::Receiver<u64>,
-    /// Up to which of these there has been a beat.
+    /// How many of the requested beats are done.
     pub(super) served: watch::Sender<u64>,
 }
 
-/// What the loop keeps from beat to beat.
+/// What the loop keeps between beats.
 struct Progress {
     schedule: Schedule,
     every: Duration,
     lease: Option<Lease>,
-    /// The last beat's beginning.
+    /// The start of the last beat.
     last: Moment,
-    /// The last success, or the start.
+    /// The last success, or the start of the loop.
     last_success: Moment,
     /// The end of the wait for a login.
     login_limit: Option<Instant>,
-    /// It was told that a period was cut.
+    /// Whether a limited period has been reported.
     cut_told: bool,
-    /// For a loop to which the time of a suspend matters.
+    /// Set if the time of a suspend matters to the loop.
     woken: Option<watch::Receiver<()>>,
 }
 
@@ -136,7 +135,7 @@ impl Worker {
         }
     }
 
-    /// One beat, with all that follows from it. `Err` if it was the last.
+    /// Sends one beat and processes its result. Returns `Err` if it was the last.
     async fn beat(&mut self, progress: &mut Progress, cause: Cause) -> Result<(), Stopped> {
         let asked = *self.signals.asked.borrow_and_update();
         let (began, sent) = (Moment::now(), wall());
@@ -176,7 +175,7 @@ impl Worker {
         stopped.map_or(Ok(()), Err)
     }
 
-    /// What the beat means for the next one.
+    /// Plans the next beat after this one.
     fn plan(
         &self,
         progress: &mut Progress,
@@ -210,7 +209,7 @@ impl Worker {
         };
     }
 
-    /// Takes down how the beat went, and tells it. How many have failed in a row.
+    /// Records and reports the result of a beat. Returns the number of failures in a row.
     fn settle(
         &self,
         report: &Report,
@@ -254,7 +253,7 @@ impl Worker {
         if pardoned { 0 } else { failures }
     }
 
-    /// Until the next beat is due.
+    /// Waits until the next beat is due.
     #[allow(clippy::disallowed_methods, reason = "it starts a beat, and gives nothing up")]
     async fn wait(&mut self, progress: &mut Progress) -> Result<Cause, Stopped> {
         if progress.login_limit.is_some() {
@@ -280,7 +279,7 @@ impl Worker {
                 () = closed(session.as_ref()) => return Err(Stopped::Closed {}),
                 () = at(lease_end) => return Err(Stopped::LeaseLost {}),
                 Ok(()) = asked.changed() => return Ok(Cause::Now),
-                // A token that came another way has other places in its window.
+                // A token from another source has other places in its window.
                 () = async {
                     match watched {
                         Some(session) => session.token_times_changed(times).await,
@@ -293,7 +292,7 @@ impl Worker {
         }
     }
 
-    /// The login is over: until there is another one, or the time for that is over too.
+    /// Waits for another login after a login ended, or until the time for that is over.
     async fn wait_for_login(&mut self, progress: &mut Progress) -> Result<Cause, Stopped> {
         let session = self.beats.session.clone();
         let login = session.as_ref().map(Session::login_mark);
@@ -315,13 +314,13 @@ impl Worker {
             () = at(progress.login_limit) => Err(Stopped::LoginRequired),
             () = at(lease_end) => Err(Stopped::LeaseLost {}),
             Ok(()) = asked.changed() => Ok(Cause::Now),
-            // Not the session's login, as far as the loop can see: a beat will show.
+            // A beat shows whether there is a new login that the loop cannot see.
             () = look_for_login(session.as_ref()) => Ok(Cause::Now),
         }
     }
 }
 
-/// Looks into the session's store once a cool-down, as long as it has no login.
+/// Reads the session's store once per cool-down while the session has no login.
 async fn look_for_login(session: Option<&Session>) {
     let Some(session) = session.filter(|session| session.state() == SessionState::LoginRequired)
     else {
@@ -338,7 +337,7 @@ async fn stopping(stop: &mut watch::Receiver<Stop>) {
     let _ = stop.wait_for(|stop| *stop != Stop::No).await;
 }
 
-/// The machine was suspended: what is due is due sooner.
+/// Returns when the machine was suspended, so that the next beat is due sooner.
 async fn woken(woken: Option<&mut watch::Receiver<()>>) {
     let noticed = match woken {
         Some(woken) => woken.changed().await.is_ok(),
@@ -369,7 +368,7 @@ impl Signals {
         *self.stop.borrow() != Stop::No || self.stop.has_changed().is_err()
     }
 
-    /// Unlike a handle that is gone, this ends the beat in flight.
+    /// Returns on `abort`, which also ends the beat in progress. A dropped handle does not.
     async fn aborted(&mut self) {
         if self.stop.wait_for(|stop| *stop == Stop::Now).await.is_err() {
             pending::<()>().await;
@@ -377,12 +376,12 @@ impl Signals {
     }
 }
 
-/// All that speaks for an end after a beat.
+/// The possible reasons to end after a beat.
 #[allow(clippy::struct_excessive_bools, reason = "each is a reason of its own")]
 struct Reasons<'a> {
     requested: bool,
     closed: bool,
-    /// The status that `stop_on` named.
+    /// The status that `stop_on` matched.
     told: Option<StatusCode>,
     came: &'a Came,
     waits_for_login: bool,
@@ -391,7 +390,7 @@ struct Reasons<'a> {
     failures: u32,
 }
 
-/// Whether a beat was the last, and why. Of several reasons the first counts.
+/// Returns why the loop ends after a beat, if it does. Of several reasons the first applies.
 fn verdict(reasons: &Reasons<'_>) -> Option<Stopped> {
     let kind = match reasons.came {
         Came::Failed(Failure::Auth(error)) => Some(error.kind()),

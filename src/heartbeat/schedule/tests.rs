@@ -16,7 +16,7 @@ fn seconds(seconds: f64) -> Duration {
 #[test]
 fn missed_ticks_are_skipped() {
     let start = Instant::now();
-    // How long the beat at 0 took, and when the next one is.
+    // How long the beat at 0 took, and the time of the next beat.
     for (took, next) in [(0.0, 10.0), (9.9, 10.0), (10.0, 20.0), (10.1, 20.0), (95.0, 100.0)] {
         let mut schedule = Schedule::new(start, seconds(10.0), None, None);
         assert_eq!(schedule.due(&view(start, None)), Due { at: start, cause: Cause::Tick });
@@ -31,7 +31,7 @@ fn jitter_is_early_by_at_most_a_twentieth() {
     for (jitter, next) in [(0.0, 20.0), (0.5, 19.75), (1.0, 19.5), (7.0, 19.5)] {
         let mut schedule = Schedule::new(start, seconds(10.0), None, None);
         schedule.beaten(&beaten(Cause::Tick, start, start, 0.0));
-        // A beat before its tick does not bring the same tick again.
+        // A beat before its tick does not repeat the same tick.
         schedule.beaten(&beaten(Cause::Tick, start + seconds(9.5), start + seconds(9.6), jitter));
         assert_eq!(schedule.due(&view(start, None)).at, start + seconds(next), "jitter {jitter}");
     }
@@ -58,7 +58,7 @@ fn a_beat_that_was_asked_for_moves_no_tick() {
 fn two_beats_fall_into_the_window() {
     let start = Instant::now();
     let token = Lifetime { from: start, until: start + seconds(10.0) };
-    // The last beat, now, and the next with a tick at 9; `None`: the tick.
+    // The columns: the last beat, now, and the next beat with a tick at 9. `None` means the tick.
     let table = [
         (0.0, 0.1, Some(8.5)),
         (8.4, 8.4, Some(8.5)),
@@ -103,7 +103,7 @@ fn a_moved_beat_moves_the_following_ones() {
     assert_eq!(schedule.due(&view(start, Some(token))), Due { at: moved, cause: Cause::Window });
     schedule.beaten(&beaten(Cause::Window, moved, moved, 0.0));
     assert_eq!(schedule.due(&view(moved, None)).at, start + seconds(17.5));
-    // It brought no new token: once more before the end.
+    // The beat brought no new token, so there is another one before the expiry.
     assert_eq!(
         schedule.due(&view(moved, Some(token))),
         Due { at: start + seconds(9.25), cause: Cause::Window }
@@ -134,7 +134,7 @@ fn odd_periods_neither_panic_nor_spin() {
         let due = schedule.due(&view(start, Some(lifetime)));
         assert!(due.at > start, "{every:?}");
         assert!(due.cause == Cause::Tick || due.at == start + CLOSEST, "{every:?}");
-        // A period that the clock cannot hold is a very long one, not a short one.
+        // A period beyond the range of the clock is very long, not short.
         let year = Duration::from_secs(365 * 86_400);
         assert_eq!(schedule.due(&view(start, None)).at > start + 9 * year, every == Duration::MAX);
     }
@@ -146,18 +146,18 @@ fn a_slow_beat_does_not_count_in_the_window() {
     let at = |second| start + seconds(second);
     let token = Some(Lifetime { from: start, until: at(10.0) });
     let mut schedule = Schedule::new(start, seconds(100.0), None, Some(0.8));
-    // It begins before the window, which is from 8 to 10, and ends after the place at 8.5.
+    // The beat starts before the window, which is from 8 to 10, and ends after the place at 8.5.
     schedule.beaten(&beaten(Cause::Tick, at(7.0), at(8.7), 0.0));
     assert_eq!(schedule.due(&view(at(8.7), token)), Due { at: at(8.5), cause: Cause::Window });
     schedule.beaten(&beaten(Cause::Window, at(8.7), at(8.8), 0.0));
     assert_eq!(schedule.due(&view(at(8.8), token)), Due { at: at(9.25), cause: Cause::Window });
 }
 
-/// A beat at 0, and what comes of it.
+/// A beat at 0, and its consequences.
 struct Case {
     failed: bool,
     asked: Option<f64>,
-    /// Its length and its end.
+    /// The length and the end of the lease.
     lease: Option<(f64, f64)>,
     window: Option<f64>,
     expected: (f64, Cause),
@@ -167,8 +167,8 @@ struct Case {
 fn what_wins_where_the_rules_disagree() {
     let start = Instant::now();
     let at = |second: f64| start + seconds(second);
-    // A beat at 0 that is over at once; the period is 100, the lease and the window as they stand
-    // there, the token lives from 0 to 100.
+    // A beat at 0 that ends at once. The period is 100, the lease and the window are as given, and
+    // the token lives from 0 to 100.
     let row = |failed, asked, lease, window, at, cause| Case {
         failed,
         asked,
@@ -178,10 +178,10 @@ fn what_wins_where_the_rules_disagree() {
     };
     let (tick, retry, place, asked) = (Cause::Tick, Cause::Retry, Cause::Window, Cause::Asked);
     let table = [
-        // After a success the lease hurries nobody.
+        // After a success the lease causes no earlier beat.
         row(false, None, Some((120.0, 120.0)), None, 100.0, tick),
         row(true, None, None, None, 100.0, tick),
-        // Half of what is left of it, a second at least.
+        // Half of the remaining lease, but at least a second.
         row(true, None, Some((120.0, 60.0)), None, 30.0, retry),
         row(true, None, Some((120.0, 1.0)), None, 1.0, retry),
         row(true, None, Some((300.0, 300.0)), None, 100.0, tick),
@@ -189,20 +189,20 @@ fn what_wins_where_the_rules_disagree() {
         row(false, None, None, Some(0.8), 85.0, place),
         row(true, None, Some((120.0, 120.0)), Some(0.8), 60.0, retry),
         row(true, None, Some((200.0, 200.0)), Some(0.8), 85.0, place),
-        // Retry-After moves the tick back, whatever the beat was, and a shorter one does not.
+        // Retry-After delays the tick, whatever the result of the beat. A shorter one does not.
         row(true, Some(150.0), None, None, 150.0, asked),
         row(false, Some(150.0), None, None, 150.0, asked),
         row(true, Some(50.0), None, None, 100.0, tick),
-        // It goes before the retry for the lease, until a third of that is left.
+        // It takes precedence over the retry for the lease, until a third of the lease is left.
         row(true, Some(50.0), Some((120.0, 60.0)), None, 30.0, retry),
         row(true, Some(50.0), Some((120.0, 100.0)), None, 50.0, retry),
         row(true, Some(55.0), Some((120.0, 100.0)), None, 55.0, asked),
         row(true, Some(90.0), Some((120.0, 110.0)), None, 70.0, asked),
-        // It is in time for the window: at its last place.
+        // The beat is in time for the window, at its last place.
         row(true, Some(300.0), None, Some(0.8), 92.5, asked),
         row(true, Some(90.0), None, Some(0.8), 90.0, asked),
         row(true, Some(10.0), None, Some(0.8), 85.0, place),
-        // Both: the earlier of the two limits.
+        // With both limits, the earlier one applies.
         row(true, Some(300.0), Some((90.0, 120.0)), Some(0.8), 90.0, asked),
         row(true, Some(300.0), Some((60.0, 150.0)), Some(0.8), 92.5, asked),
     ];
@@ -245,7 +245,7 @@ fn a_requested_wait_holds_until_a_success() {
     let mut schedule = Schedule::new(start, seconds(10.0), None, None);
     let first = beaten(Cause::Tick, start, start, 0.0);
     schedule.beaten(&Beaten { failed: true, asked_wait: Some(seconds(60.0)), ..first });
-    // `beat_now` goes through.
+    // `beat_now` ignores it.
     let five = start + seconds(5.0);
     let now = beaten(Cause::Now, five, five, 0.0);
     schedule.beaten(&Beaten { failed: true, ..now });
@@ -260,16 +260,16 @@ fn after_a_suspend_a_beat_precedes_expiry() {
     let at = |second: f64| start + seconds(second);
     let (second, day) = (seconds(1.0), seconds(86_400.0));
     let from = start.checked_sub(day).unwrap_or(start);
-    // The period is 30, the last beat was at 0; now is 2. The end of the token, how long the machine
-    // was suspended, and the next beat.
+    // The period is 30, the last beat was at 0, and now is 2. The columns: the expiry of the token,
+    // how long the machine was suspended, and the next beat.
     let table = [
-        // Six seconds of a life of a day are left.
+        // Six seconds are left of a lifetime of a day.
         (8.0, day, 2.0, Cause::Window),
-        // Nothing is left: too late for a beat in time.
+        // Nothing is left, so no beat can be in time.
         (2.0, day, 30.0, Cause::Tick),
-        // The tick comes before the end, and both places are over.
+        // The tick comes before the expiry, and both places are over.
         (40.0, second, 30.0, Cause::Tick),
-        // The machine was not suspended: the beat at 0 was in the window.
+        // The machine was not suspended, so the beat at 0 was in the window.
         (8.0, Duration::ZERO, 30.0, Cause::Tick),
     ];
     for (end, suspended, expected, cause) in table {
@@ -277,7 +277,7 @@ fn after_a_suspend_a_beat_precedes_expiry() {
         schedule.beaten(&beaten(Cause::Tick, start, start, 0.0));
         let token = Some(Lifetime { from, until: at(end) });
         let mut due = schedule.due(&View { suspended, ..view(at(2.0), token) });
-        // A place that was missed is made up at once.
+        // A missed place is made up at once.
         due.at = due.at.max(at(2.0));
         assert_eq!(due, Due { at: at(expected), cause }, "end {end}, suspended {suspended:?}");
     }
@@ -306,7 +306,7 @@ fn a_server_sets_the_period_within_limits() {
     schedule.beaten(&two);
     schedule.set_every(seconds(30.0), &two);
     assert_eq!(schedule.due(&view(start, None)).at, start + seconds(32.0));
-    // The same again moves nothing.
+    // The same period again changes nothing.
     let later = beaten(Cause::Tick, start + seconds(31.0), start + seconds(31.0), 0.0);
     schedule.beaten(&later);
     schedule.set_every(seconds(30.0), &later);
