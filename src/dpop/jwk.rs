@@ -6,9 +6,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::key::DpopAlg;
 
-/// Members that only a private or symmetric key has (RFC 7518 §6).
+/// Members that only private or symmetric keys have (RFC 7518 §6).
 const PRIVATE: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
-/// RFC 7518 §3.3 asks for at least this much of an RSA key.
+/// The minimum size of an RSA key (RFC 7518 §3.3).
 const SMALLEST_RSA_MODULUS: usize = 2048 / 8;
 
 /// The required members of a public key, in the order that RFC 7638 hashes them.
@@ -20,7 +20,7 @@ pub(super) enum Jwk {
 }
 
 impl Jwk {
-    /// From an uncompressed point, `0x04`, x, y (SEC 1 §2.3.3).
+    /// Builds a key from an uncompressed point, `0x04`, x, y (SEC 1 §2.3.3).
     pub(super) fn ec(alg: DpopAlg, point: &[u8]) -> Option<Self> {
         let (crv, length) = curve(alg)?;
         let (&4, coordinates) = point.split_first()? else { return None };
@@ -36,7 +36,8 @@ impl Jwk {
         Self::Rsa { e: encode(exponent), n: encode(modulus) }
     }
 
-    /// Reads what a caller describes a signer's key with. The error says what is wrong with it.
+    /// Parses the public key that a caller gives for a signer. The error says what is wrong with
+    /// it.
     pub(super) fn parse(text: &str, alg: DpopAlg) -> Result<Self, &'static str> {
         let members: Map<String, Value> =
             serde_json::from_str(text).map_err(|_| "the jwk is not a JSON object")?;
@@ -84,7 +85,8 @@ impl Jwk {
         }
     }
 
-    /// The members in lexicographic order without white space, which is what RFC 7638 §3 hashes.
+    /// The members in lexicographic order without white space, the input of the hash in RFC 7638
+    /// §3.
     pub(super) fn to_json(&self) -> String {
         match self {
             Self::Ec { crv, x, y } => {
@@ -99,12 +101,12 @@ impl Jwk {
         encode(&Sha256::digest(self.to_json()))
     }
 
-    /// How long a JWS signature by this key is, in bytes.
+    /// The length in bytes of a JWS signature by this key.
     pub(super) fn signature_length(&self) -> usize {
         match self {
             Self::Ec { crv: "P-384", .. } => 96,
             Self::Ec { .. } | Self::Okp { .. } => 64,
-            // As long as the modulus (RFC 8017 §8).
+            // The length of the modulus (RFC 8017 §8).
             Self::Rsa { n, .. } => n.len() * 3 / 4,
         }
     }

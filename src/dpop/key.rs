@@ -28,11 +28,11 @@ use crate::{
     time::wall,
 };
 
-/// How a [`DpopKey`] signs (RFC 7518 §3.1, RFC 8037 §3.1).
+/// The signature algorithm of a [`DpopKey`] (RFC 7518 §3.1, RFC 8037 §3.1).
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DpopAlg {
-    /// ECDSA on P-256 with SHA-256. Every server of RFC 9449 is expected to take it.
+    /// ECDSA on P-256 with SHA-256. Every server that implements RFC 9449 should accept it.
     Es256,
     /// ECDSA on P-384 with SHA-384.
     Es384,
@@ -56,33 +56,34 @@ impl DpopAlg {
     }
 }
 
-/// The private key that tokens are bound to (RFC 9449), or a device that has it.
+/// The private key that tokens are bound to (RFC 9449), or a device that holds it. Requires the
+/// feature `dpop`.
 ///
-/// Cloning is cheap. The key is in no text: `Debug` shows the thumbprint alone. It is wiped when
-/// the last clone is dropped.
+/// Cloning is cheap. `Debug` shows only the thumbprint. The key is wiped when the last clone is
+/// dropped.
 ///
-/// A login lives as long as its key: a key made by [`generate`](Self::generate) dies with the
-/// process unless [`to_pem`](Self::to_pem) is kept somewhere, and a fleet that shares a login
-/// shares its key.
+/// A login is only usable with its key. A key from [`generate`](Self::generate) is lost with the
+/// process, unless the result of [`to_pem`](Self::to_pem) is stored. Processes that share a login
+/// must share its key.
 ///
 /// ```
-/// use reqwest_reauth::{DpopAlg, DpopKey};
+/// use reqwest_reauth::{DpopAlg, DpopKey, Error};
 ///
-/// # fn main() -> Result<(), reqwest_reauth::Error> {
-/// let key = DpopKey::generate()?;
-/// let kept = key.to_pem()?;
+/// fn main() -> Result<(), Error> {
+///     let key = DpopKey::generate()?;
+///     let pem = key.to_pem()?;
 ///
-/// let again = DpopKey::from_pem(kept.expose_secret().as_bytes(), DpopAlg::Es256)?;
-/// assert_eq!(again.thumbprint(), key.thumbprint());
-/// # Ok(())
-/// # }
+///     let restored = DpopKey::from_pem(pem.expose_secret().as_bytes(), DpopAlg::Es256)?;
+///     assert_eq!(restored.thumbprint(), key.thumbprint());
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone)]
 pub struct DpopKey(Arc<Inner>);
 
 struct Inner {
     signer: Signer,
-    /// The JOSE header of every proof, encoded.
+    /// The encoded JOSE header of every proof.
     header: String,
     thumbprint: String,
     signature_length: usize,
@@ -100,22 +101,22 @@ type Signature = Result<Vec<u8>, Box<dyn StdError + Send + Sync>>;
 type Sign = dyn Fn(Vec<u8>) -> Pin<Box<dyn Future<Output = Signature> + Send>> + Send + Sync;
 
 impl DpopKey {
-    /// A new ES256 key.
+    /// Generates a new ES256 key.
     ///
     /// # Errors
-    /// [`Internal`](ErrorKind::Internal) if the system's random generator fails.
+    /// [`Internal`](ErrorKind::Internal) if the system's random number generator fails.
     pub fn generate() -> Result<Self, Error> {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
             .map_err(|_| Error::new(ErrorKind::Internal, "the DPoP key could not be generated"))?;
         Self::of_pair(Signer::Ecdsa(pair), DpopAlg::Es256, true)
     }
 
-    /// A key from PEM: PKCS#8, SEC 1 (`EC PRIVATE KEY`) or PKCS#1 (`RSA PRIVATE KEY`), unencrypted.
-    /// The first private key counts.
+    /// Reads the first private key from unencrypted PEM: PKCS#8, SEC 1 (`EC PRIVATE KEY`) or PKCS#1
+    /// (`RSA PRIVATE KEY`).
     ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if there is no such key, if it is encrypted or
-    /// of another type than `alg`, or if it is RSA of under 2048 bits.
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if there is no such key, if it is encrypted, if
+    /// it does not fit `alg`, or if it is an RSA key of less than 2048 bits.
     pub fn from_pem(pem: &[u8], alg: DpopAlg) -> Result<Self, Error> {
         let encrypted = pem.windows(b"ENCRYPTED".len()).any(|window| window == b"ENCRYPTED");
         if encrypted {
@@ -123,22 +124,25 @@ impl DpopKey {
         }
         let der = PrivateKeyDer::from_pem_slice(pem)
             .map_err(|_| invalid("the PEM text contains no private key"))?;
-        // Wipes what the PEM reader has allocated.
+        // Wipes the memory that the PEM reader has allocated.
         let der = Der(der);
         Self::of_pair(Signer::from_der(&der.0, alg)?, alg, false)
     }
 
-    /// A key that never leaves its device. `jwk` is the public key as JSON (RFC 7517), and `sign`
-    /// is given the JWS signing input and returns the JWS signature: for ECDSA that is r‖s
-    /// (RFC 7518 §3.4), not DER. A synchronous signer returns [`std::future::ready`].
+    /// Creates a key whose private half never leaves its device.
     ///
-    /// An error of `sign` fails the request, unsent, with the kind of the [`Error`] in it, if there
-    /// is one, else as [`Unavailable`](ErrorKind::Unavailable). A panic and a signature of the
-    /// wrong length are [`Internal`](ErrorKind::Internal). Its time counts towards the request's
-    /// timeout, or that of the attempt at the token endpoint.
+    /// `jwk` is the public key as JSON (RFC 7517). `sign` receives the JWS signing input and
+    /// returns the JWS signature. For ECDSA that is r‖s (RFC 7518 §3.4), not DER. A synchronous
+    /// signer returns [`std::future::ready`].
+    ///
+    /// If `sign` fails, the request fails without being sent. The error has the kind of the
+    /// [`Error`] in it, if there is one, and otherwise [`Unavailable`](ErrorKind::Unavailable). A
+    /// panic, or a signature of the wrong length, is [`Internal`](ErrorKind::Internal). The time of
+    /// the signer counts towards the timeout of the request, or of the attempt at the token
+    /// endpoint.
     ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if `jwk` is no public key for `alg`, or has
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if `jwk` is not a public key for `alg`, or has
     /// members of a private key.
     pub fn with_signer<F, Fut>(jwk: &str, alg: DpopAlg, sign: F) -> Result<Self, Error>
     where
@@ -176,13 +180,14 @@ impl DpopKey {
         }))
     }
 
-    /// The SHA-256 thumbprint of the public key (RFC 7638), base64url. It is `dpop_jkt` of an
-    /// authorization request and `jkt` of a bound token's `cnf` (RFC 9449 §6 and §10).
+    /// Returns the SHA-256 thumbprint of the public key (RFC 7638) in base64url. It is the
+    /// `dpop_jkt` of an authorization request, and the `jkt` in the `cnf` claim of a bound token
+    /// (RFC 9449 §6 and §10).
     pub fn thumbprint(&self) -> &str {
         &self.0.thumbprint
     }
 
-    /// The key as PKCS#8 in PEM, to be kept in a keyring or a file of mode 0600.
+    /// Returns the key as PKCS#8 in PEM. Store it in a keyring or in a file with mode 0600.
     ///
     /// # Errors
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) for a key [with a signer](Self::with_signer).
@@ -202,15 +207,15 @@ impl DpopKey {
         Ok(DpopKeyPem::encode(&der))
     }
 
-    /// A proof for a request that this crate does not send, e.g. the code exchange of a login. It
-    /// has no `ath`: a request with an access token gets its headers from
+    /// Signs a proof for a request that this crate does not send, such as the code exchange of a
+    /// login. The value is marked sensitive.
+    ///
+    /// The proof has no `ath` claim. For a request with an access token, use
     /// [`Credential::headers`](crate::Credential::headers).
     ///
-    /// The value is marked sensitive.
-    ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if `url` is no URL; what a
-    /// [signer](Self::with_signer) fails with.
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) if `url` is not a URL, and the error of the
+    /// [signer](Self::with_signer).
     pub async fn proof(
         &self,
         method: &Method,
@@ -222,7 +227,7 @@ impl DpopKey {
         self.sign(method, &url, None, nonce).await
     }
 
-    /// A new proof, signed now.
+    /// Signs a new proof.
     pub(crate) async fn sign(
         &self,
         method: &Method,
@@ -270,14 +275,14 @@ impl DpopKey {
         }
     }
 
-    /// Whether the key was made in this process, so that nobody else can have it.
+    /// Whether the key was generated in this process, so that no other process can have it.
     pub(crate) fn is_generated(&self) -> bool {
         self.0.generated
     }
 }
 
 async fn foreign(sign: &Sign, input: Vec<u8>) -> Result<Vec<u8>, Error> {
-    // The closure is called inside the future, so that its panic is caught as the future's is.
+    // The closure is called inside the future, so that its own panic is caught too.
     let signature = catch_panic(async { sign(input).await }).await;
     match signature {
         Some(Ok(signature)) => Ok(signature),
@@ -317,7 +322,7 @@ impl Signer {
     }
 }
 
-/// A key in DER that is wiped on drop.
+/// A DER key that is wiped on drop.
 struct Der(PrivateKeyDer<'static>);
 
 impl Drop for Der {
@@ -332,7 +337,7 @@ impl fmt::Debug for DpopKey {
     }
 }
 
-/// A private key as PKCS#8 in PEM. `Debug` shows nothing of it, and it is wiped on drop.
+/// A private key as PKCS#8 in PEM. `Debug` does not show it, and it is wiped on drop.
 pub struct DpopKeyPem(Zeroizing<String>);
 
 impl DpopKeyPem {
@@ -342,7 +347,7 @@ impl DpopKeyPem {
         const END: &str = "-----END PRIVATE KEY-----\n";
         let base64 = Zeroizing::new(STANDARD.encode(der));
         let length = BEGIN.len() + base64.len() + base64.len().div_ceil(64) + END.len();
-        // At its full size at once, so that no shorter copy stays behind unwiped.
+        // Allocated once at full size, so that no shorter copy is left unwiped.
         let mut pem = Zeroizing::new(String::with_capacity(length));
         pem.push_str(BEGIN);
         let mut rest = base64.as_str();
@@ -356,7 +361,7 @@ impl DpopKeyPem {
         Self(pem)
     }
 
-    /// The PEM text. Whoever has it can use every token that is bound to the key.
+    /// Returns the PEM text. Whoever has it can use every token that is bound to the key.
     pub fn expose_secret(&self) -> &str {
         &self.0
     }

@@ -1,8 +1,8 @@
-//! Sender-constrained tokens (RFC 9449): keys, proofs, and the nonces that servers hand out.
+//! Sender-constrained tokens (RFC 9449): keys, proofs, and the nonces of servers.
 //!
-//! `key` holds a private key or somebody else's signer, `jwk` is its public half, `proof` builds
-//! what is signed, and `nonce` keeps the newest nonce of each server. All decisions are pure; only
-//! a signature is awaited, since a signer may be a device.
+//! `key` holds a private key or a signer, `jwk` is its public half, `proof` builds the signing
+//! input, and `nonce` keeps the newest nonce of each server. All decisions are pure. Only a
+//! signature is awaited, because a signer may be a device.
 
 mod jwk;
 mod key;
@@ -27,22 +27,22 @@ use crate::{error::Error, token::AccessToken};
 /// The request header that carries a proof.
 pub(crate) const DPOP: HeaderName = HeaderName::from_static("dpop");
 
-/// A session's side of RFC 9449: its key, and the nonces that its servers have handed out.
+/// The DPoP state of a session: its key, and the nonces of its servers.
 pub(crate) struct Dpop {
     key: DpopKey,
     nonces: Nonces,
 }
 
-/// The nonce that a request carries, if its server has handed one out.
+/// The nonce in a request, if its server has issued one.
 pub(crate) type Carried = Option<Arc<str>>;
 
 tokio::task_local! {
-    /// Set while a session's refresher revokes: [`Refresher::revoke`](crate::Refresher::revoke) is
-    /// told no more than the tokens.
+    /// Set while the refresher of a session revokes, because
+    /// [`Refresher::revoke`](crate::Refresher::revoke) receives only the tokens.
     static OF_LOGOUT: Option<Arc<Dpop>>;
 }
 
-/// The future, within which [`of_logout`] is this.
+/// Runs the future with this as the value of [`of_logout`].
 pub(crate) fn for_logout<F: Future>(
     dpop: Option<Arc<Dpop>>,
     future: F,
@@ -63,7 +63,7 @@ impl Dpop {
         &self.key
     }
 
-    /// A new proof for a request, with the newest nonce of its server.
+    /// Signs a new proof for a request, with the newest nonce of its server.
     pub(crate) async fn prove(
         &self,
         role: Role,
@@ -79,12 +79,12 @@ impl Dpop {
         Ok((proof, nonce))
     }
 
-    /// Takes the nonce of a response.
+    /// Stores the nonce of a response.
     pub(crate) fn take_nonce(&self, role: Role, url: &Url, headers: &HeaderMap) {
         self.nonces.take(url, role, headers);
     }
 
-    /// Whether the server has handed out another nonce than the one that a request carried.
+    /// Whether the server has issued another nonce than the one in the request.
     pub(crate) fn has_other_nonce(&self, role: Role, url: &Url, carried: &Carried) -> bool {
         let newest = self.nonces.get(url, role);
         newest.is_some() && newest != *carried

@@ -1,5 +1,5 @@
-//! The nonces that servers hand out (RFC 9449 §8 and §9): which is the newest, and when a response
-//! asks for the request to be sent again with one.
+//! The nonces of servers (RFC 9449 §8 and §9): which is the newest, and whether a response demands
+//! one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,20 +7,20 @@ use http::{HeaderMap, HeaderName, StatusCode, header::WWW_AUTHENTICATE};
 use http_auth::ChallengeParser;
 use url::{Origin, Url};
 
-/// The response header that brings a nonce.
+/// The response header with a nonce.
 const DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
-/// A nonce is no longer than this, in bytes.
+/// The maximum length of a nonce in bytes.
 const LONGEST: usize = 512;
-/// How many servers a session remembers a nonce of.
+/// The number of servers whose nonces a session remembers.
 const MOST: usize = 8;
-/// The code with which either server asks for a nonce.
+/// The error code with which either server demands a nonce.
 pub(crate) const USE_DPOP_NONCE: &str = "use_dpop_nonce";
 
-/// What a server is to the session. One origin may be both, with a nonce for each (RFC 9449 §8.2).
+/// The role of a server. One origin may have both, with a nonce for each (RFC 9449 §8.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Api,
-    /// Token and revocation endpoint.
+    /// The token endpoint and the revocation endpoint.
     TokenEndpoint,
 }
 
@@ -44,8 +44,8 @@ impl Nonces {
         Some(Arc::clone(&entries[0].nonce))
     }
 
-    /// Takes the nonce of a response from this URL, whatever its status. The least recently used
-    /// one goes where there are too many.
+    /// Stores the nonce of a response from this URL, whatever its status. If there are too many,
+    /// the least recently used nonce is dropped.
     pub(crate) fn take(&self, url: &Url, role: Role, headers: &HeaderMap) {
         let Some(nonce) = nonce_in(headers) else { return };
         let origin = url.origin();
@@ -68,8 +68,8 @@ impl Entry {
     }
 }
 
-/// The nonce that a response brings. One with other characters than RFC 9449 §8.1 allows, too long
-/// a one, and two that differ count as absent.
+/// The nonce in a response. A nonce that is too long or has characters that RFC 9449 §8.1 forbids
+/// counts as absent, and so do two different nonces.
 pub(crate) fn nonce_in(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(DPOP_NONCE).iter();
     let first = values.next()?;
@@ -82,20 +82,20 @@ pub(crate) fn nonce_in(headers: &HeaderMap) -> Option<&str> {
     fits.then(|| first.to_str().ok()).flatten()
 }
 
-/// What a response of the API says of the proof.
+/// What a response of the API says about the proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
-    /// It asks for another nonce.
+    /// It demands another nonce.
     UseNonce,
-    /// It asks for another nonce if its body says so: its header says nothing.
+    /// The headers say nothing, so the body has to be checked for a demand.
     AskBody,
-    /// It does not accept the proof, for a reason that no nonce mends.
+    /// It rejects the proof for a reason that a nonce does not resolve.
     InvalidProof,
-    /// It says nothing of the proof.
+    /// It does not mention the proof.
     Nothing,
 }
 
-/// Reads the challenge of a response of the API. `carried`: the nonce that the request carried.
+/// Reads the challenge of a response of the API. `carried` is the nonce in the request.
 pub(crate) fn api_challenge(
     status: StatusCode,
     headers: &HeaderMap,
@@ -107,7 +107,7 @@ pub(crate) fn api_challenge(
     match dpop_error(headers) {
         Some(code) if code.eq_ignore_ascii_case(USE_DPOP_NONCE) => Challenge::UseNonce,
         Some(code) if code.eq_ignore_ascii_case("invalid_dpop_proof") => Challenge::InvalidProof,
-        // Servers that say it in the body alone bring the nonce in the same response
+        // Servers that demand a nonce only in the body send the nonce in the same response
         // (forcedotcom/SalesforceMobileSDK-Android#3011).
         None if nonce_in(headers).is_some_and(|new| carried != Some(new)) && is_json(headers) => {
             Challenge::AskBody
@@ -116,7 +116,7 @@ pub(crate) fn api_challenge(
     }
 }
 
-/// The `error` of the `DPoP` challenge, if there is one that has it.
+/// The `error` of the `DPoP` challenge, if there is one.
 pub(crate) fn dpop_error(headers: &HeaderMap) -> Option<String> {
     headers.get_all(WWW_AUTHENTICATE).iter().find_map(|value| {
         let text = String::from_utf8_lossy(value.as_bytes());
@@ -131,7 +131,7 @@ pub(crate) fn dpop_error(headers: &HeaderMap) -> Option<String> {
     })
 }
 
-/// Whether a JSON body has `use_dpop_nonce` as its `error`.
+/// Whether a JSON body has the `error` `use_dpop_nonce`.
 pub(crate) fn says_use_nonce(body: &[u8]) -> bool {
     #[derive(serde::Deserialize)]
     struct Body {

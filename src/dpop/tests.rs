@@ -24,7 +24,7 @@ macro_rules! pem {
     };
 }
 
-/// RFC 9449, figure 1 and others.
+/// RFC 9449, figure 1 among others.
 const EXAMPLE: &str = r#"{"kty":"EC","x":"l8tFrhx-34tV3hRICRDY9zCkDlpBhF42UQUfWVAWBFs","y":"9VE4jf_Ok_o64zbTTlcuNJajHmt6v9TDVrU0CdvGRDA","crv":"P-256"}"#;
 /// RFC 7638 §3.1.
 const RSA_EXAMPLE: &str = r#"{"kty":"RSA","n":"0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw","e":"AQAB","alg":"RS256","kid":"2011-04-29"}"#;
@@ -129,7 +129,7 @@ async fn each_key_signs_what_its_jwk_verifies() {
     ];
     for (pem, alg) in table {
         let key = DpopKey::from_pem(pem, alg).unwrap();
-        // What is exported is the same key.
+        // The exported key is the same key.
         let exported = key.to_pem().unwrap();
         let key = DpopKey::from_pem(exported.expose_secret().as_bytes(), alg).unwrap();
         let (input, signature, jwk) = signed(&key).await;
@@ -269,7 +269,7 @@ fn a_nonce_is_kept_for_its_origin_and_role() {
     assert_eq!(of("https://a.example.com:444/", Role::Api), None);
     bring("https://a.example.com/x", Role::Api, "three");
     assert_eq!(of("https://a.example.com/", Role::Api).as_deref(), Some("three"));
-    // Nothing that a response says badly takes its place.
+    // A malformed nonce in a response does not replace it.
     bring("https://a.example.com/x", Role::Api, "not good");
     assert_eq!(of("https://a.example.com/", Role::Api).as_deref(), Some("three"));
 }
