@@ -8,7 +8,7 @@
 //! </div>
 //!
 //! The picture shows a 401 for an expired token, a token endpoint that fails once, and the replay.
-//! All requests that are rejected meanwhile wait for the same refresh.
+//! All other rejected requests wait for the same refresh.
 
 #[doc = include_str!("guide/links.md")]
 #[doc = include_str!("../docs/guide/getting_started.md")]

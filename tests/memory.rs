@@ -81,7 +81,7 @@ async fn endless_and_bomb_responses_are_bounded() {
             assert!(peak <= MOST, "{name} {unzips}: {} KiB", peak >> 10);
         }
     }
-    // The API: refused answers are read on a little, then dropped.
+    // The API. A short part of a rejected response is read before it is dropped.
     for (name, reply) in &replies {
         let reply = reply.clone();
         let api = Server::simple(move |seen| {
@@ -103,7 +103,7 @@ async fn endless_and_bomb_responses_are_bounded() {
         assert_eq!(sent.unwrap().status(), 200, "{name}");
         assert!(peak <= MOST, "{name}: {} KiB", peak >> 10);
     }
-    // A thousand answers with tokens of the greatest length leave one behind.
+    // A thousand responses with tokens of the maximum length leave one token behind.
     let api = Server::simple(|seen| {
         Reply::status(200).header("Refreshed-API-Token", format!("{:x<16384}", seen.number))
     })

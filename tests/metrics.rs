@@ -1,4 +1,4 @@
-//! What is counted through the `metrics` facade.
+//! The metrics that are recorded through the `metrics` facade.
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::{
@@ -88,7 +88,7 @@ impl Recorder for Counts {
     }
 }
 
-/// What is counted while this runs, on one thread.
+/// The metrics that are recorded while this runs, on one thread.
 fn counted(scenario: impl Future<Output = ()>) -> Vec<(String, u64)> {
     recorded(scenario).all()
 }

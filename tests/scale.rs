@@ -24,10 +24,10 @@ use tokio::{
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// What is in use is counted for the whole process: one test at a time.
+/// Memory is counted for the whole process, so the tests run one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// The end of the chain: refuses every token but `new`, and keeps nothing.
+/// The end of the chain: rejects every token but `new`, and stores nothing.
 struct Api;
 
 #[async_trait::async_trait]
@@ -52,7 +52,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
 
-/// A session whose token is refused, and renewed, at its first request.
+/// A session whose token is rejected and refreshed at its first request.
 fn session() -> Session {
     let tokens = Tokens::new("old")
         .unwrap()
@@ -69,7 +69,7 @@ async fn send(client: &ClientWithMiddleware, session: &Session) -> Response {
     session.scope(client.get(url("/")).send()).await.unwrap()
 }
 
-/// Sends through each, refused and renewed once.
+/// Sends a request through each session. Each token is rejected and refreshed once.
 async fn use_all(client: &ClientWithMiddleware, sessions: &[Session]) {
     for session in sessions {
         let response = send(client, session).await;
@@ -142,8 +142,8 @@ fn an_idle_session_runs_no_task_and_no_thread() {
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
         use_all(&client, &sessions).await;
         settled().await;
-        // A timer is held by a task: without tasks there is none. Time passes, and nobody wakes up
-        // either.
+        // A task holds a timer, so without tasks there is no timer. Time passes, and nothing wakes
+        // up.
         tokio::time::sleep(Duration::from_secs(86_400)).await;
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
         assert_eq!(threads, self::threads());

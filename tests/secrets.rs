@@ -60,7 +60,7 @@ fn assert_clean() {
     assert!(found.is_empty(), "{found}");
 }
 
-/// The API: refuses `ACCESS`, serves the rest, and reissues on some paths.
+/// The API: rejects `ACCESS`, accepts all other tokens, and reissues on some paths.
 fn api(seen: &Seen) -> Reply {
     match (&*seen.target, seen.token()) {
         ("/reissue", _) => Reply::status(404).header("Refreshed-API-Token", CAPTURED),
@@ -101,8 +101,8 @@ fn oauth(endpoint: &str) -> OAuthRefresh {
         .param("resource", PARAM)
 }
 
-/// Prints what passes, as tracing middleware of others do: outside the chain the answers too,
-/// inside only what is sent.
+/// Prints what passes, as tracing middleware of other crates does: outside the chain the responses
+/// too, inside only the requests.
 #[derive(PartialEq)]
 enum Prints {
     Outside,
@@ -168,7 +168,7 @@ async fn send(session: &Session, client: &ClientWithMiddleware, url: &str) -> Op
     }
 }
 
-/// Answers of the token endpoint: the good, the bad, and those that repeat what they were told.
+/// Responses of the token endpoint: valid ones, invalid ones, and those that echo the request.
 fn answers() -> Vec<Reply> {
     let json = |status: u16, body: String| Reply::status(status).json(body);
     let form = form_body();
@@ -200,7 +200,7 @@ fn answers() -> Vec<Reply> {
         Reply::status(200)
             .header("Set-Cookie", format!("JWT={ISSUED}; Path=/"))
             .header("Set-Cookie", format!("JWT_REFRESH_TOKEN={ROTATED}")),
-        // What is no token answer, with tokens in it.
+        // Responses with tokens that are no token responses.
         json(200, format!(r#"{{"access_token":"{ISSUED} x","refresh_token":"{ROTATED}"}}"#)),
         json(200, format!(r#"{{"access_token":"{ISSUED}\r\n","x":"{REFRESH}"}}"#)),
         json(200, format!(r#"{{"access_token":"{ISSUED}","token_type":"mac"}}"#)),
@@ -311,7 +311,7 @@ async fn captures_and_replays_leak_nothing() {
     show(&failing);
     let stream = reqwest::Body::wrap_stream(futures_util::stream::iter([Ok::<_, io::Error>("x")]));
     show(&client(&session).post(home.url("/")).body(stream).with_extension(failing).send().await);
-    // The API is gone, and the replay's answer too.
+    // The API is gone, and so is the response to the replay.
     let gone =
         Server::simple(|seen| if seen.number == 1 { api(seen) } else { Reply::bytes("") }).await;
     let session = builder(&gone.origin()).refresher(mint()).build().unwrap();
@@ -332,7 +332,7 @@ async fn no_kind_of_error_shows_a_secret() {
         kinds.push(kind);
     };
 
-    // Tokens that are none.
+    // Invalid tokens.
     for bad in [format!("{ACCESS}\n"), format!("{ACCESS} {ISSUED}"), ACCESS.repeat(4000)] {
         expect(AccessToken::new(bad.clone()).err(), ErrorKind::InvalidToken);
         expect(RefreshToken::new(format!("{bad} ")).err(), ErrorKind::InvalidToken);
@@ -398,7 +398,7 @@ async fn no_kind_of_error_shows_a_secret() {
         .build();
     expect(send(&session, &retried, &home.url("/")).await, ErrorKind::CoolingDown);
 
-    // One that never answers.
+    // An endpoint that never responds.
     let hanging = Server::start(|_| std::future::pending()).await;
     let session = builder(&home.origin())
         .refresher(oauth(&hanging.url("/")).attempt_timeout(Duration::from_secs(60)))
@@ -482,7 +482,7 @@ async fn a_passed_in_clients_errors_leak_nothing() {
     assert_clean();
 }
 
-/// A store that tells what it was given, and fails.
+/// A store that puts its input into its errors, and fails.
 struct Failing;
 
 #[async_trait]
@@ -554,17 +554,17 @@ async fn stores_and_their_failures_show_nothing() {
     assert_clean();
 }
 
-/// Shows the flight, too.
+/// Prints the refresh context too.
 struct Looking;
 
 #[async_trait]
 impl Refresher for Looking {
-    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
-        show(flight);
-        show(&flight.tokens());
-        flight.keep(RefreshToken::new(ROTATED)?).await;
-        show(&flight.tokens());
-        flight.retrying(1, Duration::ZERO, Some(StatusCode::BAD_GATEWAY));
+    async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
+        show(context);
+        show(&context.tokens());
+        context.keep(RefreshToken::new(ROTATED)?).await;
+        show(&context.tokens());
+        context.retrying(1, Duration::ZERO, Some(StatusCode::BAD_GATEWAY));
         Tokens::new(ISSUED)
     }
 }

@@ -22,7 +22,7 @@ macro_rules! each {
     ($check:ident: $($type:ty),+ $(,)?) => { const _: () = { $($check::<$type>();)+ }; };
 }
 
-// C-SEND-SYNC. A session is shared by all tasks, and what it gives travels with them.
+// C-SEND-SYNC. All tasks share a session, and its values travel with them.
 each!(shared: AccessToken, Anonymous, Authorize, Capture, CaptureIgnored, Error, ErrorKind, Event,
     FileStore, MemoryStore, NotReplayed, OAuthRefresh, OnRefreshFailure, Outcome, Refresh,
     RefreshContext, RefreshToken, Replay, ReplayBody, Session, SessionBuilder, SessionState,
@@ -42,7 +42,8 @@ each!(cloned: AccessToken, Anonymous, CaptureIgnored, Error, ErrorKind, Event, F
     Refresh, RefreshToken, Replay, ReplayBody, Session, SessionState, Tokens, Verdict, heartbeat::Health, heartbeat::Failure, heartbeat::Stopped);
 each!(compared: AccessToken, Anonymous, CaptureIgnored, ErrorKind, NotReplayed, OnRefreshFailure,
     RefreshToken, SessionState, Verdict);
-// Keys of maps and labels. Not tokens: a hash of a secret is a secret that nobody treats as one.
+// Keys of maps and labels. Tokens are not among them, because the hash of a secret is easily
+// mistaken for something harmless.
 each!(hashed: CaptureIgnored, ErrorKind, NotReplayed, SessionState);
 each!(displayed: Error, SessionState, heartbeat::Failure);
 each!(made_from_nothing: Anonymous, heartbeat::Health, MemoryStore, OnRefreshFailure, Outcome, Tokens);

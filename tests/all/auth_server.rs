@@ -1,4 +1,4 @@
-//! `testing::AuthServer` does what it says, seen by a plain client.
+//! `testing::AuthServer` as a plain client sees it.
 
 // Helpers of tests may unwrap as tests do.
 
@@ -150,8 +150,7 @@ async fn the_api_echoes_what_it_saw() {
         assert_eq!(response.status().as_u16(), status);
         assert_eq!(response.bytes().await.unwrap().len(), 0);
     }
-    // On the connections that these left, too: nothing was sent that would be taken for the next
-    // answer.
+    // Also on the same connections: nothing was sent that would be taken for the next response.
     let client = client();
     for path in ["/?status=204", "/", "/?status=304", "/"] {
         for method in [Method::HEAD, Method::GET] {
@@ -168,7 +167,7 @@ async fn the_api_echoes_what_it_saw() {
                 method == Method::HEAD || path != "/",
                 "{method} {path}: {text}"
             );
-            // A HEAD is told what a GET would bring (RFC 9110 §9.3.2).
+            // The response to a HEAD describes that of a GET (RFC 9110 §9.3.2).
             assert!(path != "/" || length.is_some_and(|length| length != "0"), "{method} {path}");
         }
     }

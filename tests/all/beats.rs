@@ -216,7 +216,7 @@ async fn a_response_is_read_whatever_its_status() {
         .spawn()
         .unwrap();
     assert!(after_beat(&handle, 1).await.last_failure.is_none());
-    // Handed back, a failure is what it was.
+    // Returned unchanged, it is the same failure.
     let second = after_beat(&handle, 2).await.last_failure;
     assert!(
         matches!(second, Some(Failure::Status(StatusCode::INTERNAL_SERVER_ERROR))),
@@ -384,7 +384,8 @@ async fn a_failed_beat_repeats_at_half_the_lease() {
     let beats = heartbeat(api.client()).every(50 * SECOND).lease(60 * SECOND);
     let (at, _) = ended(beats).await;
     let times = api.times();
-    // Then the tick, between 47.5 and 50, and again half of what is left of ten seconds or more.
+    // Then the tick, between 47.5 and 50, and again half of the remaining lease of ten seconds or
+    // more.
     let due = [0.0, 30.0, 45.0];
     assert!(times.iter().zip(due).all(|(at, due)| (at - due).abs() < 0.02), "{times:?}");
     assert!((47.4..50.01).contains(&times[3]), "{times:?}");
@@ -419,7 +420,7 @@ async fn last_success_is_when_the_beat_was_sent() {
 
 // ---- Retry-After
 
-/// A server that answers so at first, and then as it should.
+/// A server that responds like this at first, and then as it should.
 fn throttles(times: usize, status: u16, wait: impl fmt::Display) -> Api {
     let wait = wait.to_string();
     Api::new(move |number, _| {
@@ -714,7 +715,7 @@ impl Log {
         let subscriber = subscriber.with_max_level(tracing::Level::DEBUG);
         let subscriber = subscriber.with_writer(move || log.clone()).finish();
         let guard = tracing::subscriber::set_default(subscriber);
-        // Another test may have met the same line a moment ago, when nobody listened.
+        // Another test may have reached the same line a moment ago, without a subscriber.
         tracing::callsite::rebuild_interest_cache();
         guard
     }

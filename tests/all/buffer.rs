@@ -139,7 +139,7 @@ fn slow(rest: tokio::sync::oneshot::Receiver<()>) -> Body {
     Body::wrap_stream(first.chain(last))
 }
 
-/// How long a stream that does not end was read before it was sent.
+/// How long an endless stream was read before it was sent.
 async fn read_for(timeout: Option<Duration>) -> Duration {
     let server = strict().await;
     let client = builder(&server).build().unwrap().wrap(reqwest::Client::new());
@@ -149,7 +149,7 @@ async fn read_for(timeout: Option<Duration>) -> Duration {
         request = request.timeout(timeout);
     }
     let sending = tokio::spawn(request.send());
-    // The connection shows that the reading was given up.
+    // The connection shows that the buffering ended.
     let begun = std::time::Instant::now();
     while server.connections() == 0 && !sending.is_finished() {
         tokio::task::yield_now().await;
@@ -168,7 +168,7 @@ async fn read_for(timeout: Option<Duration>) -> Duration {
 #[tokio::test]
 async fn a_slow_stream_is_sent_as_a_stream() {
     assert!(read_for(None).await >= Duration::from_millis(900));
-    // With a timeout sooner than a second, unless the machine is slow itself.
+    // With a timeout of less than a second, unless the machine itself is slow.
     let timeout = Some(Duration::from_millis(500));
     for tries in 1.. {
         if read_for(timeout).await < Duration::from_millis(900) {

@@ -34,7 +34,7 @@ async fn polled<F: Future + ?Sized>(times: usize, mut future: Pin<Box<F>>) -> Op
     .await
 }
 
-/// An API that takes a few polls for each answer, and accepts all tokens but the first.
+/// An API that takes a few polls for each response, and accepts all tokens but the first.
 fn api() -> Api {
     Api::new(|seen| async move {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! What is taken off the response header, from which answers, and what is not (contract of
+//! Which responses and which values are captured from the header, and which are not (contract of
 //! `Refreshed-API-Token`).
 
 use std::{sync::Arc, time::Duration};
@@ -77,7 +77,7 @@ async fn any_status_and_header_case_is_captured() {
     assert_eq!(events.all().len(), STATUSES.len());
 }
 
-/// As many users have it: an answer that is no success becomes an error on its way to the caller.
+/// A common pattern: a response without success becomes an error on its way to the caller.
 struct StatusIsError;
 
 #[async_trait]
@@ -491,8 +491,7 @@ async fn concurrent_captures_leave_one_token() {
     for request in requests {
         captured += usize::from(outcome(&request.await.unwrap().unwrap()).captured);
     }
-    // All were sent with the same generation, so that the first answer wins and the others are
-    // late.
+    // All were sent with the same generation, so the first response wins and the others are late.
     assert_eq!(captured, 1);
     assert_eq!(session.generation(), 2);
     assert_eq!(ignored(&events), vec![CaptureIgnored::Superseded; REQUESTS - 1]);

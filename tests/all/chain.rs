@@ -287,7 +287,7 @@ async fn the_scope_at_the_poll_decides() {
     }
 }
 
-/// Sends for one tenant and, when no answer comes in time, for another.
+/// Sends for one tenant and, if there is no response in time, for another.
 struct Either(Session, Session);
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! Where responses bring new tokens: other headers, cookies, and refresh tokens beside them.
+//! Where responses carry new tokens: other headers, cookies, and refresh tokens beside them.
 
 use std::time::Duration;
 
@@ -141,7 +141,7 @@ async fn nothing_is_taken_from_elsewhere() {
 
 #[tokio::test(start_paused = true)]
 async fn a_captured_refresh_token_outlives_a_refresh() {
-    // What the refresh brings has none of its own.
+    // The result of the refresh has no refresh token.
     let second = Duration::from_secs(1);
     let issuer = Issuer::new([Turn::Bring(second, Tokens::new("a2").unwrap())]);
     let session = Session::builder(pair("a0", "r0"))

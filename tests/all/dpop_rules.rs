@@ -1,4 +1,4 @@
-//! Contract 16.1 to 16.4 and 16.7 in detail, against servers that say what a script tells them.
+//! Contract 16.1 to 16.4 and 16.7 in detail, against scripted servers.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -28,7 +28,7 @@ use crate::{
 
 const JWK: &str = r#"{"kty":"EC","x":"l8tFrhx-34tV3hRICRDY9zCkDlpBhF42UQUfWVAWBFs","y":"9VE4jf_Ok_o64zbTTlcuNJajHmt6v9TDVrU0CdvGRDA","crv":"P-256"}"#;
 
-/// Says these one after the other, for each path its own, and after them 200.
+/// Sends these responses in order, separately for each path, and then 200.
 async fn server<const N: usize>(scripts: [(&'static str, Vec<Reply>); N]) -> Server {
     let scripts = scripts.map(|(path, replies)| (path, Mutex::new(VecDeque::from(replies))));
     Server::simple(move |seen| {
@@ -39,7 +39,7 @@ async fn server<const N: usize>(scripts: [(&'static str, Vec<Reply>); N]) -> Ser
     .await
 }
 
-/// 401, with the challenge that asks for this nonce.
+/// 401 with a challenge that demands this nonce.
 fn ask(nonce: &str) -> Reply {
     challenge("use_dpop_nonce").header("dpop-nonce", nonce)
 }
@@ -76,7 +76,7 @@ fn of_path(server: &Server, path: &str) -> Vec<Seen> {
     server.seen().into_iter().filter(|seen| seen.target == path).collect()
 }
 
-/// What its one proof says.
+/// The claims of the only proof.
 fn claims(seen: &Seen) -> Value {
     let [proof] = seen.all("dpop")[..] else { panic!("{seen:?}") };
     let payload = proof.split('.').nth(1).unwrap();
@@ -148,7 +148,7 @@ async fn a_redirected_response_is_not_repeated() {
     let moved = Reply::status(307).header("location", "/b");
     let server = server([("/a", vec![moved]), ("/b", vec![ask("one")])]).await;
     let session = bound(&server).build().unwrap();
-    // A client as the docs say it should not be.
+    // A client that the documentation advises against.
     let client = session.wrap(reqwest::Client::new());
     assert_eq!(client.get(server.url("/a")).send().await.unwrap().status(), 401);
     assert_eq!(server.count(), 2, "the request and its redirect");
@@ -203,7 +203,7 @@ async fn a_challenge_accepts_no_token() {
     .await;
     let session = bound(&server).refresher(renewing(&server)).build().unwrap();
     session.refresh().await.unwrap();
-    // The server asks twice, and never looks at the token that was issued just now.
+    // The server demands a nonce twice, and never checks the new token.
     for _ in 0..2 {
         let response = client(&session).get(server.url("/a")).send().await.unwrap();
         assert_eq!(response.status(), 401);
@@ -252,7 +252,7 @@ async fn a_rotation_costs_one_repeat_a_request() {
     assert_eq!(server.api_hits(), before + AT_ONCE + repeats + 1);
 }
 
-/// Rejects each tenth token, and keeps the `jti` of each proof.
+/// Rejects every tenth token, and records the `jti` of each proof.
 #[derive(Clone, Default)]
 struct Counting {
     ids: Arc<Mutex<Vec<String>>>,

@@ -92,7 +92,7 @@ async fn a_failed_background_refresh_is_silent() {
         settle().await;
         advance(SECOND).await;
     }
-    // Twenty seconds in the window, one flight per cool-down of ten.
+    // Twenty seconds in the window, with one refresh per cool-down of ten.
     assert!((1..=3).contains(&issuer.calls()), "{}", issuer.calls());
     let sent = api.seen().len();
     until(&session, SessionState::Active).await;

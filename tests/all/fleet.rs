@@ -44,7 +44,7 @@ fn asked(server: &AuthServer) -> Vec<String> {
     server.token_requests().iter().map(|call| form(call, "refresh_token").unwrap()).collect()
 }
 
-/// What a process does that dies between the token endpoint's answer and its own save.
+/// A process that dies between the token endpoint's response and its own save.
 async fn spend(server: &AuthServer, refresh: &str) {
     let form = [("grant_type", "refresh_token"), ("refresh_token", refresh), ("worker", "dead")];
     let answer =
@@ -58,7 +58,7 @@ async fn stored(store: &impl TokenStore) -> Option<String> {
 
 // ---- crashes
 
-/// What the token endpoint was asked, told apart by worker and by login.
+/// The calls to the token endpoint, by worker and by login.
 #[derive(Default)]
 struct Asked {
     all: HashSet<String>,
@@ -81,8 +81,8 @@ impl Asked {
         }
     }
 
-    /// Whether nobody has spent it, or nobody has got further: its successor's owner died before
-    /// the save.
+    /// Whether no worker has spent it, or none got further because the owner of its successor died
+    /// before the save.
     fn is_new_or_old(&self, token: &str) -> bool {
         !self.all.contains(token) || self.last_of_login[&self.login_of[token]] == token
     }
@@ -163,7 +163,7 @@ async fn kill_two_hundred(rotation: Rotation) -> Toll {
         let mut worker = Worker::start("rotate", &name, &server, path.to_str().unwrap(), &given);
         assert_eq!(worker.says().as_deref(), Some("ready"));
         let rotates = a_moment_of_rotation(&server);
-        // Killed before it tells of the loss, it would leave the next one to lose the same login,
+        // If it were killed before it reports the loss, the next worker would lose the same login,
         // and so on.
         let mut said: Vec<_> = if rotates { None } else { worker.says() }.into_iter().collect();
         said.extend(worker.kill());
@@ -350,8 +350,8 @@ async fn day_one_tokens_give_way_to_stored_ones() {
         .await;
         let client = client(&session);
         served(&client, &server).await;
-        // `restore` looks at once; `build` when the old token is refused. Neither asks the token
-        // endpoint.
+        // `restore` reads the store at once, and `build` when the old token is rejected. Neither
+        // calls the token endpoint.
         assert_eq!(server.refused() - refused, u64::from(!restore));
         assert_eq!(server.token_calls(), 3);
         server.expire_now();
@@ -377,7 +377,7 @@ async fn a_dead_stored_login_blocks_no_new_one() {
         server.revoke("login-1");
         server.forget_requests();
         if !restore {
-            // At the first refusal it would be taken for as long as it says it lives.
+            // At the first rejection its claimed lifetime would be believed.
             let tokens =
                 store.load().await.unwrap().unwrap().with_expires_at(std::time::UNIX_EPOCH);
             store.save(&store.lock().await.unwrap(), &tokens).await.unwrap();
@@ -455,7 +455,7 @@ async fn survivors_report_possibly_consumed() {
     assert_eq!(server.token_calls(), 3);
 }
 
-/// A store that can be told to fail.
+/// A store that fails on demand.
 #[derive(Clone, Default)]
 struct Moody {
     store: MemoryStore,
@@ -504,7 +504,7 @@ async fn unreadable_documents_are_not_overwritten() {
         .unwrap();
     store.saves_to_fail.store(1, SeqCst);
     session.refresh().await.unwrap();
-    // Meanwhile somebody has logged in anew.
+    // In the meantime there was a new login.
     let new = server.login();
     store.store.save(&StoreLock::none(), &new).await.unwrap();
     server.revoke("login-1");
@@ -559,7 +559,7 @@ async fn a_store_that_is_down_fails_no_request() {
         },
     );
     mode(0o770);
-    // Else a refresh token that rotates waits for the store.
+    // Otherwise a rotating refresh token waits for the store.
     let session = session.refresh_without_store().restore().await.unwrap();
     let client = client(&session);
     for _ in 0..3 {

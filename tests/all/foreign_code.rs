@@ -1,5 +1,5 @@
-//! What happens when somebody else's code panics, blocks or calls back (contract 6.8, 6.9). The
-//! list is docs/decisions/0023.
+//! Users' code that panics, blocks or calls back (contract 6.8, 6.9). docs/decisions/0023 has the
+//! list.
 
 use std::{
     sync::{
@@ -32,7 +32,7 @@ fn builder(refresher: impl Refresher) -> SessionBuilder {
 /// A client that is known only once its session is.
 type Later = Arc<OnceLock<(Session, ClientWithMiddleware)>>;
 
-/// Asks the API through the session's own client, and brings `t1`.
+/// Calls the API through the session's own client, and returns `t1`.
 fn asking(later: &Later) -> impl Refresher + use<> {
     let later = Arc::clone(later);
     refresh_with(move |_| {
@@ -326,7 +326,7 @@ fn a_subscriber_that_panics_aborts_nothing() {
     let issuer = Issuer::new([Turn::Hang]);
     let session = builder(issuer.clone()).build().unwrap();
     let gone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    // The refresh ends by its drop, which tells of it.
+    // Dropping the refresh ends it and reports that.
     tracing::dispatcher::with_default(&broken, || {
         let _refresh = gone.spawn({
             let session = session.clone();

@@ -72,7 +72,7 @@ impl Process {
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
-    /// What it says at the end.
+    /// The lines that the worker prints at the end.
     fn says(&mut self) -> String {
         let mut lines = self.lines.by_ref().map_while(Result::ok);
         lines.find_map(|line| line.strip_prefix("> ").map(str::to_owned)).unwrap()
@@ -124,7 +124,7 @@ impl Suspendable {
         std::fs::write(self.clock.path(), format!("{seconds:+}")).unwrap();
     }
 
-    /// Lets it do the next step, and returns what it says then.
+    /// Lets the worker take the next step, and returns its next line.
     fn next(&mut self) -> String {
         writeln!(self.process.input).unwrap();
         self.process.says()
@@ -198,7 +198,7 @@ async fn refresh(sessions: &[Session]) -> String {
     format!("{alive} alive{failed}")
 }
 
-/// One beat for each, whose response brings a token.
+/// Sends one beat for each, whose response carries a token.
 async fn beat(sessions: &[Session], api: &str) -> String {
     let beats: Vec<_> = sessions
         .iter()
@@ -232,8 +232,7 @@ async fn share(logins: Vec<Tokens>, api: &str, refresher: OAuthRefresh, store: S
     }
 }
 
-/// A request for each line of the input, with what is left of the token's life by its own account
-/// before it.
+/// Sends a request for each line of the input, and prints the token's remaining lifetime before it.
 async fn send(logins: Vec<Tokens>, api: &str, stream: bool) -> String {
     let [login] = &logins[..] else { panic!("one login") };
     let session = session(login.clone(), api).build().unwrap();
@@ -258,7 +257,7 @@ async fn send(logins: Vec<Tokens>, api: &str, stream: bool) -> String {
     }
 }
 
-/// A heartbeat that beats seldom, until it has brought a token.
+/// A heartbeat that beats rarely, until a beat has brought a token.
 async fn watch(logins: Vec<Tokens>, api: &str) -> String {
     let [login] = &logins[..] else { panic!("one login") };
     let session = Session::builder(login.clone()).origin(api).build().unwrap();
@@ -316,8 +315,8 @@ async fn a_stopped_process_takes_its_beats() {
     assert_eq!(process.says(), format!("{LOGINS} alive"));
 }
 
-/// Ten fleets at once, each of four processes on one file, of which the one that asks is stopped for
-/// longer than its call may take.
+/// Ten fleets at once, each of four processes on one file. The process that makes the call is
+/// stopped for longer than its call may take.
 #[test]
 fn a_stopped_member_loses_no_fleet() {
     thread::scope(|scope| {
@@ -327,7 +326,7 @@ fn a_stopped_member_loses_no_fleet() {
     });
 }
 
-/// The same with every setting at its default.
+/// The same with all settings at their defaults.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stopped_member_loses_no_default_fleet() {
     one_fleet("share by default", Duration::from_secs(12)).await;
@@ -443,8 +442,8 @@ fn a_starved_runtime_takes_the_answers() {
     }
 }
 
-/// An endpoint that never answers costs its limit and no more, and 250 ms more after a late
-/// wake-up. A machine that is busy with other things may be slow itself, though not ten times.
+/// An endpoint that never responds costs exactly its limit, and 250 ms more after a late wake-up. A
+/// busy machine may itself be slow, but not ten times as slow.
 #[test]
 fn an_endpoint_that_hangs_costs_its_limit() {
     const LIMIT: Duration = Duration::from_millis(500);

@@ -166,7 +166,7 @@ async fn the_switch_waits_for_the_store() {
     assert_eq!(events.count(|event| matches!(event, Event::FellBack { .. })), 0);
 }
 
-/// Says what it has to bring, and counts how often it was asked to.
+/// Returns what it has, and counts the calls.
 #[derive(Clone, Default)]
 struct Source {
     news: Arc<Mutex<Option<Result<bool, Error>>>>,
@@ -219,7 +219,7 @@ async fn without_news_there_is_no_refresh_and_no_event() {
     }
     assert_eq!(source.counts(), (1, 0));
     assert_eq!(session.state(), SessionState::Active);
-    // The caller's own refresh brings nothing either, and the token is good.
+    // The caller's own refresh obtains nothing either, and the token is valid.
     assert_eq!(session.refresh().await.unwrap().access_token().unwrap().expose_secret(), "held");
     assert_eq!(session.generation(), 1);
     assert_eq!(source.counts(), (2, 0));
@@ -281,7 +281,7 @@ async fn the_refresher_bounds_every_cooldown() {
     assert_eq!(session.state(), SessionState::Active);
 }
 
-/// Counts what is forwarded.
+/// Counts the forwarded calls.
 struct Everything(Arc<Mutex<Vec<&'static str>>>);
 
 #[async_trait]

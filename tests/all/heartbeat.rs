@@ -47,7 +47,7 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// `answer` is given the number of the request, from 0, and its token.
+    /// `answer` receives the number of the request, counted from 0, and its token.
     pub(super) fn new<R>(answer: impl Fn(usize, String) -> R + Send + Sync + 'static) -> Self
     where
         R: Future<Output = Answer> + Send + 'static,
@@ -379,7 +379,7 @@ async fn beat_now_during_a_beat_is_shared() {
             tokio::spawn(async move { handle.beat_now().await.beats })
         })
         .collect();
-    // The first beat is in flight, and everybody has asked.
+    // The first beat is in progress, and all callers have requested a beat.
     sleep(SECOND).await;
     assert_eq!(api.times().len(), 1);
     gate.add_permits(1);
@@ -441,8 +441,8 @@ async fn stopped_before_its_first_beat_it_sends_none() {
     assert!(api.times().is_empty());
 }
 
-/// Answers with pieces of one KiB and notes how many were read. After the last the body ends, or
-/// stands still.
+/// Responds with chunks of one KiB, and counts how many were read. After the last chunk the body
+/// ends or stalls.
 struct Pieces {
     most: usize,
     ends: bool,
@@ -596,7 +596,7 @@ impl Reissuing {
     }
 }
 
-/// Runs a job for this long; `None` if it was alive at the end, else when it died.
+/// Runs a job for this long. Returns when it died, or `None` if it was alive at the end.
 async fn job(every: Duration, age: Duration, window: bool, length: Duration) -> (Option<f64>, Api) {
     let (api, session) = Reissuing::start(age);
     let builder = heartbeat(api.signed_in(&session))
@@ -621,7 +621,7 @@ async fn the_reissue_window_keeps_a_job_alive() {
     assert!(died.is_some_and(|at| (8.5..9.1).contains(&at)), "{died:?}");
     let (died, api) = job(9 * SECOND, 2 * SECOND, true, 2000 * SECOND).await;
     assert_eq!(died, None);
-    // One beat in each window was enough, and brought the next token: 200 of them.
+    // One beat in each window was enough to obtain the next token: 200 of them.
     assert!((200..=240).contains(&api.times().len()), "{}", api.times().len());
 }
 
@@ -691,9 +691,9 @@ async fn any_new_token_moves_the_beats() {
 
 #[tokio::test(start_paused = true)]
 async fn an_hour_of_beats_loses_none() {
-    // Tokens of a minute, which the API refuses a minute after it has seen them first, and a token
-    // endpoint that fails every third time: the refresh that runs ahead of the expiry has the time
-    // to try again.
+    // Tokens of a minute, which the API rejects a minute after it first saw them, and a token
+    // endpoint that fails every third time. The refresh before the expiry has time for another
+    // attempt.
     const MINUTE: Duration = Duration::from_secs(60);
     let turns = (1..1000).map(|turn| match turn % 3 {
         0 => Turn::Fail(SECOND, unavailable()),

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
-/// A server on a runtime that nobody blocks, and a session for it.
+/// A server on a runtime that is never blocked, and a session for it.
 fn start() -> (Runtime, AuthServer, Session) {
     let servers = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let server = servers.block_on(AuthServer::start());
@@ -41,13 +41,13 @@ fn beats_go_on_while_a_job_blocks() {
     let handle = heartbeat(&server, &session).every(MS(50)).spawn_thread().unwrap();
     job().block_on(async {
         handle.health().wait_for(|health| health.beats > 0).await.unwrap();
-        // The job's own request begins a refresh, and the job goes on computing.
+        // The job's own request starts a refresh, and the job continues to compute.
         server.expire_now();
         let begins_a_refresh = tokio::time::timeout(Duration::ZERO, session.refresh());
         // On a busy machine it may have ended already.
         let _ = begins_a_refresh.await;
         let before = handle.health().borrow().beats;
-        // It is done when ten beats have gone on beside it.
+        // The job ends after ten more beats.
         let begun = Instant::now();
         while handle.health().borrow().beats < before + 10 && begun.elapsed() < MS(60_000) {
             std::thread::sleep(MS(10));
@@ -77,7 +77,7 @@ fn abort_ends_the_thread_after_its_refresh() {
         assert_eq!(handle.finished().await, Stopped::Requested);
         assert!(begun.elapsed() < MS(5000), "{:?}", begun.elapsed());
         hold.release();
-        // Joins the same refresh, which nobody else drives.
+        // Joins the same refresh, which nothing else drives.
         session.refresh().await.unwrap();
         assert_eq!(session.generation(), 2);
         assert_eq!(server.token_calls(), 1);

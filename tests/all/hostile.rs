@@ -33,7 +33,7 @@ fn quick(endpoint: &Server) -> OAuthRefresh {
         .max_attempts(2)
 }
 
-/// What becomes of a refused request when the token endpoint answers this.
+/// The result for a rejected request when the token endpoint responds like this.
 struct Door {
     session: Session,
     client: ClientWithMiddleware,
@@ -225,7 +225,7 @@ async fn hostile_lifetimes_are_passed_over() {
         .await;
         assert_eq!(door.knock().await.expect(value), "good", "{value}");
         assert_eq!(door.session.tokens().unwrap().expires_at(), None, "{value}");
-        // And it goes on being used.
+        // The token is still in use.
         assert_eq!(door.knock().await.expect(value), "good");
         assert_eq!(door.endpoint.count(), 1, "{value}");
     }
@@ -364,7 +364,7 @@ async fn a_huge_retry_after_ends_the_refresh() {
         assert!(begun.elapsed() < Duration::from_secs(20), "{value}");
         assert_eq!(door.session.state(), SessionState::CoolingDown);
         assert_printable(&error);
-        // Refused once more inside the cool-down: nobody is asked.
+        // Rejected once more during the cool-down, so there is no call.
         let error = door.client.get(door.api.url("/")).send().await.unwrap_err();
         assert_eq!(Error::find_in(&error).unwrap().kind(), ErrorKind::CoolingDown);
         assert_eq!(door.endpoint.count(), 1);
@@ -487,7 +487,7 @@ async fn a_slow_or_broken_endpoint_is_unavailable() {
         let error = door.knock().await.expect_err(name);
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{name} {error:?}");
         assert_printable(&error);
-        // Two attempts of three seconds; the rest is for a busy machine.
+        // Two attempts of three seconds. The rest is for a busy machine.
         assert!(begun.elapsed() < Duration::from_secs(30), "{name}");
     }
 }

@@ -1,4 +1,5 @@
-//! A holder whose lock may have lapsed asks nobody before it has the lock again (contract 10.5).
+//! A holder whose lock may have lapsed makes no call before it holds the lock again (contract
+//! 10.5).
 
 use std::{
     sync::{
@@ -20,8 +21,7 @@ use reqwest_reauth::{
     testing::{Answer, AuthServer, Dpop, Recorded},
 };
 
-/// A store whose lock is found to have lapsed when it is looked at for the n-th time; by then
-/// something else has happened.
+/// A store whose n-th lock check reports a lapsed lock. By then something else has happened.
 #[derive(Clone)]
 struct Lapsing {
     store: FakeStore,
@@ -68,7 +68,7 @@ impl TokenStore for Lapsing {
     }
 }
 
-/// The lock is looked at before the refresher is called, and before its first attempt.
+/// The lock is checked before the call to the refresher, and before its first attempt.
 const BEFORE_THE_SECOND_ATTEMPT: usize = 3;
 
 fn builder(server: &AuthServer, store: &Lapsing, tokens: Tokens) -> SessionBuilder {
@@ -134,7 +134,7 @@ async fn a_lapsed_holder_without_its_store_asks_nobody() {
         store.always(Call::Lock, Fate::Down);
     });
     let session = session(&server, &store, server.login());
-    // Known to rotate from now on. No attempt but the first of this refresh.
+    // Known to rotate from now on. Only the first attempt of this refresh counts.
     store.left.store(usize::MAX, SeqCst);
     session.refresh().await.unwrap();
     store.left.store(BEFORE_THE_SECOND_ATTEMPT, SeqCst);

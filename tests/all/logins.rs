@@ -1,5 +1,5 @@
-//! What is held and what is stored comes of one login, and an expired token never takes the place
-//! of a good one (contract 10.2, 10.3).
+//! The session's tokens and the stored tokens belong to one login, and an expired token never
+//! replaces a valid one (contract 10.2, 10.3).
 
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ async fn the_stored_refresh_token_is_tried_first() {
         let session =
             if restores { builder.restore().await.unwrap() } else { builder.build().unwrap() };
         session.refresh().await.unwrap_err();
-        // It is held only with what it brings.
+        // The session adopts it only together with the tokens that it obtains.
         assert_eq!(held(&session), texts("b0", "rb"), "{restores}");
         session.refresh().await.unwrap();
         assert_eq!(issuer.asked(), asked(&["ra", "ra"]), "{restores}");

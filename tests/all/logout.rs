@@ -20,7 +20,7 @@ use crate::{
     support::{Events, ORIGIN, held, pair, settle, silence_scripted_panics, store, texts},
 };
 
-/// Brings `new` when the gate has a permit, and writes down what it revokes.
+/// Returns `new` when the gate has a permit, and records what it revokes.
 #[derive(Clone)]
 struct Issuer {
     gate: Arc<Semaphore>,
@@ -208,7 +208,7 @@ async fn neither_close_nor_a_new_login_revokes() {
 #[tokio::test]
 async fn a_stored_token_of_this_login_is_revoked() {
     let table = [
-        // What the store holds, and what is revoked of it.
+        // The columns: the content of the store, and which of it is revoked.
         (pair("old", "first"), None),
         (pair("newer", "first"), Some(texts("newer", ""))),
         (pair("old", "second"), Some(texts("", "second"))),

@@ -116,7 +116,7 @@ async fn a_wait_is_bounded_by_the_shorter_limit() {
         let case = format!("{wait:?} {own:?}");
         assert_eq!(Error::find_in(&error).unwrap().kind(), ErrorKind::TimedOut, "{case}");
         assert_eq!(begun.elapsed(), second * expected, "{case}");
-        // The refresh goes on, and who asks for it by name waits for it.
+        // The refresh continues, and a call of `refresh` waits for it.
         assert_eq!(session.state(), SessionState::Refreshing, "{case}");
         assert!(timeout(second * 10, session.refresh()).await.is_err(), "{case}");
     }
@@ -139,7 +139,7 @@ async fn a_shutdown_in_time_says_so() {
     session.close_within(Duration::ZERO).await.unwrap();
 }
 
-/// A call that is out goes on, and what it brings is saved behind the shutdown.
+/// A call in progress continues, and its result is saved in the background of the shutdown.
 #[tokio::test]
 async fn a_shutdown_does_not_wait_for_a_call() {
     let server = AuthServer::start().await;
@@ -166,7 +166,7 @@ async fn a_shutdown_does_not_wait_for_a_call() {
     assert_eq!(server.counts().reuses, 0);
 }
 
-/// A store that saves when it is let.
+/// A store that saves on demand.
 #[derive(Clone)]
 struct Gated(Arc<Semaphore>);
 
@@ -200,7 +200,7 @@ async fn a_shutdown_does_not_wait_for_a_store() {
     assert_eq!(status(client(&session), server.url("/jobs")).await, 200);
     let error = session.close_within(Duration::from_millis(200)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
-    // The save goes on behind it.
+    // The save continues in the background.
     gate.add_permits(1);
     session.close_within(LONG).await.unwrap();
 }

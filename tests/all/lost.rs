@@ -1,5 +1,5 @@
 //! A refresh token that a call without a response may have spent (contract 5.7), and a refresh
-//! whose runtime nobody drives (contract 6.4).
+//! whose runtime is not driven (contract 6.4).
 
 use std::time::{Duration, Instant};
 
@@ -198,7 +198,7 @@ fn a_synchronous_wrapper_holds_others_up_once() {
         .unwrap();
     let api = Api::new(|_| async { answer(200) });
     let (a, b) = (thread_runtime(), thread_runtime());
-    // Past half its life, and well before its end.
+    // After half its lifetime, and well before its expiry.
     std::thread::sleep(SECOND * 16 / 10);
     a.block_on(api.client(&session).get(url("/")).send()).unwrap();
     a.block_on(issuer.until_called(1));

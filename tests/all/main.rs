@@ -1,4 +1,5 @@
-//! Everything that needs no feature and no server of somebody else: one binary, since each one costs a link.
+//! All tests that need no feature and no external server, in one binary, because each binary costs
+//! a link.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 
 #[path = "../support/raw.rs"]

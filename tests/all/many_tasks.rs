@@ -50,7 +50,7 @@ fn kind(error: &reqwest_middleware::Error) -> ErrorKind {
     Error::find_in(error).unwrap().kind()
 }
 
-/// Whom the server took the newest request to be from, and what it answered.
+/// The sender of the newest request, according to the server, and the response.
 fn newest(server: &AuthServer) -> (Option<String>, u16) {
     let record = server.requests().pop().unwrap();
     (record.subject, record.status.unwrap().as_u16())
@@ -168,7 +168,7 @@ async fn a_requests_own_session_does_it_all() {
     assert_eq!(server.counts_of("task").token_calls, 0);
 }
 
-/// Futures that several tasks share are polled by whoever comes.
+/// Any of the tasks that share a future may poll it.
 #[tokio::test]
 async fn a_request_moved_to_a_task_keeps_its_own() {
     let server = AuthServer::start().await;
@@ -208,7 +208,7 @@ async fn a_request_moved_to_a_task_keeps_its_own() {
 
 // ---- left alone
 
-/// An answer that would make the chain do everything that it can.
+/// A response that would make the chain do everything that it can.
 fn tempting() -> Answer {
     let answer = http::Response::builder()
         .status(401)
@@ -290,8 +290,7 @@ fn report() -> (tempfile::NamedTempFile, Vec<u8>) {
     (file, content)
 }
 
-/// The refused request and the one that followed it were the same but for the token. Gives back the
-/// second.
+/// Asserts that the rejected request and the next one differ only in the token. Returns the second.
 fn sent_twice(server: &AuthServer) -> reqwest_reauth::testing::Recorded {
     let records = server.requests();
     let [first, second] = &records[..] else { panic!("{records:?}") };
@@ -505,8 +504,8 @@ async fn a_waiting_tenant_delays_nobody() {
     assert_eq!(newest(&server), from("slow"));
 }
 
-/// On the clock that only the servers' own delays move: 10 ms for an answer of the API, two seconds
-/// for a token.
+/// Only the delays of the servers advance the clock: 10 ms for a response of the API, and two
+/// seconds for a token.
 #[tokio::test(start_paused = true)]
 async fn a_slow_refresh_leaves_others_latency() {
     let api = Api::new(|seen| async move {
@@ -561,7 +560,7 @@ fn storm_requests() -> usize {
     std::env::var(REQUESTS_VARIABLE).map_or(50, |text| text.parse().unwrap())
 }
 
-/// Signs in, and is in no hurry: no time limit counts, and no cool-down.
+/// A session without effective time limits or cool-down.
 fn patient(server: &AuthServer, name: &str) -> Session {
     const LONG: Duration = Duration::from_secs(3600);
     let refresher = OAuthRefresh::new(server.token_endpoint()).param("task", name);
@@ -608,14 +607,14 @@ impl Tally {
     }
 }
 
-/// One request of a task, which knows nothing of tokens. It may end in any way; if it is answered,
-/// then as itself.
+/// One request of a task, which knows nothing of tokens. It may end in any way, but a response must
+/// be the task's own.
 async fn request(client: &ClientWithMiddleware, url: &str, name: &str, tally: &Tally) {
     let answer = client.get(url).send().await.unwrap();
     let outcome = answer.extensions().get::<Outcome>().cloned().unwrap_or_default();
     Tally::add(&tally.refreshed, outcome.refreshed);
     Tally::add(&tally.captured, outcome.captured);
-    // Twice refused, since all tokens were called off twice meanwhile.
+    // Rejected twice, because all tokens were revoked twice in the meantime.
     if answer.status() == 401 {
         return;
     }
@@ -680,8 +679,8 @@ async fn supervise(
     }
 }
 
-/// Has no session, and runs on the same threads: whatever a scope left behind, it would send. Tries
-/// after each request that the storm has begun.
+/// Has no session, and runs on the same threads. It would send anything that a scope left behind.
+/// It tries after each request of the storm.
 async fn prowl(client: ClientWithMiddleware, url: String, mut storm: watch::Receiver<usize>) {
     while storm.changed().await.is_ok() {
         assert_eq!(kind(&client.get(&url).send().await.unwrap_err()), ErrorKind::NoSession);
@@ -705,15 +704,15 @@ fn assert_none_crossed(server: &AuthServer) {
 /// The server keeps this many records.
 const KEPT: usize = 16 * 1024;
 
-/// The server's part of a storm: each request of a task is counted, and moves it on.
+/// The server's side of a storm. It counts each request of a task, which drives it on.
 struct Weather {
     server: AuthServer,
     begun: watch::Sender<usize>,
 }
 
 impl Weather {
-    /// Has tokens reissued, calls all of them off now and then, and looks at the records before the
-    /// oldest ones fall out.
+    /// Has tokens reissued, revokes all of them now and then, and checks the records before the
+    /// oldest ones are dropped.
     fn moves_on(&self) {
         let mut begun = 0;
         self.begun.send_modify(|count| {
@@ -762,7 +761,7 @@ async fn storm(workers: usize) {
         task.unwrap();
     }
     assert_none_crossed(server);
-    // The storm is over: nobody begins a request any more.
+    // The storm is over, so no further request starts.
     let Ok(Weather { server, begun }) = Arc::try_unwrap(weather) else { panic!("a task is left") };
     drop(begun);
     for prowler in prowlers {

@@ -1,4 +1,4 @@
-//! Where a token goes, and whose answers count: two servers, one of which must never learn
+//! Where a token is sent, and whose responses count: two servers, one of which must never learn
 //! anything.
 
 use std::net::SocketAddr;
@@ -119,7 +119,7 @@ async fn origins_are_compared_after_normalisation() {
             .build()
             .unwrap();
         let already = server.count();
-        // 127.0.0.2 is nobody: a failed connection shows nothing either.
+        // Nothing listens on 127.0.0.2, and a failed connection shows nothing either.
         let sent = resolving(&session, &names).get(format!("{target}:{port}/x")).send().await;
         let token = server.seen().get(already).map(|seen| seen.token().map(str::to_owned));
         assert_eq!(token.clone().flatten().is_some(), trusted, "{origin} {target}");
@@ -336,7 +336,7 @@ async fn a_rejection_across_origins_is_none() {
         builder(first.origin(), &counter, &events).origin(second.origin()).build().unwrap();
     let client = client(&session);
     let response = client.get(first.url("/401")).send().await.unwrap();
-    // The redirect lost the token, so that none was refused.
+    // The redirect lost the token, so no token was rejected.
     assert_eq!(response.status().as_u16(), 401);
     assert_eq!(second.tokens(), vec![None]);
     untouched(&session, &counter);
@@ -517,7 +517,7 @@ async fn own_authorization_goes_anywhere() {
     assert_eq!(home.count(), 1);
     assert_eq!(home.seen()[0].all("authorization"), ["Digest x"]);
     untouched(&session, &counter);
-    // It switches the chain off for this request, which is told.
+    // It disables the chain for this request, which is reported.
     let told = events.all();
     assert!(matches!(&told[..], [Event::CallerAuthorization { .. }]), "{told:?}");
 }

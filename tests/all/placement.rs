@@ -22,7 +22,7 @@ fn own_headers(events: &Events) -> usize {
     events.count(|event| matches!(event, Event::CallerAuthorization { .. }))
 }
 
-/// What is logged on this thread.
+/// The log of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -222,7 +222,7 @@ async fn a_header_that_went_elsewhere_is_an_error() {
         let response = client.get(server.url("/")).send().await.unwrap();
         assert_eq!(response.status(), 401);
         assert_eq!(counter.calls(), 0);
-        // What reqwest does, and why it is told.
+        // What reqwest does, and why it is reported.
         assert_eq!(elsewhere.seen().last().unwrap().all("x-api-key"), ["old"]);
         assert_eq!(log.count("ERROR", "127.0.0.1"), 1);
     }

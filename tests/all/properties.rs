@@ -1,6 +1,5 @@
-//! What holds of a session whatever happens: random requests, refusals, captures, cancelled
-//! callers, flights that succeed, fail, hang and panic, new logins, logouts, a failing store, and
-//! time.
+//! Invariants of a session under random requests, rejections, captures, cancelled callers,
+//! refreshes that succeed, fail, hang and panic, new logins, logouts, a failing store, and time.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,7 +16,7 @@ use tokio::{task::JoinHandle, time::timeout};
 
 #[derive(Clone, Debug)]
 enum Act {
-    /// A request, how long its answer takes, its own timeout, and when its caller is dropped: in
+    /// A request, the delay of its response, its own timeout, and when its caller is dropped, in
     /// milliseconds.
     Request {
         takes: u64,
@@ -32,7 +31,7 @@ enum Act {
         dropped_after: Option<u64>,
     },
     Clear,
-    /// The API refuses all tokens that are there by now.
+    /// The API rejects all tokens issued so far.
     Revoke,
     Pass(u64),
 }
@@ -87,7 +86,7 @@ fn faults() -> impl Strategy<Value = Option<Vec<(Call, Fate)>>> {
     prop::option::of(prop::collection::vec((call, fate), 0..16))
 }
 
-/// Runs what is dropped after so many milliseconds, if it is not done by then.
+/// Runs a future that is dropped after this many milliseconds if it has not ended by then.
 fn run<F>(dropped_after: Option<u64>, work: F) -> JoinHandle<Option<F::Output>>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
@@ -172,12 +171,12 @@ async fn play(
     let not_refreshing = async {
         session.subscribe().wait_for(|state| *state != SessionState::Refreshing).await.map(drop)
     };
-    timeout(Duration::from_secs(3600), not_refreshing).await.expect("a flight hangs").unwrap();
+    timeout(Duration::from_secs(3600), not_refreshing).await.expect("a refresh hangs").unwrap();
     settle().await;
     finish(&world, &session, store.as_ref()).await;
 }
 
-/// What a caller may get: an answer, or an error of this crate.
+/// The possible results for a caller: a response, or an error of this crate.
 fn check(result: reqwest_middleware::Result<u16>) {
     match result {
         Ok(status) => assert!(matches!(status, 200 | 401), "{status}"),
@@ -202,7 +201,7 @@ async fn finish(world: &World, session: &Session, store: Option<&FakeStore>) {
             assert!(first.refused && first.token != again.token, "{sent:?}");
         }
     }
-    // The last refresh token that was received, or the user's word.
+    // The last refresh token that was received, or that of the last login.
     let expected = world.last_refresh_token();
     assert_eq!(held(session).1, expected, "the last refresh token is lost");
     if let Some(store) = store {

@@ -10,8 +10,8 @@ use serde::Deserialize;
 
 use crate::raw::{Reply, Server};
 
-/// A session with the tokens `T0` and `R0`, an API that takes every other token, and a token
-/// endpoint that answers by a script and then with `T9`.
+/// A session with the tokens `T0` and `R0`, an API that accepts every other token, and a token
+/// endpoint that responds from a script and then with `T9`.
 struct Provider {
     api: Server,
     endpoint: Server,
@@ -315,7 +315,7 @@ async fn a_nested_refresh_token_is_kept_and_used() {
     let provider = ruled(script, |response, _| response.read_at("/data")).await;
     assert_eq!(provider.get().await.unwrap(), 200);
     assert_eq!(provider.held(), ["T2", "R1"]);
-    // Kept, also where the rule says something else.
+    // Kept, even if the rule says otherwise.
     let rule: Rule = |response, reading| {
         response.read_at("/data");
         reading

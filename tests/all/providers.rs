@@ -1,7 +1,7 @@
-//! What real token endpoints answer, row by row, against a session that holds the access token `T0`
-//! and the refresh token `R0`, and an API that accepts every token but `T0`.
+//! The responses of real token endpoints, row by row, for a session that holds the access token
+//! `T0` and the refresh token `R0`, and an API that accepts every token but `T0`.
 //!
-//! Each row names where the response was seen: a provider's documentation, or an issue.
+//! Each row names its source: a provider's documentation, or an issue.
 
 use std::{io::Write as _, time::Duration};
 
@@ -35,7 +35,7 @@ struct World {
 }
 
 impl World {
-    /// The token endpoint answers by this script, then with grants.
+    /// The token endpoint responds from this script, then with grants.
     async fn new(script: Vec<Reply>, set: impl FnOnce(OAuthRefresh) -> OAuthRefresh) -> Self {
         let api = Server::simple(|seen| {
             Reply::status(if seen.token() == Some("T0") { 401 } else { 200 })
@@ -501,7 +501,7 @@ async fn documented_grants() {
     .await;
 }
 
-/// Refusals from providers' documentation and from issues.
+/// Rejections from providers' documentation and from issues.
 #[tokio::test]
 #[allow(clippy::too_many_lines, reason = "a table of cases")]
 async fn documented_refusals() {

@@ -1,4 +1,4 @@
-//! One refresh at a time, for everybody (contract: one flight, before expiry).
+//! One refresh at a time, for all requests (contract: one refresh, before expiry).
 
 use std::{sync::Arc, time::Duration};
 
@@ -299,9 +299,9 @@ async fn a_cut_off_refresh_counts_its_attempts() {
 
     #[async_trait::async_trait]
     impl Refresher for Retries {
-        async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
-            flight.retrying(1, SECOND, None);
-            flight.retrying(2, SECOND, None);
+        async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
+            context.retrying(1, SECOND, None);
+            context.retrying(2, SECOND, None);
             std::future::pending().await
         }
     }

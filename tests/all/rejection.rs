@@ -1,4 +1,4 @@
-//! Which answers refuse a token, and which do not (RFC 9110 §11.6.1, RFC 6750 §3, RFC 9470 §3).
+//! Which responses reject a token, and which do not (RFC 9110 §11.6.1, RFC 6750 §3, RFC 9470 §3).
 
 use std::{
     sync::{Arc, Mutex},
@@ -23,8 +23,8 @@ fn client(session: &Session) -> ClientWithMiddleware {
     ClientBuilder::new(reqwest::Client::new()).with_session(session.clone()).build()
 }
 
-/// Answers `old` with this status and these challenges, and serves all others. Says whether the
-/// token was renewed.
+/// Responds to `old` with this status and these challenges, and accepts all other tokens. Returns
+/// whether the token was refreshed.
 async fn renews(status: u16, challenges: &'static [&'static [u8]]) -> bool {
     let server = Server::simple(move |seen| match seen.token() {
         Some("old") => challenges
@@ -45,7 +45,7 @@ async fn renews(status: u16, challenges: &'static [&'static [u8]]) -> bool {
     let response = client(&session).get(server.url("/")).send().await.unwrap();
     let shown: Vec<_> = challenges.iter().map(|value| String::from_utf8_lossy(value)).collect();
     if counter.calls() == 0 {
-        // What is no refusal is the caller's, as it is.
+        // A response that is no rejection is returned to the caller unchanged.
         assert_eq!(response.status().as_u16(), status, "{shown:?}");
         assert_eq!(server.count(), 1, "{shown:?}");
         assert!(response.extensions().get::<Outcome>().is_none(), "{shown:?}");
@@ -94,12 +94,12 @@ async fn no_other_status_rejects() {
     }
 }
 
-/// What the rule was told, and what it says.
+/// The verdict that the rule received, and its result.
 type Told = Arc<Mutex<Vec<(u16, Verdict)>>>;
 
 #[tokio::test]
 async fn a_bare_403_rejects_an_expired_token() {
-    // Without a refresher what is there is sent: the verdict shows in the rule.
+    // Without a refresher the current token is sent. The rule shows the verdict.
     for (expired, status, refused) in [
         (true, 403, true),
         (false, 403, false),
@@ -142,7 +142,7 @@ async fn a_bare_403_rejects_an_expired_token() {
 #[tokio::test]
 async fn a_token_that_expires_on_the_way_is_renewed() {
     let lifetime = Duration::from_secs(3600);
-    // The API answers only when the token is over, by the same clock that the session has.
+    // The API responds only after the token has expired, by the same clock as the session's.
     let server = Server::start(move |seen| async move {
         match seen.token() {
             Some("old") => {
@@ -166,8 +166,8 @@ async fn a_token_that_expires_on_the_way_is_renewed() {
     assert_eq!(server.tokens(), [Some("old".into()), Some("t1".into())]);
 }
 
-/// A request was sent before its token's end, and is answered after it, when another request has
-/// renewed the token.
+/// The request was sent before the expiry of its token. Its response arrives afterwards, when
+/// another request has refreshed the token.
 #[tokio::test]
 async fn the_verdict_is_about_the_token_that_was_sent() {
     let lifetime = Duration::from_secs(3600);
@@ -218,7 +218,7 @@ async fn the_verdict_is_about_the_token_that_was_sent() {
 
 #[tokio::test]
 async fn a_rule_of_the_user_replaces_the_built_in_one() {
-    // What no built-in rule takes for a refusal.
+    // Responses that no built-in rule treats as a rejection.
     let server = Server::simple(|seen| match seen.token() {
         Some("old") => Reply::status(440).header("X-Session", "over"),
         _ => Reply::status(200),

@@ -1,4 +1,4 @@
-//! When the API refuses the token (contract §3), end to end without a socket.
+//! How rejected tokens are handled (contract §3), end to end without a socket.
 
 use std::{
     sync::{Arc, Mutex},
@@ -23,7 +23,7 @@ fn builder(issuer: &Issuer) -> SessionBuilder {
     Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone())
 }
 
-/// Answers the first token so, and accepts every other.
+/// Responds to the first token like this, and accepts every other token.
 fn refusing(answering: impl Fn() -> http::response::Builder + Send + Sync + 'static) -> Api {
     Api::new(move |seen| {
         let answer = if seen.token() == Some("t0") { answering() } else { answer(200) };
@@ -269,7 +269,7 @@ fn under_retry(api: &Api, session: &Session) -> ClientWithMiddleware {
 async fn an_outer_retry_shares_one_budget() {
     let issuer = Issuer::new([]);
     let session = builder(&issuer).build().unwrap();
-    // 401, replayed: 503, retried: the fresh token is refused too.
+    // 401, replayed: 503, retried: the new token is rejected too.
     let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let api = Api::new(move |_| {
         let status =
@@ -339,7 +339,7 @@ async fn a_failed_background_refresh_costs_nothing() {
         .build()
         .unwrap();
     tokio::time::advance(99 * SECOND).await;
-    // It answers when that refresh has failed, and the cool-down is over.
+    // It responds after that refresh has failed and the cool-down is over.
     let api = Api::new(|_| async {
         settle().await;
         answer(401)
@@ -362,7 +362,7 @@ async fn find_in_sees_through_an_outer_retry() {
     assert_eq!(issuer.calls(), 1);
 }
 
-/// Refuses `t0` once it has been replaced by this login, and accepts `t1` alone.
+/// Rejects `t0` once this login has replaced it, and accepts only `t1`.
 fn refusing_after(session: &Session, login: Tokens) -> Api {
     let session = session.clone();
     Api::new(move |seen| {
@@ -390,7 +390,7 @@ async fn a_login_with_a_dead_token_is_renewed() {
     }
 }
 
-/// The API refuses `t0` when its successor has run out and could not be renewed.
+/// The API rejects `t0` after its successor has expired and could not be refreshed.
 fn refuses_late(session: &Session) -> Api {
     let session = session.clone();
     Api::new(move |_| {

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::raw::{Reply, Server};
 
-/// An API that answers the first request only when it is told to, with this status.
+/// An API that holds the first request until a signal, and then responds with this status.
 struct Slow {
     api: Server,
     arrived: Arc<Notify>,

@@ -1,4 +1,4 @@
-//! What is sent again after a refusal, and what is not.
+//! What is replayed after a rejection, and what is not.
 
 use std::{
     io,
@@ -23,7 +23,7 @@ use reqwest_reauth::{
 };
 use tokio::sync::Barrier;
 
-/// Refuses all but `t1`, `t2` and so on.
+/// Rejects all tokens except `t1`, `t2` and so on.
 fn strict(seen: &crate::raw::Seen) -> Reply {
     if seen.token().is_some_and(|token| token.starts_with('t')) {
         Reply::status(200).body("served")
@@ -515,7 +515,7 @@ async fn a_timeout_bounds_the_wait_for_a_refresh() {
         assert_eq!(server.token_calls(), 1);
         assert_eq!(session.generation(), 1);
         hold.release();
-        // What it brings is there for the next.
+        // Its result is available to the next request.
         assert_eq!(client.get(server.url("/")).send().await.unwrap().status(), 200);
         assert_eq!(server.token_calls(), 1);
         assert_eq!(server.refused(), 1);

@@ -56,7 +56,7 @@ fn a_shut_down_runtime_frees_its_waiters() {
         async move { sender.send(request.await) }
     });
     waits.block_on(is_refused.recv()).unwrap();
-    assert!(answered.recv_timeout(Duration::from_millis(50)).is_err(), "it waits for the flight");
+    assert!(answered.recv_timeout(Duration::from_millis(50)).is_err(), "it waits for the refresh");
     leads.shutdown_background();
     let error = crate::support::error_of(answered.recv_timeout(BOUND).expect("a waiter hangs"));
     assert_eq!(error.kind(), ErrorKind::Internal);
@@ -99,7 +99,7 @@ fn an_undriven_runtime_frees_its_waiters() {
         .cooldown(Duration::ZERO)
         .build()
         .unwrap();
-    // It stands still as soon as the flight has its place, and its first poll never comes.
+    // It stops as soon as the refresh is registered, before its first poll.
     let still = Builder::new_current_thread().enable_all().build().unwrap();
     still.block_on(async {
         let session = session.clone();
@@ -149,7 +149,7 @@ fn a_captures_wait_for_the_lock_is_resumed() {
     assert_eq!(store.saves(), [texts("c1", "r0"), texts("t1", "r1")]);
 }
 
-/// A wrapper whose runtime is driven during a request alone leaves a save half done, with the
+/// A wrapper that drives its runtime only during a request leaves a save unfinished, with the
 /// store's lock.
 #[test]
 fn a_saver_nobody_drives_frees_its_lock() {
@@ -174,7 +174,7 @@ fn a_saver_nobody_drives_frees_its_lock() {
     });
     assert_eq!(store.saves(), [texts("c1", "r0"), texts("t1", "r1"), texts("t2", "r2")]);
     assert!(store.is_free());
-    // It saves nothing more, should it be driven again.
+    // It saves nothing more if it is driven again.
     still.block_on(crate::support::settle());
     assert_eq!(store.saves().len(), 3);
 }
@@ -199,7 +199,7 @@ fn a_stuck_call_never_overlaps_another() {
     let issuer = Issuer::new([Turn::Hang]);
     let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
     let session = session.refresh_timeout(Duration::from_millis(200)).build().unwrap();
-    // Nobody drives this runtime once the call has begun.
+    // Nothing drives this runtime after the call has started.
     let still = Builder::new_current_thread().enable_all().build().unwrap();
     still.spawn({
         let session = session.clone();
@@ -231,7 +231,7 @@ fn close_outlasts_a_save_nobody_drives() {
         .block_on(async { tokio::time::timeout(Duration::from_secs(3600), session.close()).await });
     closed.expect("it is closed in time").unwrap();
     assert!(store.saves().is_empty());
-    // Nothing is lost if it goes on after all.
+    // Nothing is lost if it continues nevertheless.
     still.block_on(store.until(|ops| ops.iter().any(|op| matches!(op, Op::Save(..)))));
     assert_eq!(store.saves(), [texts("c1", "r0")]);
 }
@@ -287,7 +287,7 @@ fn a_refresh_outlasts_a_save_nobody_drives() {
     runs.block_on(session.refresh()).unwrap();
     assert_eq!(held(&session), texts("t1", "r1"));
     assert_eq!(store.saves.lock().unwrap().len(), 1);
-    // What it could not save is saved as soon as the way is free.
+    // What could not be saved is saved as soon as possible.
     drop(still);
     runs.block_on(session.refresh()).unwrap();
     assert_eq!(

@@ -162,8 +162,8 @@ async fn a_panic_in_foreign_extensions_costs_a_poll() {
                 session("b").scope(async { crash() }),
             );
             assert!(caught(both).await);
-            // The foreign items are still in place, and ours with the others are hidden: nobody's
-            // session rather than a wrong one.
+            // The foreign items are still in place, and hide ours and the others: no session is
+            // better than a wrong one.
             assert_eq!(here(), None);
             yield_now().await;
             assert!(is_here("a"));
@@ -433,7 +433,7 @@ async fn local_tasks_have_each_their_own() {
         .await;
 }
 
-/// The set polls all its tasks, whosever they are, in the poll of whoever drives it.
+/// The set polls all its tasks within the poll of the task that drives it.
 #[tokio::test]
 async fn a_local_sets_tasks_are_not_in_the_scope() {
     let local = LocalSet::new();
@@ -454,7 +454,7 @@ async fn a_local_sets_tasks_are_not_in_the_scope() {
     assert_eq!(here(), None);
 }
 
-// ---- what is not inherited
+// ---- inheritance
 
 #[tokio::test]
 async fn a_spawned_task_does_not_inherit_it() {

@@ -1,5 +1,5 @@
-//! A session's life: its state, its subscribers, and the user's word against a flight (contract
-//! §6).
+//! A session's lifecycle: its state, its subscribers, and `replace_tokens` or `clear` during a
+//! refresh (contract §6).
 
 use std::{
     sync::{
@@ -38,7 +38,7 @@ fn refreshing(session: &Session) -> JoinHandle<Result<Tokens, Error>> {
     tokio::spawn(async move { session.refresh().await })
 }
 
-/// Notes each state that a subscriber is told, until the session is closed.
+/// Records each state that a subscriber receives, until the session is closed.
 fn record(session: &Session) -> JoinHandle<Vec<SessionState>> {
     let mut states = session.subscribe();
     tokio::spawn(async move {
@@ -165,7 +165,7 @@ async fn a_refresh_replaces_a_capture_made_in_it() {
         }
     });
     let client = api.client(&session);
-    // Sent with the old token, and answered after the flight has begun.
+    // Sent with the old token, with a response after the refresh has started.
     let gate = std::sync::Arc::new(tokio::sync::Notify::new());
     let late = Api::new({
         let gate = std::sync::Arc::clone(&gate);
@@ -290,7 +290,7 @@ async fn two_refreshes_in_a_row_never_overlap() {
     let session = builder(&issuer).store(store.clone()).build().unwrap();
     let first = refreshing(&session);
     tokio::time::sleep(6 * SECOND).await;
-    // The first is saving what it brought.
+    // The first refresh is saving its result.
     let replace = tokio::spawn({
         let session = session.clone();
         async move { session.replace_tokens(pair("new", "rn")).await }
@@ -313,7 +313,7 @@ async fn two_refreshes_in_a_row_never_overlap() {
 async fn close_lets_a_new_refresh_end() {
     let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
     let session = session(&issuer);
-    // Polled once: the flight has its place, and its task has not run yet.
+    // Polled once: the refresh is registered, but its task has not run yet.
     let mut refresh = Box::pin(session.refresh());
     assert!(futures_poll(refresh.as_mut()).is_none());
     session.close().await.unwrap();
@@ -406,8 +406,8 @@ struct NeedsRefreshToken(Issuer);
 
 #[async_trait::async_trait]
 impl Refresher for NeedsRefreshToken {
-    async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, reqwest_reauth::Error> {
-        self.0.refresh(flight).await
+    async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, reqwest_reauth::Error> {
+        self.0.refresh(context).await
     }
 
     fn can_refresh(&self, tokens: &Tokens) -> bool {
@@ -431,7 +431,7 @@ async fn nothing_to_ask_with_is_no_refresh() {
     assert_eq!(session.state(), SessionState::Active);
     assert_eq!(events.all().len(), 0);
 
-    // Nor has the store: the request goes with what there is, and the answer stands.
+    // Nor does the store: the request is sent with the current token, and the response is returned.
     for tokens in
         [Tokens::new("t0").unwrap(), Tokens::new("t0").unwrap().with_expires_in(Duration::ZERO)]
     {
@@ -467,7 +467,7 @@ async fn a_refresh_holds_the_lock_throughout() {
     let issuer = Issuer::new([Turn::Gated]);
     let store = FakeStore::default();
     let session = builder(&issuer).store(store.clone()).build().unwrap();
-    let flight = refreshing(&session);
+    let running = refreshing(&session);
     issuer.until_called(1).await;
     assert!(!store.is_free());
     let api = Api::new(|_| async { answer(200).header("refreshed-api-token", "c1") });
@@ -475,7 +475,7 @@ async fn a_refresh_holds_the_lock_throughout() {
     settle().await;
     assert_eq!(store.held(), Some(texts("c1", "r0")));
     issuer.gate.add_permits(1);
-    flight.await.unwrap().unwrap();
+    running.await.unwrap().unwrap();
     settle().await;
     assert_eq!(store.held(), Some(texts("t1", "r1")));
     assert!(store.is_free());
@@ -494,7 +494,7 @@ async fn new_requests_wait_after_a_rejection() {
             async move { answer(if refuse { 401 } else { 200 }) }
         }
     });
-    let flight = refreshing(&session);
+    let running = refreshing(&session);
     issuer.until_called(1).await;
     let send = || {
         let client = api.client(&session);
@@ -510,7 +510,7 @@ async fn new_requests_wait_after_a_rejection() {
     issuer.gate.add_permits(1);
     assert_eq!(first.await.unwrap(), 200);
     assert_eq!(second.await.unwrap(), 200);
-    flight.await.unwrap().unwrap();
+    running.await.unwrap().unwrap();
     assert_eq!(api.tokens_seen(), ["t0", "t0", "t1", "t1"]);
 }
 

@@ -31,7 +31,7 @@ fn failures(events: &Events) -> usize {
     events.count(|event| matches!(event, Event::StoreFailed { .. }))
 }
 
-/// Answers 200 to all, and puts this token beside it.
+/// Responds to all requests with 200 and this token.
 fn reissuing(token: &str) -> Api {
     let token = token.to_owned();
     Api::new(move |_| {
@@ -414,7 +414,7 @@ async fn a_saver_leaves_what_it_found_to_the_refresh() {
     let (issuer, store) = (Issuer::new([]), FakeStore::holding(pair("t0", "r0")));
     let session = session(&issuer, &store);
     let other = store.occupy().await;
-    // The saver is before the flight in the queue for the lock.
+    // The save is ahead of the refresh in the queue for the lock.
     reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
     settle().await;
     let refresh = tokio::spawn({
@@ -442,13 +442,13 @@ async fn what_is_saved_is_not_saved_again() {
 
 #[tokio::test(start_paused = true)]
 async fn the_kept_refresh_token_is_the_dead_one() {
-    /// Brings a new refresh token without an access token, then is told that it is dead.
+    /// Returns a new refresh token without an access token, and then gets an `invalid_grant`.
     struct KeepsThenFails;
 
     #[async_trait::async_trait]
     impl Refresher for KeepsThenFails {
-        async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
-            flight.keep(RefreshToken::new("r1")?).await;
+        async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
+            context.keep(RefreshToken::new("r1")?).await;
             Err(dead())
         }
     }

@@ -99,8 +99,8 @@ async fn a_dropped_logins_save_precedes_its_use() {
 async fn an_overtaken_refresh_saves_nothing() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
-    // The flight has no lock, and waits for one when it wants to save. The user's save gets it
-    // first.
+    // The refresh has no lock, and waits for one when it wants to save. The save of the new login
+    // gets it first.
     store.next(Call::Lock, [Fate::Down, Fate::Gated]);
     let refresh = tokio::spawn({
         let session = session.clone();
@@ -131,7 +131,7 @@ async fn without_the_lock_newer_tokens_stay() {
     refresh.await.unwrap().unwrap();
     assert_eq!(store.held(), Some(texts("other", "ro")));
     assert_eq!(held(&session), texts("t1", "r1"));
-    // The next flight takes theirs.
+    // The next refresh uses the tokens of the other process.
     session.refresh().await.unwrap();
     assert_eq!(held(&session), texts("other", "ro"));
     assert_eq!(issuer.calls(), 1);
@@ -237,7 +237,7 @@ async fn an_unsaved_login_yields_to_a_newer_one() {
             .origin(ORIGIN)
             .refresher(issuer.clone())
             .store(store.clone());
-        // It has looked: what it finds later and did not see then is newer.
+        // It has read the store, so anything that it finds later is newer.
         let session = session.restore().await.unwrap();
         store.next(Call::Lock, [Fate::Down]);
         session.replace_tokens(pair("new", "rn")).await.unwrap_err();
@@ -264,7 +264,7 @@ async fn a_failed_save_yields_to_a_newer_login() {
 
 #[tokio::test(start_paused = true)]
 async fn a_late_lock_still_saves() {
-    // What is there, or comes meanwhile with the refresh token that was spent, is older.
+    // Tokens that are there, or arrive in the meantime, with the spent refresh token are older.
     for meanwhile in [pair("t0", "r0"), pair("c1", "r0")] {
         let (issuer, store) = (Issuer::new([Turn::Gated]), FakeStore::holding(pair("t0", "r0")));
         let session = session(&issuer, &store);

@@ -91,7 +91,7 @@ impl Other {
         Self { process, lines, input }
     }
 
-    /// What it says next; `None` once it is dead.
+    /// The next line of the process, or `None` once it is dead.
     fn says(&mut self) -> Option<String> {
         self.lines
             .by_ref()

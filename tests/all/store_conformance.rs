@@ -1,5 +1,5 @@
-//! The stores of this crate that need no server pass the suite that a store of somebody else's is
-//! to pass, and the suite notices one that keeps a rule less.
+//! The stores that need no server pass the conformance suite, and the suite detects a store that
+//! breaks a rule.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,4 +1,4 @@
-//! `FileStore::encrypt_with`: what is refused says why, and is left as it is.
+//! `FileStore::encrypt_with`: a rejected file is left unchanged, and the error says why.
 
 use std::{error::Error as _, fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! What a `FileStore` does to the disk, step by step: in which order, and under which lock.
+//! The disk operations of a `FileStore`: their order, and the lock that they hold.
 
 use std::{
     fs::File,
@@ -21,15 +21,15 @@ async fn save(store: &FileStore, tokens: &Tokens) {
     store.save(&lock, tokens).await.unwrap();
 }
 
-/// The other process's part. Does nothing in a usual run.
+/// The part of the other process. It does nothing in a normal run.
 #[test]
 fn child() {
     let Some(path) = std::env::var_os("STORE_STEPS_PATH") else { return };
     runtime().block_on(save(&FileStore::new(path), &pair("a", "r")));
 }
 
-/// A caller that gives up while its save waits for a thread takes the lock with it only once the
-/// file is written.
+/// A cancelled caller whose save waits for a thread releases the lock only after the file is
+/// written.
 #[test]
 fn a_save_given_up_keeps_the_lock_till_its_end() {
     let dir = tempfile::tempdir().unwrap();
@@ -39,7 +39,7 @@ fn a_save_given_up_keeps_the_lock_till_its_end() {
     let (open, gate) = mpsc::channel::<()>();
     busy.block_on(async {
         let lock = ours.lock().await.unwrap();
-        // The one thread that may block is taken.
+        // Occupies the only blocking thread.
         tokio::task::spawn_blocking(move || gate.recv());
         let tokens = pair("a", "r");
         let mut saving = ours.save(&lock, &tokens);
@@ -61,7 +61,7 @@ fn strace() -> bool {
     found
 }
 
-/// A power failure leaves the old document or the new one, whole (contract 10.4).
+/// After a power failure either the old or the new document is there, and complete (contract 10.4).
 #[cfg(target_os = "linux")]
 #[test]
 fn a_save_is_on_the_disk_before_its_rename() {
@@ -85,7 +85,7 @@ fn a_save_is_on_the_disk_before_its_rename() {
     assert_eq!(steps(&calls, &real), ["flush of the new file", "rename", "flush of the directory"]);
 }
 
-/// What was done in this directory, in its order.
+/// The operations in this directory, in order.
 fn steps(calls: &str, dir: &Path) -> Vec<&'static str> {
     let (file, dir) = (format!("{}/.tokens.json.", dir.display()), format!("{}>", dir.display()));
     let step = |call: &str| {

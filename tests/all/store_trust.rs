@@ -1,5 +1,5 @@
-//! `FileStore` where somebody else owns the directory, a link or a file. Tests that need another
-//! user's files run as root alone, and are skipped otherwise.
+//! `FileStore` when another user owns the directory, a link or a file. Tests that need another
+//! user's files run only as root, and are skipped otherwise.
 
 use std::{
     error::Error as _,
@@ -10,7 +10,7 @@ use std::{
 
 use reqwest_reauth::{Error, ErrorKind, FileStore, TokenStore, Tokens};
 
-/// `nobody`, who is not us.
+/// The user `nobody`, who is not us.
 const STRANGER: u32 = 65534;
 
 fn tokens() -> Tokens {
@@ -28,7 +28,7 @@ fn said(error: &Error) -> String {
     format!("{cause}: {}", cause.source().map(ToString::to_string).unwrap_or_default())
 }
 
-/// A directory of somebody else's; `None` if this user cannot make one.
+/// A directory of another user, or `None` if this user cannot create one.
 fn strangers_dir(dir: &Path) -> Option<std::path::PathBuf> {
     let theirs = dir.join("theirs");
     fs::create_dir(&theirs).unwrap();
@@ -122,7 +122,7 @@ async fn a_volume_that_others_write_says_what_to_do() {
         for part in [who, "mode 0700", advice.to_str().unwrap()] {
             assert!(said.contains(part), "{said}");
         }
-        // And what it says works.
+        // The advice in the error works.
         save(&FileStore::new(&advice)).await.unwrap();
         assert_eq!(fs::metadata(volume.join("tokens")).unwrap().mode() & 0o777, 0o700);
     }

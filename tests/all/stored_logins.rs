@@ -1,5 +1,5 @@
-//! What a session takes from its store without asking the token endpoint, and what it does not send
-//! without it (contract 10.1, 10.3).
+//! What a session takes from its store without a call to the token endpoint, and what it does not
+//! send without the store (contract 10.1, 10.3).
 
 use std::{
     sync::{Arc, Mutex},

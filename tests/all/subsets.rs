@@ -71,7 +71,7 @@ async fn capture_and_authorize_capture() {
         assert_eq!(held(&session).0, if captured { "c1" } else { "t0" }, "{subset:?}");
         assert_eq!(api.tokens_seen(), sent(subset, &["t0"]), "{subset:?}");
         assert_eq!(issuer.calls(), 0, "{subset:?}");
-        // Whoever looks at the header must not print it.
+        // The header must not appear in logs.
         assert_eq!(
             response.headers()["refreshed-api-token"].is_sensitive(),
             subset.capture,

@@ -1,5 +1,5 @@
-//! Each fault of the table in `tests/peers/README.md`, at the API: what is no refusal is the
-//! caller's, and costs no refresh.
+//! Each fault of the table in `tests/peers/README.md`, at the API: a response that is no rejection
+//! is returned to the caller, and causes no refresh.
 
 use std::time::Duration;
 
@@ -79,8 +79,7 @@ pub(crate) async fn the_replays_fault_is_the_callers() {
         let sent = client(&session).put(peers.api()).timeout(Duration::from_secs(10)).send().await;
 
         match sent {
-            // This server knows no PUT: its own answer is 404, and shows that the request came
-            // through.
+            // This server does not support PUT. Its own 404 shows that the request arrived.
             Ok(response) => {
                 let outcome = response.extensions().get::<Outcome>().unwrap();
                 assert!(outcome.refreshed && outcome.replayed, "{fault}");

@@ -1,5 +1,5 @@
-//! Tokens that are bound to a key (RFC 9449), where the provider asks for a nonce in each proof. The
-//! API is the provider's own userinfo endpoint.
+//! Tokens that are bound to a key (RFC 9449), with a provider that demands a nonce in each proof.
+//! The API is the provider's own userinfo endpoint.
 
 use reqwest_middleware::ClientWithMiddleware;
 use reqwest_reauth::{
@@ -60,7 +60,7 @@ pub(crate) async fn nonces_that_end_cost_one_request_each() {
     let session = login(&peers, &key()).await;
     session.refresh().await.unwrap();
     assert_eq!(get(&peers, &session).await, 200);
-    // The next one comes with a response before the first ends.
+    // The next nonce arrives with a response before the first one expires.
     for _ in 0..3 {
         peers.later(60).await;
         session.refresh().await.unwrap();
@@ -68,7 +68,7 @@ pub(crate) async fn nonces_that_end_cost_one_request_each() {
     }
     assert_eq!(peers.answered("GET /me 401").await, 1);
     assert_eq!(peers.answered("POST /token 400").await, 1);
-    // Nothing was sent in a while.
+    // No request was sent for a while.
     peers.later(3600).await;
     session.refresh().await.unwrap();
     assert_eq!(get(&peers, &session).await, 200);
@@ -119,7 +119,7 @@ pub(crate) async fn a_restart_needs_the_login_and_its_key() {
 pub(crate) async fn each_retry_of_a_refresh_is_signed_anew() {
     let peers = start();
     let session = login(&peers, &key()).await;
-    // The provider accepts no proof twice.
+    // The provider rejects a repeated proof.
     for fault in ["down", "reset", "status 503"] {
         peers.fault(TOKEN, fault, 2).await;
         session.refresh().await.unwrap();

@@ -23,7 +23,7 @@ fn length(default: u64) -> Duration {
     Duration::from_secs(seconds.unwrap_or(default))
 }
 
-/// What the tasks were answered, and how often.
+/// The statuses that the tasks received, and how often.
 type Tally = Arc<Mutex<BTreeMap<String, u64>>>;
 
 /// Eight tasks that send one request after the other until `end`.
@@ -137,8 +137,8 @@ pub(crate) async fn a_restarted_token_endpoint_costs_nothing() {
 }
 
 pub(crate) async fn a_restarted_proxy_with_an_outer_retry() {
-    // Opaque tokens live as long as they say; the second to which a JWT's `exp` is rounded could
-    // refuse one request twice.
+    // Opaque tokens live exactly as long as announced. The second to which a JWT's `exp` is rounded
+    // could reject one request twice.
     let peers = Peers::start(&[("TTL", "2"), ("FORMAT", "opaque")]);
     let (session, _) = peers.session(peers.plain_refresher().max_attempts(40)).await;
     let policy = ExponentialBackoff::builder()
@@ -168,8 +168,8 @@ pub(crate) async fn a_restarted_proxy_with_an_outer_retry() {
     session.refresh().await.unwrap();
 }
 
-/// Now no refresh is under way, so that stopping nginx cannot lose the answer to one: this provider
-/// revokes the grant for it.
+/// No refresh is in progress now, so stopping nginx cannot lose its response. This provider would
+/// revoke the grant for that.
 async fn after_a_refresh(session: &Session) {
     let mut states = session.subscribe();
     let generation = session.generation();

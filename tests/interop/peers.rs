@@ -83,7 +83,7 @@ impl Peers {
         self.seed_of(&format!("client=plain&jkt={thumbprint}")).await
     }
 
-    /// Moves the provider's clock.
+    /// Advances the provider's clock.
     pub(crate) async fn later(&self, seconds: u64) {
         let url = format!("{}/later?seconds={seconds}", self.direct_origin());
         let _: Value = self.control.post(url).json_answer().await;
@@ -163,13 +163,13 @@ impl Peers {
             self.control.delete(format!("{}/__faults", self.origin())).json_answer().await;
     }
 
-    /// How often the provider gave this answer, e.g. `POST /token 200`.
+    /// How often the provider sent this response, for example `POST /token 200`.
     pub(crate) async fn answered(&self, answer: &str) -> u64 {
         self.answered_at_least(answer, 0).await
     }
 
-    /// The same, once it is this often: it counts an answer when it has been written, which for one
-    /// that nobody waits for may be later.
+    /// Waits until the count has this value. The provider counts a response after it is written,
+    /// which may be later for a response that is not awaited.
     pub(crate) async fn answered_at_least(&self, answer: &str, times: u64) -> u64 {
         let ask = self.control.get(format!("{}/stats", self.direct_origin()));
         let ask = ask
@@ -211,7 +211,7 @@ pub(crate) fn refresh_token(session: &Session) -> String {
     session.tokens().unwrap().refresh_token().unwrap().expose_secret().to_owned()
 }
 
-/// What a session told, in its order.
+/// The events of a session, in order.
 #[derive(Clone, Default)]
 pub(crate) struct Events(Arc<Mutex<Vec<Event>>>);
 

@@ -70,7 +70,7 @@ pub(crate) async fn a_grant_revoked_for_reuse_is_not_retried() {
             assert_eq!(session.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
             let sent = client(&session).get(peers.api()).send().await;
             if format == "jwt" {
-                // Nobody can call a signed token back: it is good until it ends.
+                // A signed token cannot be revoked. It is valid until it expires.
                 assert_eq!(sent.unwrap().status(), 200);
             } else {
                 let error = sent.unwrap_err();

@@ -40,7 +40,7 @@ fn as_it_is(refresher: OAuthRefresh) -> OAuthRefresh {
 }
 
 fn impatient(refresher: OAuthRefresh) -> OAuthRefresh {
-    // Time enough for an answer that is not held up, on a busy machine too.
+    // Enough time for a response that is not delayed, even on a busy machine.
     refresher.attempt_timeout(MS(1000))
 }
 
@@ -76,8 +76,7 @@ fn table() -> Vec<Case> {
         case("late 300",        as_it_is,  AtOnce,                                Kept),
         case("reset",           as_it_is,  AfterRetry(None),                      Kept),
         case("reset",           cautious,  fails(Unavailable, 0, 1, true),        Kept),
-        // The provider has no grace: the refresh token is spent, and whoever brings it again loses
-        // the grant.
+        // The provider has no grace: the refresh token is spent, and using it again ends the grant.
         case("late 2000",       impatient, fails(LoginRequired, 400, 2, true),    Lost),
         case("lost",            as_it_is,  fails(LoginRequired, 400, 2, true),    Lost),
         case("lost",            cautious,  fails(Unavailable, 0, 1, true),        Lost),
@@ -150,7 +149,7 @@ pub(crate) async fn retry_after_is_heeded_up_to_its_limit() {
     assert_eq!(error.attempts(), 1);
     assert_eq!(error.retry_after(), Some(Duration::from_secs(31)));
     assert_eq!(session.state(), SessionState::CoolingDown);
-    // The token is good all the same, and requests go on with it.
+    // The token is still valid, and requests use it.
     assert_eq!(client(&session).get(peers.api()).send().await.unwrap().status(), 200);
 }
 

@@ -28,7 +28,7 @@ pub(crate) async fn two_second_tokens_are_renewed_in_time() {
         );
         assert_eq!(session.generation(), 1 + calls);
         if format == "opaque" {
-            // Nothing rounds its end: it is renewed before the provider refuses it.
+            // The expiry is not rounded: the token is refreshed before the provider rejects it.
             assert_eq!(peers.answered("GET /resource/echo 401").await, 0);
         }
     }

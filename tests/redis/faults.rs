@@ -1,4 +1,4 @@
-//! A Redis that rejects writes for a while, and a connection that swallows what it is told.
+//! A Redis that rejects writes for a while, and a connection that drops its data.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::redis_server::Server;
 
-/// One renewal that fails does not give the lock back: the lease runs on.
+/// A failed renewal does not release the lock, because the lease still runs.
 pub(crate) async fn a_renewal_that_fails_keeps_the_lock() {
     let server = Arc::new(Server::start());
     let lease = Duration::from_secs(3);
@@ -20,14 +20,14 @@ pub(crate) async fn a_renewal_that_fails_keeps_the_lock() {
     let lock = store.lock().await.unwrap();
     let owner: String = server.ask(&["GET", "{login}:lock"]);
 
-    // Redis accepts no write without a replica.
+    // Redis rejects writes without a replica.
     server.ask::<()>(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     until(&server, |server| {
         server.ask::<String>(&["INFO", "errorstats"]).contains("errorstat_NOREPLICAS")
     })
     .await;
     server.ask::<()>(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
-    // The next renewal is early enough, and brings the whole lease back.
+    // The next renewal is in time, and restores the whole lease.
     let before = left(&server);
     until(&server, move |server| left(server) > before || left(server) < 0).await;
     assert_eq!(server.ask::<Option<String>>(&["GET", "{login}:lock"]), Some(owner));
@@ -49,14 +49,13 @@ async fn until(server: &Arc<Server>, is_so: impl Fn(&Server) -> bool + Send + Cl
     }
 }
 
-/// What stands between a store and Redis: swallows all that comes over the connections that are
-/// there when it is told to.
+/// A proxy between a store and Redis. On demand it drops the data of all existing connections.
 struct Swallow {
     port: u16,
-    /// Up to which connection, counted from 1.
+    /// The last connection whose data is dropped, counted from 1.
     swallowed: watch::Sender<usize>,
     connections: watch::Sender<usize>,
-    /// A permit for each read that was swallowed.
+    /// A permit for each read that was dropped.
     gone: Arc<Semaphore>,
 }
 
@@ -101,8 +100,8 @@ impl Swallow {
     }
 }
 
-/// A connection that does not answer is given up also where nobody waited for that: the next caller
-/// gets another one at once.
+/// A connection without a response is discarded even if its callers have left. The next caller gets
+/// a new connection at once.
 pub(crate) async fn a_connection_whose_callers_left_is_given_up() {
     let server = Server::start();
     let swallow = Swallow::before(&server).await;
@@ -111,7 +110,7 @@ pub(crate) async fn a_connection_whose_callers_left_is_given_up() {
     assert_eq!(*swallow.connections.borrow(), 1);
 
     swallow.now();
-    // A caller with less patience than a call has: it leaves as soon as its question is gone.
+    // A caller with a shorter timeout than the call: it leaves as soon as its command is sent.
     tokio::select! {
         loaded = store.load() => panic!("there was a response: {loaded:?}"),
         gone = swallow.gone.acquire() => gone.unwrap().forget(),

@@ -23,8 +23,8 @@ const SLACK: Duration = Duration::from_secs(5);
 pub(crate) async fn worker() {
     if let Some(job) = Job::from_env() {
         let store = RedisStore::connect(&job.store, "login").await.unwrap();
-        // Those who are neither killed nor stopped have the usual lease: a machine may be so busy
-        // that they are not run for a while.
+        // Workers that are neither killed nor stopped have the default lease, because a busy
+        // machine may not run them for a while.
         let store = if job.is_to_be_stopped() { store.lease(LEASE) } else { store };
         job.run(store).await;
     }
@@ -60,7 +60,7 @@ pub(crate) async fn a_redis_that_goes_away_fails_no_request() {
     let server = AuthServer::builder().only_newest_token().start().await;
     let day_one = server.login();
     let (session, failures) = counting_failures(
-        // Else a refresh token that rotates waits for Redis.
+        // Otherwise a rotating refresh token waits for Redis.
         session(day_one.clone(), server.origin(), "alone")
             .store(redis.store().await)
             .refresh_without_store(),
@@ -150,8 +150,8 @@ pub(crate) async fn a_restarted_redis_changes_nothing() {
 
 pub(crate) async fn a_stalled_holder_adopts_newer_tokens() {
     let redis = Server::start();
-    // It has called when it stops, so that without a grace the others could only be told that the
-    // login is gone.
+    // It has made its call when it stops. Without a grace, the others could only learn that the
+    // login is over.
     let server =
         AuthServer::builder().rotation(Rotation::ReuseGrace).only_newest_token().start().await;
     let mut worker = Worker::start("stall", "stalled", &server, &redis.url(), &server.login());
@@ -179,7 +179,7 @@ pub(crate) async fn a_stalled_holder_adopts_newer_tokens() {
     assert!(said.starts_with("store failed") && said.contains("lost to another holder"), "{said}");
     assert_eq!(worker.says().as_deref(), Some("refreshed after 1 calls"));
     assert_eq!(stored(&redis).await, newer);
-    // Its next refresh takes what is there.
+    // Its next refresh adopts the stored tokens.
     let calls = server.token_calls();
     worker.go_on();
     assert_eq!(worker.says().as_deref(), Some("refreshed after 0 calls"));

@@ -45,7 +45,7 @@ impl Other {
         Self { process, lines, input }
     }
 
-    /// What it says next.
+    /// The next line of the process.
     fn says(&mut self) -> String {
         let mut lines = self.lines.by_ref().map_while(Result::ok);
         lines
@@ -291,7 +291,7 @@ pub(crate) async fn a_stalled_holder_cannot_overwrite() {
     let said = other.says();
     assert!(said.contains("Store") && said.contains("lost to another holder"), "{said}");
     assert_eq!(stored(&store).await, 2);
-    // It goes on with what is there.
+    // It continues with the existing data.
     assert_eq!(other.says(), "2");
 }
 
@@ -509,7 +509,7 @@ pub(crate) async fn a_lock_dropped_while_away_is_freed_later() {
     let lock = locked(&store).await;
     server.stop();
     drop(lock);
-    // Nobody can have it now: the release has been tried by then.
+    // No process can hold it now, because the release has been attempted by then.
     assert_eq!(store.load().await.unwrap_err().kind(), ErrorKind::Store);
     server.start_again();
     // Under the default lease of 30 s, so not by waiting for its end.
@@ -729,7 +729,7 @@ pub(crate) async fn rediss_trusts_system_or_named_roots() {
     let url = format!("rediss://localhost:{}", server.port);
     assert_eq!(Other::start("save", &url, Some(&path("ca.pem"))).says(), "saved");
     assert_eq!(Other::start("load", &url, Some(&path("ca.pem"))).says(), "42");
-    // The certificate is for another name, or from nobody that the system knows.
+    // The certificate is for another name, or from an issuer that the system does not trust.
     let elsewhere = format!("rediss://127.0.0.1:{}", server.port);
     let said = Other::start("load", &elsewhere, Some(&path("ca.pem"))).says();
     assert!(said.contains("certificate"), "{said}");

@@ -251,8 +251,8 @@ async fn stall(session: SessionBuilder, api: &str) {
 
     #[async_trait]
     impl Refresher for Stalling {
-        async fn refresh(&self, flight: &RefreshContext) -> Result<Tokens, Error> {
-            let tokens = self.0.refresh(flight).await?;
+        async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
+            let tokens = self.0.refresh(context).await?;
             say("issued");
             told_to_go_on().await;
             Ok(tokens)

@@ -70,7 +70,8 @@ async fn http_1_and_2_refresh_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn token_call_goaway_is_retried() {
     for fault in [Fault::GoAway, Fault::RefusedStream] {
-        // A server that refuses a stream has not seen it (RFC 9113 §8.7): that is no lost answer.
+        // A server that refuses a stream has not processed it (RFC 9113 §8.7), so no response is
+        // lost.
         for retry_lost in [true, false] {
             let server = AuthServer::start().await;
             let front = Front::before(&server, "h2").await;
@@ -102,8 +103,7 @@ async fn api_goaway_is_the_callers() {
         assert_eq!(server.token_calls(), 0, "{fault:?}");
         assert_eq!(session.generation(), 1, "{fault:?}");
 
-        // reqwest's own retry, which its client has unless told otherwise, is below the chain and
-        // none of its business.
+        // reqwest's own retry, which is on by default, is below the chain and independent of it.
         front.break_next([fault]);
         let response = client(&session, front.http().build().unwrap())
             .get(front.url("/"))
@@ -390,7 +390,7 @@ async fn fail(mut tls: TlsStream<TcpStream>, fault: Fault) -> std::io::Result<()
             }
         }
         tls.shutdown().await?;
-        // What else the client has sent is read, so that closing is no TCP reset.
+        // Reads the rest of the client's data, so that closing causes no TCP reset.
         while tls.read(&mut [0; 1024]).await? > 0 {}
         return Ok(());
     }

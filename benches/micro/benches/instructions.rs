@@ -53,7 +53,7 @@ fn requests(workload: Workload) -> Workload {
     workload
 }
 
-/// The token endpoint answers as soon as everybody waits.
+/// The token endpoint responds as soon as all requests wait.
 fn storm(waiters: usize) -> (Runtime, Storm) {
     (
         Builder::new_current_thread().enable_time().build().unwrap(),

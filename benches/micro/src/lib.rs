@@ -1,5 +1,5 @@
-//! The workloads: one request each, answered in process without a socket, so that what is measured
-//! is the middleware.
+//! The workloads: one request each, with an in-process response instead of a socket, so that only
+//! the middleware is measured.
 
 pub mod plot;
 pub mod storm;
@@ -142,11 +142,11 @@ pub struct Workload {
     runtime: Option<Runtime>,
 }
 
-/// How a request finds its session, and what is done with its answer.
+/// How a request finds its session, and what happens to its response.
 #[derive(Clone, Copy)]
 enum Manner {
     Plain,
-    /// Looks for an `Outcome` in the answer.
+    /// Looks for an `Outcome` in the response.
     Inspect,
     /// A `Session` among the request's extensions.
     PerRequest,
@@ -204,7 +204,7 @@ impl Workload {
         }
     }
 
-    /// Likewise, for a runtime.
+    /// Like [`run`](Self::run), for a caller that is already on a runtime.
     pub async fn send_all(&self, requests: u64) {
         for _ in 0..requests {
             match self.manner {
@@ -327,7 +327,7 @@ impl Middleware for EverySecond {
     }
 }
 
-/// An answer without a body, from where the request went.
+/// A response without a body, with the URL of the request.
 pub fn answer(request: &Request, status: u16) -> Response {
     let answer = http::Response::builder()
         .status(status)

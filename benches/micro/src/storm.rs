@@ -1,5 +1,5 @@
-//! Storms: requests that are all refused at once, through one session; and the ideal that they are
-//! held against.
+//! Storms: requests through one session that are all rejected at once, and the ideal to compare
+//! them with.
 
 use std::{
     net::SocketAddr,
@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{ORIGIN, answer, connection};
 
-/// One client whose requests are all refused at once, and a token endpoint that answers after
+/// One client whose requests are all rejected at once, and a token endpoint that responds after
 /// `delay`.
 pub struct Storm {
     client: ClientWithMiddleware,
@@ -33,7 +33,8 @@ pub struct Storm {
     calls: Arc<AtomicUsize>,
 }
 
-/// What to do when everybody waits, before the token endpoint answers: look at the memory, for one.
+/// Runs when all requests wait, before the token endpoint responds, for example to measure the
+/// memory.
 pub type Look = Arc<dyn Fn() + Send + Sync>;
 
 impl Storm {
@@ -60,7 +61,8 @@ impl Storm {
         Self { client, waiters, calls }
     }
 
-    /// Sends, and sees that one call of the token endpoint served all, each of whom waited for it.
+    /// Sends the requests, and asserts that all of them waited for a single call to the token
+    /// endpoint.
     pub async fn run(&self) {
         let mut tasks = JoinSet::new();
         for _ in 0..self.waiters {
@@ -114,7 +116,7 @@ impl Ideal {
                 assert_eq!(response.status(), 200);
             });
         }
-        // Everybody is to be refused before the wait begins.
+        // All requests must be rejected before the wait begins.
         while refused.load(Ordering::SeqCst) < self.waiters {
             tokio::task::yield_now().await;
         }
@@ -125,7 +127,7 @@ impl Ideal {
     }
 }
 
-/// Without a delay, others run first all the same.
+/// Even without a delay, other tasks run first.
 async fn pause(delay: Duration) {
     if delay.is_zero() {
         tokio::task::yield_now().await;
@@ -134,9 +136,9 @@ async fn pause(delay: Duration) {
     }
 }
 
-/// A server on a socket, on a thread of its own: refuses the old token when so many connections
-/// have come with it, and issues a new one at `POST /token` after `delay`. Gives back its address,
-/// and how often a token was asked for.
+/// A server on a socket and a separate thread. It rejects the old token once this many connections
+/// have sent it, and issues a new one at `POST /token` after `delay`. Returns its address, and the
+/// number of token calls.
 pub fn serve(waiters: usize, delay: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -197,7 +199,7 @@ async fn answer_all(
     }
 }
 
-/// Refuses the old token, when so many requests have come with it that all are refused at once.
+/// Rejects the old token once this many requests have sent it, so that all are rejected at once.
 struct Refusing(Arc<Barrier>);
 
 impl Refusing {

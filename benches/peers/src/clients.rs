@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use crate::server::TOKEN;
 
-/// Sends one request, reads its answer, and gives back the status.
+/// Sends one request, reads the response, and returns the status.
 pub type Client = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = u16> + Send>> + Send + Sync>;
 
 pub struct Contestant {
@@ -148,7 +148,7 @@ impl Middleware for ByHand {
         match again {
             Some(mut again) if response.status() == StatusCode::UNAUTHORIZED => {
                 let mut current = self.token.lock().await;
-                // Somebody else may have been faster.
+                // Another thread may have been faster.
                 if *current == token {
                     *current = TOKEN.to_owned();
                 }

@@ -1,14 +1,14 @@
-//! Throughput over loopback: this crate, its peers and clients written by hand, each against plain
-//! reqwest with a fixed header.
+//! Throughput over loopback: this crate, its peers and hand-written clients, each compared with
+//! plain reqwest with a fixed header.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/peers/Cargo.toml [-- PART_OF_A_NAME]
 //! ```
 //!
-//! Each contestant runs by turns with the plain client of the reqwest version that it is made for,
-//! so that what else the machine does in the meantime falls on both. Two figures: the median of the
-//! pairs' ratios, and in brackets the ratio of the fastest runs, which on a busy machine are those
-//! that nothing disturbed.
+//! Each contestant alternates with the plain client of its own reqwest version, so that other load
+//! on the machine affects both. There are two figures: the median of the ratios of the pairs, and
+//! in brackets the ratio of the fastest runs. On a busy machine the fastest runs are the
+//! undisturbed ones.
 
 mod clients;
 mod server;

@@ -33,7 +33,7 @@ async fn serve(mut connection: TcpStream) {
     let signed = format!("Bearer {TOKEN}\r\n");
     let mut buffer = Vec::with_capacity(4096);
     while connection.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
-        // The clients send no bodies and no second request before the answer to the first.
+        // The clients send no bodies, and no second request before the first response.
         if !buffer.ends_with(b"\r\n\r\n") {
             continue;
         }

@@ -1,4 +1,4 @@
-//! What is taken for tokens, and what becomes of refresh tokens that come without one.
+//! Which responses count as tokens, and what happens to refresh tokens without an access token.
 
 use std::time::SystemTime;
 
@@ -271,7 +271,7 @@ async fn a_lone_refresh_token_is_kept_and_used() {
         ),
     ] {
         let endpoint = TokenEndpoint::start([first, Reply::token()]).await;
-        // The rescued token is not the one whose answer was lost.
+        // The rescued token is not the one whose response was lost.
         let (result, log) = fly(&quick(&endpoint).retry_lost(false)).await;
         assert_eq!(access(&result.unwrap()), "new-access");
         assert_eq!(log.kept(), ["rescued-token"]);
@@ -319,7 +319,7 @@ async fn rescues_end_with_the_attempts() {
     assert_eq!(error.kind(), ErrorKind::BadResponse);
     assert_eq!(error.attempts(), 2);
     assert_eq!(log.kept(), ["first-rescue", "second-rescue"]);
-    // The same one again is no rescue: a whole answer that is no token answer.
+    // The same token again is no rescue: the response is complete, but not a token response.
     let endpoint =
         TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"first-rescue"}"#)]).await;
     let (result, log) = fly(&quick(&endpoint)).await;

@@ -1,5 +1,5 @@
-//! What a server that ends an HTTP/2 stream, or its connection, says about the request: never seen,
-//! or perhaps answered.
+//! What a server that ends an HTTP/2 stream or connection says about the request: it was never
+//! seen, or possibly processed.
 
 use reqwest::{Client, retry};
 use tokio::{
@@ -105,7 +105,7 @@ async fn end(mut stream: TcpStream, last_words: &[u8]) -> std::io::Result<()> {
     }
     stream.write_all(last_words).await?;
     stream.shutdown().await?;
-    // What else the client has sent is read, so that closing is no TCP reset.
+    // Reads the rest of the client's data, so that closing causes no TCP reset.
     while stream.read(&mut [0; 1024]).await? > 0 {}
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::token::RefreshToken;
 
 const NEW: &str = "new!refresh|token";
 
-/// A member that says something else, whatever it is.
+/// Any other member.
 fn odd_member() -> impl Strategy<Value = String> {
     let name = prop_oneof![
         Just("error"),

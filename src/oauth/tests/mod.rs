@@ -1,5 +1,5 @@
-//! `OAuthRefresh` against a scripted token endpoint on a loopback socket: what it saw, and what
-//! came of its answers.
+//! `OAuthRefresh` against a scripted token endpoint on a loopback socket: what the endpoint saw,
+//! and how its responses were handled.
 
 mod answers;
 mod grants;
@@ -112,7 +112,7 @@ fn quick(endpoint: &TokenEndpoint) -> OAuthRefresh {
     OAuthRefresh::new(&endpoint.url).backoff(Duration::from_millis(2), Duration::from_millis(4))
 }
 
-/// The refresh's result with this one answer, and the log.
+/// The result of a refresh with this single response, and the log.
 async fn answered(reply: Reply) -> (Result<Tokens, Error>, Arc<Log>, TokenEndpoint) {
     let endpoint = TokenEndpoint::start([reply]).await;
     let (result, log) = fly(&quick(&endpoint)).await;

@@ -1,4 +1,4 @@
-//! What is asked for again, when, and how it ends.
+//! What is retried, when, and how it ends.
 
 use http::Extensions;
 use reqwest::{Client, Request, Response};
@@ -14,8 +14,8 @@ struct Busy {
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
-/// When it was asked. The clock of the test stands still but for the waits, which `reqwest-retry`
-/// works out with the real one: what passes there meanwhile is part of the wait.
+/// The time of the call. The test's clock is paused except during waits, which `reqwest-retry`
+/// computes with the real clock: real time that passes counts towards the wait.
 struct Asked {
     by_the_test: Instant,
     really: std::time::Instant,

@@ -221,7 +221,7 @@ async fn an_unsendable_request_quotes_no_secret() {
     assert_eq!(endpoint.count(), 0);
 }
 
-/// A port that nobody listens on.
+/// A port without a listener.
 async fn closed_port() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}/token?key=url-secret", listener.local_addr().unwrap())

@@ -1,4 +1,4 @@
-//! A token endpoint that answers from a script, byte for byte, and writes down what it saw.
+//! A token endpoint that responds from a script, byte for byte, and records what it saw.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,7 +46,7 @@ impl Reply {
         Self::Bytes([head(status, &[], Some(body.len() + 100)), body.as_bytes().to_vec()].concat())
     }
 
-    /// The connection ends before anything was answered.
+    /// The connection ends without a response.
     pub(super) fn reset() -> Self {
         Self::Bytes(Vec::new())
     }
@@ -94,7 +94,7 @@ pub(super) struct TokenEndpoint {
 }
 
 impl TokenEndpoint {
-    /// Answers by the script; its last reply again and again.
+    /// Responds from the script, and repeats the last response.
     pub(super) async fn start(script: impl IntoIterator<Item = Reply>) -> Self {
         let script: Vec<Reply> = script.into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

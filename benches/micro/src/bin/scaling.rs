@@ -156,7 +156,7 @@ fn storm(waiters: usize) {
     println!();
 }
 
-/// What is in use when everybody waits, above what was in use when this was made.
+/// The memory in use when all requests wait, minus the memory when this value was created.
 fn memory_into(memory: &Arc<AtomicUsize>) -> Look {
     let memory = Arc::clone(memory);
     let before = in_use();
@@ -168,7 +168,7 @@ fn in_use() -> usize {
     stats.bytes_allocated.wrapping_sub(stats.bytes_deallocated)
 }
 
-/// The token endpoint answers as soon as everybody waits, so that nothing but work is measured.
+/// The token endpoint responds as soon as all requests wait, so that only work is measured.
 fn growth_of_waiters(waiters: usize) -> Duration {
     let runtime = runtime();
     let storms: Vec<_> =
@@ -218,8 +218,7 @@ fn timed(work: impl FnOnce()) -> (Duration, Duration) {
     }
 }
 
-/// This thread's time on the processor, where the system tells: what others do meanwhile does not
-/// count.
+/// The CPU time of this thread, if the system reports it. Other threads do not count.
 fn on_processor() -> Option<Duration> {
     let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?))
@@ -231,7 +230,7 @@ fn report(what: &str, figures: &[(usize, Duration)]) {
     for (number, time) in figures {
         println!("| {number} | {time:.1?} | {:.2?} |", *time / u32::try_from(*number).unwrap());
     }
-    // A handful shows what is paid once; growth shows beyond.
+    // A few show the one-time cost, and more show the growth.
     let many: Vec<_> = figures
         .iter()
         .filter(|(number, _)| *number >= 100)

@@ -302,7 +302,8 @@ fn nanoseconds(workload: &Workload) -> f64 {
     start.elapsed().as_nanos() as f64 / A_ROUND as f64
 }
 
-/// The median of the differences, run by turns, so that what else the machine does falls on both.
+/// The median of the differences. The runs alternate, so that other load on the machine affects
+/// both.
 fn nanoseconds_above(name: &str, bare: &str) -> f64 {
     let (with, without) = (Workload::new(name), Workload::new(bare));
     let mut differences: Vec<f64> = (0..ROUNDS)
