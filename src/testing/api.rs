@@ -15,7 +15,7 @@ use super::{
 const REISSUED: HeaderName = HeaderName::from_static("refreshed-api-token");
 
 /// Handles a request without a script. `number` is the number of its record.
-pub(super) fn answer(
+pub(super) fn respond(
     shared: &Shared,
     parts: &Parts,
     body: &Bytes,
@@ -25,7 +25,7 @@ pub(super) fn answer(
     let state = &mut *shared.state();
     let Some(token) = presented(shared, parts) else {
         note(state, number, None, true, false);
-        return refuse(
+        return reject(
             shared,
             StatusCode::UNAUTHORIZED,
             r#"Bearer realm="api""#,
@@ -39,7 +39,7 @@ pub(super) fn answer(
     }
     let (presented, standing) = state.grants.judge(token, now);
     let subject = presented.as_ref().map(|presented| presented.subject.clone());
-    let scripted = scripted_refusal(state);
+    let scripted = scripted_rejection(state);
     let due = standing == Standing::Good { reissue: true } && scripted.is_none();
     let mut refused = true;
     let mut response = match (scripted, standing) {
@@ -47,7 +47,7 @@ pub(super) fn answer(
             refused = false;
             echo(parts, body, subject.as_deref())
         }
-        (status, _) => refuse(
+        (status, _) => reject(
             shared,
             status.unwrap_or_else(|| shared.refusal_status()),
             r#"Bearer realm="api", error="invalid_token", error_description="the access token is not taken""#,
@@ -148,7 +148,7 @@ fn note(state: &mut State, number: usize, subject: Option<&str>, refused: bool, 
         .complete(number, |record| (record.refused, record.reissued) = (refused, reissued));
 }
 
-fn scripted_refusal(state: &mut State) -> Option<StatusCode> {
+fn scripted_rejection(state: &mut State) -> Option<StatusCode> {
     let (left, status) = state.refuse_next.front_mut()?;
     let status = *status;
     *left -= 1;
@@ -164,7 +164,7 @@ fn scripted_reissue(left: &mut usize) -> bool {
     any
 }
 
-fn refuse(
+fn reject(
     shared: &Shared,
     status: StatusCode,
     challenge: &'static str,

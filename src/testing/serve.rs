@@ -73,7 +73,7 @@ async fn api_request(
         (number, state.api_script.pop_front().unwrap_or(Answer::Work))
     };
     shared.api_gate.pass().await;
-    let work = || api::answer(&shared, &parts, &body, number);
+    let work = || api::respond(&shared, &parts, &body, number);
     let mut response = perform(&shared, &wire, scripted, work).await;
     add_nonce(&shared, true, &mut response);
     shared.state().log.api.complete(number, |record| record.status = Some(response.status()));
@@ -99,7 +99,7 @@ async fn token_call(
         (number, state.token_script.pop_front().unwrap_or(Answer::Work))
     };
     shared.token_gate.pass().await;
-    let work = || token_endpoint::answer(&shared, style, &parts, &body);
+    let work = || token_endpoint::respond(&shared, style, &parts, &body);
     let mut response = perform(&shared, &wire, scripted, work).await;
     add_nonce(&shared, false, &mut response);
     shared.state().log.token.complete(number, |record| record.status = Some(response.status()));

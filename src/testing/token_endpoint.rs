@@ -20,7 +20,7 @@ pub(super) enum Style {
 }
 
 /// Handles a call without a script.
-pub(super) fn answer(
+pub(super) fn respond(
     shared: &Shared,
     style: Style,
     parts: &Parts,
@@ -36,10 +36,10 @@ pub(super) fn answer(
     let is_form = form.is_some_and(|form| form.starts_with("application/x-www-form-urlencoded"));
     let (grant_type, token) = (field(body, "grant_type"), refresh_token(body));
     let (Some(grant_type), Some(token), true) = (grant_type, token, is_form) else {
-        return refuse("invalid_request", "a form with grant_type and refresh_token is wanted");
+        return reject("invalid_request", "a form with grant_type and refresh_token is wanted");
     };
     if grant_type != "refresh_token" {
-        return refuse("unsupported_grant_type", "only refresh_token is");
+        return reject("unsupported_grant_type", "only refresh_token is");
     }
     let state = &mut *shared.state();
     #[cfg(feature = "dpop")]
@@ -56,17 +56,17 @@ pub(super) fn answer(
         }
         Err(NotIssued::Reused(subject)) => {
             state.log.count(Some(&subject), |counts| counts.reuses += 1);
-            refuse("invalid_grant", "a spent refresh token came again, the grant is revoked")
+            reject("invalid_grant", "a spent refresh token came again, the grant is revoked")
         }
-        Err(NotIssued::Revoked) => refuse("invalid_grant", "the grant is revoked"),
-        Err(NotIssued::Unknown) => refuse("invalid_grant", "the refresh token is unknown"),
+        Err(NotIssued::Revoked) => reject("invalid_grant", "the grant is revoked"),
+        Err(NotIssued::Unknown) => reject("invalid_grant", "the refresh token is unknown"),
     }
 }
 
 /// The token endpoint's response to an invalid proof (RFC 9449 §5 and §8).
 #[cfg(feature = "dpop")]
 mod proof {
-    use super::{Bytes, Parts, Response, Shared, refuse};
+    use super::{Bytes, Parts, Response, Shared, reject};
     use crate::testing::{
         dpop::{At, Fault, Proven},
         shared::{State, wall},
@@ -89,11 +89,11 @@ mod proof {
         let subject = state.grants.subject_of(refresh_token);
         let error = match (checked, subject) {
             (Ok(key), Some(subject)) if !state.grants.is_bound_to(&subject, &key) => {
-                return Some(refuse("invalid_grant", "the login is bound to another key"));
+                return Some(reject("invalid_grant", "the login is bound to another key"));
             }
             (Ok(_), _) => return None,
-            (Err(Fault::WantsNonce), _) => refuse("use_dpop_nonce", "a nonce is wanted"),
-            (Err(Fault::Invalid(why)), _) => refuse("invalid_dpop_proof", why),
+            (Err(Fault::WantsNonce), _) => reject("use_dpop_nonce", "a nonce is wanted"),
+            (Err(Fault::Invalid(why)), _) => reject("invalid_dpop_proof", why),
         };
         if shared.settings.dpop.as_ref()?.spends_first {
             let _ = state.grants.refresh(refresh_token, shared.now());
@@ -152,7 +152,7 @@ fn not_cached(mut response: Response<Bytes>) -> Response<Bytes> {
 }
 
 /// RFC 6749 §5.2.
-fn refuse(error: &str, description: &str) -> Response<Bytes> {
+fn reject(error: &str, description: &str) -> Response<Bytes> {
     not_cached(json_response(
         StatusCode::BAD_REQUEST,
         &json!({ "error": error, "error_description": description }),

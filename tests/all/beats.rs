@@ -145,7 +145,7 @@ async fn a_hanging_or_panicking_beat_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_reads_responses_needs_requests() {
+async fn stop_on_and_read_response_need_requests() {
     let closure = || Heartbeat::from_fn(|| async { Ok(Beat::Alive) });
     let wrong = [
         closure().stop_on(|_| false),
@@ -793,7 +793,7 @@ async fn a_reason_is_shortened_in_the_log_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn listener_panics_are_told_each_five_minutes() {
+async fn listener_panics_are_logged_every_5_min() {
     let log = Log::default();
     let _guard = log.here();
     let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap();

@@ -114,7 +114,7 @@ async fn an_unsent_attempt_keeps_the_rejection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_joined_refresh_uses_nothing_up() {
+async fn a_joined_refresh_spends_no_budget() {
     let dead = Duration::from_secs(1);
     let issuer = Issuer::new([Turn::Fail(dead, unavailable())]);
     let api = Api::accepting(|token| token != "a");
@@ -131,7 +131,7 @@ async fn a_joined_refresh_uses_nothing_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_spent_budget_is_told() {
+async fn a_spent_budget_is_reported() {
     let issuer = Issuer::new([]);
     // The token endpoint issues what the API rejects as well.
     let api = Api::accepting(|_| false);

@@ -97,7 +97,7 @@ async fn a_declared_length_over_the_limit_is_not_read() {
 }
 
 #[tokio::test]
-async fn what_is_not_the_sessions_is_not_read() {
+async fn only_the_sessions_streams_are_buffered() {
     let (server, elsewhere) = (strict().await, strict().await);
     let polls = Arc::new(AtomicUsize::new(0));
     let endless = || {

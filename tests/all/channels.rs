@@ -128,7 +128,7 @@ async fn only_the_last_response_of_a_redirect_counts() {
 }
 
 #[tokio::test]
-async fn nothing_is_taken_from_elsewhere() {
+async fn nothing_is_captured_from_other_origins() {
     let elsewhere = answering(&[("set-cookie", "JWT=a1"), ("set-cookie", "RT=r1")]).await;
     let target = elsewhere.url("/");
     let server = Server::simple(move |_| Reply::status(302).header("location", &target)).await;

@@ -41,7 +41,7 @@ fn fail() -> Turn {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_good_token_is_given_as_it_is() {
+async fn a_valid_token_is_returned_unchanged() {
     let (session, issuer) = session([]);
     let credential = session.credential(url("/any?x=y")).await.unwrap();
     assert_eq!(text(&credential), "t0");
@@ -72,7 +72,7 @@ async fn placements_hold_here_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn elsewhere_there_is_no_token() {
+async fn other_origins_get_no_credential() {
     let (session, issuer) = session([]);
     advance(HOUR).await;
     for url in ["https://api.example.com.evil.example/", "http://api.example.com/", "no url", ""] {
@@ -110,7 +110,7 @@ async fn an_expired_token_is_renewed_once_for_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_endpoint_is_asked_once() {
+async fn a_dead_endpoint_is_called_once() {
     let (session, issuer) = session([fail(), fail()]);
     advance(HOUR).await;
     assert_eq!(token(&session).await, Err(ErrorKind::Unavailable));
@@ -134,7 +134,7 @@ async fn a_token_near_its_end_is_renewed_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_refresher_it_gives_what_it_has() {
+async fn without_a_refresher_the_token_is_returned() {
     let tokens = Tokens::new("t0").unwrap().with_expires_in(HOUR);
     let session = Session::builder(tokens).origin(ORIGIN).build().unwrap();
     advance(2 * HOUR).await;
@@ -144,7 +144,7 @@ async fn without_a_refresher_it_gives_what_it_has() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_ended_session_gives_nothing() {
+async fn an_ended_session_gives_no_credential() {
     let (one, _) = session([]);
     one.clear().await.unwrap();
     assert_eq!(token(&one).await, Err(ErrorKind::LoginRequired));
@@ -209,7 +209,7 @@ async fn a_rejected_token_is_never_given_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_chain_saw_rejected_is_not_given() {
+async fn a_token_rejected_in_the_chain_is_withheld() {
     let (session, issuer) = session([fail()]);
     let api = Api::accepting(|token| token != "t0");
     api.client(&session).get(url("/")).send().await.unwrap_err();
@@ -257,7 +257,7 @@ async fn a_token_can_be_wanted_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_good_token_is_given_if_none_lives_longer() {
+async fn a_failed_refresh_returns_the_valid_token() {
     let (session, issuer) = session([fail()]);
     advance(HOUR / 4).await;
     for _ in 0..5 {
@@ -369,7 +369,7 @@ async fn without_another_token_the_first_value_returns() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_accepted_call_ends_the_trial() {
+async fn an_accepted_call_ends_the_probation() {
     let (session, issuer) = session([]);
     session.refresh().await.unwrap();
     let (_, seen) = call(&session, &["t1"]).await;
@@ -428,7 +428,7 @@ fn reissue(token: &'static str) -> HeaderMap {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_foreign_response_is_judged_as_in_the_chain() {
+async fn observe_judges_like_the_chain() {
     let elsewhere = "https://evil.example/";
     let none = HeaderMap::new;
     let table = [
@@ -482,7 +482,7 @@ async fn a_pair_is_captured_from_a_foreign_reply() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_rule_is_asked_of_foreign_responses() {
+async fn rejected_if_applies_to_observe() {
     let issuer = Issuer::new([]);
     let session = builder(&issuer)
         .rejected_if(|response, _| {
@@ -503,7 +503,7 @@ async fn the_rule_is_asked_of_foreign_responses() {
 }
 
 #[tokio::test]
-async fn a_foreign_client_works_against_a_server() {
+async fn credentials_work_with_another_client() {
     let server =
         Server::simple(|seen| Response::status(if seen.token() == Some("t1") { 200 } else { 401 }))
             .await;

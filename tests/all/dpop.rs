@@ -112,7 +112,7 @@ async fn a_nonce_that_has_gone_costs_one_more_request() {
 }
 
 #[tokio::test]
-async fn a_server_that_says_it_in_the_body_is_heard() {
+async fn a_nonce_demand_in_the_body_is_obeyed() {
     let server = start(Dpop::new().api_nonces(1).ask_in_the_body()).await;
     let session = bound(&server).build().unwrap();
     assert_eq!(client(&session).get(server.url("/a")).send().await.unwrap().status(), 200);
@@ -139,7 +139,7 @@ async fn a_body_that_was_looked_into_comes_whole() {
 }
 
 #[tokio::test]
-async fn a_server_that_always_asks_is_asked_twice() {
+async fn an_endless_nonce_demand_is_followed_once() {
     let server = start(Dpop::new().challenge_for_ever()).await;
     let renewed = refresh_with(|_| async { Tokens::new("another") });
     let session = bound(&server).refresher(renewed).build().unwrap();
@@ -370,7 +370,7 @@ async fn a_failed_attempt_brings_a_nonce_too() {
 }
 
 #[tokio::test]
-async fn a_challenge_that_spent_the_token_is_told() {
+async fn a_challenge_that_spent_a_token_is_marked() {
     let server = start(Dpop::new().token_endpoint_nonces(1).spend_first()).await;
     let session = renewing(&server).build().unwrap();
     let error = session.refresh().await.unwrap_err();

@@ -124,7 +124,7 @@ async fn a_panicking_background_refresh_cools_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_off_refresh_uses_nothing_up() {
+async fn a_cut_off_refresh_spends_no_budget() {
     let issuer = Issuer::new([Turn::Panic]);
     let session = builder(&issuer, pair("t0", "r0").with_expires_in(100 * SECOND)).build().unwrap();
     advance(85 * SECOND).await;
@@ -151,7 +151,7 @@ async fn a_rejection_joins_its_background_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn past_expiry_everybody_waits() {
+async fn past_expiry_all_requests_wait() {
     let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
     let session =
         builder(&issuer, pair("t0", "r0").with_expires_in(Duration::ZERO)).build().unwrap();
@@ -166,7 +166,7 @@ async fn past_expiry_everybody_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_refresher_what_is_held_is_sent() {
+async fn without_a_refresher_the_token_is_sent() {
     let session = Session::builder(Tokens::new("t0").unwrap().with_expires_in(Duration::ZERO))
         .origin(ORIGIN)
         .build()

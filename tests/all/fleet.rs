@@ -335,7 +335,7 @@ async fn worked_on(server: &AuthServer, path: &Path) -> Tokens {
 }
 
 #[tokio::test]
-async fn day_one_tokens_give_way_to_stored_ones() {
+async fn initial_tokens_yield_to_stored_ones() {
     for restore in [true, false] {
         let server = AuthServer::builder().only_newest_token().start().await;
         let dir = tempfile::tempdir().unwrap();

@@ -107,7 +107,7 @@ async fn without_a_token_it_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_it_captures_counts() {
+async fn a_capture_during_the_refresh_counts() {
     let later = Later::default();
     let session = builder(asking(&later)).build().unwrap();
     let api = Api::new(|seen| async move {

@@ -285,7 +285,7 @@ fn logins(server: &AuthServer, number: usize) -> Vec<Tokens> {
 
 /// The process is stopped while the responses are on their way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_stopped_process_takes_the_answers() {
+async fn a_stopped_process_reads_the_responses() {
     let server = AuthServer::start().await;
     let logins = logins(&server, LOGINS);
     let hold = server.hold_token_calls();
@@ -301,7 +301,7 @@ async fn a_stopped_process_takes_the_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_stopped_process_takes_its_beats() {
+async fn a_stopped_process_reads_beat_responses() {
     let server = AuthServer::start().await;
     let logins = logins(&server, LOGINS);
     server.reissue_next(LOGINS);
@@ -422,7 +422,7 @@ fn starve(runtime: &Runtime, workers: usize, span: Duration) {
 }
 
 #[test]
-fn a_starved_runtime_takes_the_answers() {
+fn a_starved_runtime_reads_the_responses() {
     for workers in [1, 2] {
         let (servers, clients) = (runtime(1), runtime(workers));
         let (server, logins) = servers.block_on(async {

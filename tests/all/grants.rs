@@ -258,7 +258,7 @@ async fn a_rejected_token_without_news_is_unavailable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_that_fails_is_a_refresh_that_failed() {
+async fn a_failed_has_news_is_a_failed_refresh() {
     let (source, events) = (Source::default(), Events::default());
     source.says(Err(Error::new(ErrorKind::Unavailable, "unreadable")));
     let session =

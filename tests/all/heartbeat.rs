@@ -240,7 +240,7 @@ async fn a_panicking_closure_is_a_failed_beat() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ends_when_told() {
+async fn ends_with_a_status_of_stop_on() {
     for status in [404, 409, 410, 204] {
         let api = Api::statuses([200, 500, status]);
         let beats = heartbeat(api.client())
@@ -265,7 +265,7 @@ async fn ends_after_too_many_failures_in_a_row() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_limit_it_goes_on_for_ever() {
+async fn without_a_limit_it_never_ends() {
     let api = Api::statuses([500]);
     let handle = heartbeat(api.client()).spawn().unwrap();
     assert_eq!(after_beat(&handle, 1000).await.consecutive_failures, 1000);
@@ -396,7 +396,7 @@ async fn beat_now_during_a_beat_is_shared() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stopping_waits_for_the_beat_in_flight() {
+async fn stopping_waits_for_the_beat_in_progress() {
     let api = Api::new(|_, _| async {
         sleep(3 * SECOND).await;
         Ok(answer(200))
@@ -510,7 +510,7 @@ fn finished_returns_without_its_runtime() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn settings_that_cannot_work_are_refused() {
+async fn settings_that_cannot_work_are_rejected() {
     let session = session(&Issuer::new([]));
     let builder = || heartbeat(Api::statuses([200]).client());
     let wrong = [

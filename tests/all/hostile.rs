@@ -167,7 +167,7 @@ async fn a_2xx_without_tokens_is_a_bad_response() {
 }
 
 #[tokio::test]
-async fn what_is_odd_but_clear_is_taken() {
+async fn odd_but_clear_responses_are_accepted() {
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
     let cases = [
         ("BOM", "\u{feff}{\"access_token\":\"good\"}".to_owned()),
@@ -199,7 +199,7 @@ async fn what_is_odd_but_clear_is_taken() {
 }
 
 #[tokio::test]
-async fn hostile_lifetimes_are_passed_over() {
+async fn hostile_lifetimes_are_ignored() {
     for value in [
         "-1",
         "1e400",

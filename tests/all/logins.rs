@@ -218,7 +218,7 @@ async fn a_refresh_ends_after_its_save() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_token_that_was_asked_with_may_be_spent() {
+async fn each_token_that_was_sent_may_be_spent() {
     // The stored one may have been spent by another process, the given one was not.
     let script = [Turn::Fail(Duration::ZERO, dead()), Turn::Fail(Duration::ZERO, dead())];
     let store = FakeStore::holding(Tokens::from_refresh_token("ra").unwrap());

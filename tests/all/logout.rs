@@ -84,7 +84,7 @@ fn failures(events: &Events) -> Vec<ErrorKind> {
 }
 
 #[tokio::test]
-async fn the_server_is_told_of_both_tokens() {
+async fn both_tokens_are_revoked() {
     let server = Server::simple(|_| Reply::status(200)).await;
     let refresher = OAuthRefresh::new(server.url("/token"))
         .revocation_endpoint(server.url("/revoke"))
@@ -151,7 +151,7 @@ async fn no_failure_undoes_a_logout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_refresh_in_progress_brings_is_revoked() {
+async fn tokens_of_a_running_refresh_are_revoked() {
     let (issuer, events) = (Issuer::new(Then::Succeed), Events::default());
     let session = session(&issuer, &events).build().unwrap();
     let refreshing = tokio::spawn({
@@ -175,7 +175,7 @@ async fn what_a_refresh_in_progress_brings_is_revoked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_goes_on_too_long_is_given_up() {
+async fn a_logout_abandons_a_slow_refresh() {
     let (issuer, events) = (Issuer::new(Then::Succeed), Events::default());
     let session = session(&issuer, &events).build().unwrap();
     tokio::spawn({
@@ -229,7 +229,7 @@ async fn a_stored_token_of_this_login_is_revoked() {
 }
 
 #[tokio::test]
-async fn what_was_loaded_is_revoked() {
+async fn loaded_tokens_are_revoked() {
     let (issuer, events) = (Issuer::new(Then::Succeed), Events::default());
     let store = MemoryStore::default();
     let lock = store.lock().await.unwrap();

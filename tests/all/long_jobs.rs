@@ -80,7 +80,7 @@ fn a_blocked_caller_delays_nobody() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_is_gone_is_passed_over() {
+async fn a_runtime_that_is_gone_is_skipped() {
     let server = AuthServer::start().await;
     let gone = runtime();
     let store = MemoryStore::default();
@@ -126,7 +126,7 @@ async fn a_wait_is_bounded_by_the_shorter_limit() {
 // ---- shutdown
 
 #[tokio::test]
-async fn a_shutdown_in_time_says_so() {
+async fn close_within_succeeds_in_time() {
     let server = AuthServer::start().await;
     let store = Arc::new(MemoryStore::default());
     let session = session(&server).store(store.clone()).build().unwrap();

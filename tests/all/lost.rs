@@ -101,7 +101,7 @@ fn the_mark_outlives_the_runtime() {
 }
 
 #[test]
-fn the_waiters_of_a_lost_runtime_are_told() {
+fn the_waiters_of_a_lost_runtime_get_an_error() {
     let issuer = Issuer::new([Turn::Hang]);
     let session = builder(&issuer).build().unwrap();
     let (gone, here) = (thread_runtime(), thread_runtime());
@@ -125,7 +125,7 @@ fn short(issuer: &Issuer) -> SessionBuilder {
 }
 
 #[test]
-fn an_undriven_call_is_given_up_once() {
+fn an_undriven_call_is_abandoned_once() {
     let issuer = Issuer::new([Turn::Hang]);
     let session = short(&issuer).build().unwrap();
     let (still, here) = (thread_runtime(), thread_runtime());
@@ -144,7 +144,7 @@ fn an_undriven_call_is_given_up_once() {
 }
 
 #[test]
-fn what_comes_back_to_life_sends_nothing() {
+fn an_abandoned_refresh_sends_nothing_later() {
     let issuer = Issuer::new([]);
     let session = short(&issuer).build().unwrap();
     let (still, here) = (thread_runtime(), thread_runtime());

@@ -57,7 +57,7 @@ fn learned_nothing(server: &Server) {
 }
 
 #[tokio::test]
-async fn another_origin_gets_no_token_and_gives_none() {
+async fn another_origin_gets_and_provides_no_token() {
     let (home, enemy) = (Server::simple(|_| Reply::status(200)).await, enemy().await);
     let (counter, events) = (Counter::default(), Events::default());
     let session = builder(home.origin(), &counter, &events).build().unwrap();

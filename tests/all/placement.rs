@@ -84,7 +84,7 @@ async fn each_placement_renews_and_replays() {
 }
 
 #[tokio::test]
-async fn an_own_header_wins_and_is_told() {
+async fn an_own_header_wins_and_is_reported() {
     let server = Server::simple(|_| Reply::status(401)).await;
     let (events, log, counter) = (Events::default(), Log::default(), Counter::default());
     let session = builder(&server, &events).refresher(counter.clone()).build().unwrap();
@@ -102,7 +102,7 @@ async fn an_own_header_wins_and_is_told() {
 }
 
 #[tokio::test]
-async fn what_is_no_event_of_an_own_header() {
+async fn not_every_own_header_is_reported() {
     let (server, elsewhere) = (
         Server::simple(|_| Reply::status(200)).await,
         Server::simple(|_| Reply::status(200)).await,
@@ -125,7 +125,7 @@ async fn what_is_no_event_of_an_own_header() {
 }
 
 #[tokio::test]
-async fn the_four_tell_an_own_header_once() {
+async fn the_four_report_an_own_header_once() {
     let server = Server::simple(|_| Reply::status(200)).await;
     let events = Events::default();
     let session = builder(&server, &events).build().unwrap();

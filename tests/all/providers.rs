@@ -315,7 +315,7 @@ async fn responses_lost_behind_a_gateway() {
 
 /// Rows that were right before, and stay so.
 #[tokio::test]
-async fn what_was_right_stays_right() {
+async fn responses_that_were_right_stay_right() {
     let long: &'static str = "x".repeat(12 * 1024).leak();
     check(vec![
         (

@@ -36,7 +36,7 @@ async fn a_rejected_request_is_replayed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_refused_at_once_cost_one_call() {
+async fn ten_thousand_rejections_cost_one_call() {
     let issuer = Issuer::new([Turn::Issue(SECOND, None)]);
     let session = session(&issuer);
     let barrier = Arc::new(Barrier::new(10_000));
@@ -123,7 +123,7 @@ async fn attempts_are_counted_by_whoever_can() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_callers_choice_is_the_apis_own_answer() {
+async fn return_response_returns_the_rejection() {
     let issuer = Issuer::new([Turn::Fail(SECOND, unavailable())]);
     let tokens = Tokens::new("t0").unwrap().with_refresh_token("r0").unwrap();
     let session = Session::builder(tokens)
@@ -141,7 +141,7 @@ async fn the_callers_choice_is_the_apis_own_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_grant_is_asked_for_once() {
+async fn a_dead_grant_is_requested_once() {
     let dead = Error::new(ErrorKind::LoginRequired, "scripted");
     let issuer = Issuer::new([Turn::Fail(Duration::ZERO, dead)]);
     let session = session(&issuer);
@@ -232,7 +232,7 @@ async fn rejecting_every_token_is_no_stampede() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replace_and_clear_overtake_a_refresh() {
+async fn replace_and_clear_supersede_a_refresh() {
     let issuer = Issuer::new([Turn::Gated, Turn::Gated]);
     let session = session(&issuer);
     let refresh = tokio::spawn({

@@ -32,7 +32,7 @@ fn refusing(answering: impl Fn() -> http::response::Builder + Send + Sync + 'sta
 }
 
 #[tokio::test(start_paused = true)]
-async fn which_answers_renew_the_token() {
+async fn which_responses_refresh_the_token() {
     type Headers = &'static [(&'static str, &'static str)];
     const CHALLENGE: &str = "www-authenticate";
     const TABLE: &[(u16, Headers, bool)] = &[
@@ -165,7 +165,7 @@ async fn no_refresher_no_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_on_trial_waits_for_the_cool_down() {
+async fn a_token_on_probation_waits() {
     let issuer = Issuer::new([]);
     let session = builder(&issuer).build().unwrap();
     let refusing = Api::accepting(|_| false);
@@ -190,7 +190,7 @@ async fn a_token_on_trial_waits_for_the_cool_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_from_the_store_is_not_on_trial() {
+async fn a_stored_token_is_not_on_probation() {
     let issuer = Issuer::new([]);
     let store = crate::support::store::FakeStore::holding(pair("s", "rs"));
     let session = builder(&issuer).store(store).build().unwrap();
@@ -284,7 +284,7 @@ async fn an_outer_retry_shares_one_budget() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outer_retry_renews_expiry_once() {
+async fn an_outer_retry_refreshes_expiry_once() {
     let short = Some(Duration::from_millis(1));
     let issuer =
         Issuer::new([Turn::Issue(Duration::ZERO, short), Turn::Issue(Duration::ZERO, short)]);

@@ -395,7 +395,7 @@ async fn the_replays_response_is_the_callers() {
 }
 
 #[tokio::test]
-async fn a_replay_that_is_refused_again_is_the_end() {
+async fn a_rejected_replay_is_not_replayed() {
     let server = Server::simple(|_| Reply::status(401).body("no")).await;
     let events = Events::default();
     let counter = Counter::default();

@@ -220,7 +220,7 @@ async fn a_failure_with_a_newer_token_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_answer_never_undoes_a_newer_token() {
+async fn a_late_response_never_undoes_a_newer_token() {
     let issuer = Issuer::new([]);
     let session = session(&issuer);
     let api = Api::new({
@@ -240,7 +240,7 @@ async fn a_late_answer_never_undoes_a_newer_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replace_tokens_overtakes_a_refresh() {
+async fn replace_tokens_supersedes_a_refresh() {
     let issuer = Issuer::new([Turn::Issue(60 * SECOND, None)]);
     let session = session(&issuer);
     let api = Api::accepting(|token| token == "new");
@@ -416,7 +416,7 @@ impl Refresher for NeedsRefreshToken {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_to_ask_with_is_no_refresh() {
+async fn no_refresh_token_is_no_refresh() {
     let issuer = Issuer::new([]);
     let events = Events::default();
     let builder = |tokens| {

@@ -431,7 +431,7 @@ async fn a_saver_leaves_what_it_found_to_the_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_saved_is_not_saved_again() {
+async fn saved_tokens_are_not_saved_again() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     session.refresh().await.unwrap();

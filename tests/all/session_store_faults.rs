@@ -96,7 +96,7 @@ async fn a_dropped_logins_save_precedes_its_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_overtaken_refresh_saves_nothing() {
+async fn a_superseded_refresh_saves_nothing() {
     let (issuer, store) = (Issuer::new([]), FakeStore::default());
     let session = session(&issuer, &store);
     // The refresh has no lock, and waits for one when it wants to save. The save of the new login

@@ -208,7 +208,7 @@ async fn a_file_gives_back_what_was_saved() {
 }
 
 #[tokio::test]
-async fn an_expiry_told_in_seconds_is_stored_as_a_time() {
+async fn an_expiry_in_seconds_is_stored_as_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = FileStore::new(dir.path().join("tokens.json"));
     let before = SystemTime::now();

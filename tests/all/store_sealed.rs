@@ -58,7 +58,7 @@ async fn no_token_is_on_the_disk() {
 }
 
 #[tokio::test]
-async fn what_does_not_open_is_left_alone() {
+async fn an_unopenable_file_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.json");
     let file = || FileStore::new(&path);
@@ -89,7 +89,7 @@ async fn a_plain_file_is_taken_over_on_request() {
     let file = || FileStore::new(&path);
     let plain = r#"{"version":1,"access_token":"access-1","note":"kept"}"#;
     fs::write(&path, plain).unwrap();
-    is_refused_without_lock(&file().encrypt_with(&KEY), &path).await;
+    is_rejected_without_lock(&file().encrypt_with(&KEY), &path).await;
     let moving = file().encrypt_with(&KEY).also_read_plain();
     assert_eq!(access(&moving).await, "access-1");
     assert_eq!(fs::read_to_string(&path).unwrap(), plain, "a load changes nothing");
@@ -101,7 +101,7 @@ async fn a_plain_file_is_taken_over_on_request() {
     assert_eq!(access(&file().encrypt_with(&KEY)).await, "access-1");
 }
 
-async fn is_refused_without_lock(store: &FileStore, path: &Path) {
+async fn is_rejected_without_lock(store: &FileStore, path: &Path) {
     let before = fs::read(path).unwrap();
     let error = save(store, &tokens()).await.unwrap_err();
     let said = error.source().unwrap().to_string();

@@ -109,7 +109,7 @@ async fn refresh_and_replay_recover() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replay_does_not_care_who_brought_the_token() {
+async fn replay_accepts_a_token_from_any_source() {
     for subset in subsets() {
         let issuer = Issuer::new([]);
         let session = session(&issuer);

@@ -33,7 +33,7 @@ fn counting(
 async fn a_grant_without_refresh_token_takes_none() {
     let script = [Reply::status(502), Reply::status(502), Reply::token()];
     let endpoint = TokenEndpoint::start(script).await;
-    let (brought, log) = fly(&credentials(&endpoint)).await;
+    let (brought, log) = run(&credentials(&endpoint)).await;
     let brought = brought.unwrap();
     assert_eq!(access(&brought), "new-access");
     assert_eq!(refresh(&brought), None);
@@ -45,10 +45,10 @@ async fn a_grant_without_refresh_token_takes_none() {
 }
 
 #[tokio::test]
-async fn no_code_ends_a_login_that_is_none() {
+async fn no_code_ends_a_login_without_refresh_token() {
     for code in ["invalid_grant", "invalid_client"] {
         let endpoint = TokenEndpoint::start([said(code)]).await;
-        let error = fly(&credentials(&endpoint)).await.0.unwrap_err();
+        let error = run(&credentials(&endpoint)).await.0.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ClientRejected, "{code}");
         assert_eq!(error.oauth_error(), Some(code));
         assert_eq!(endpoint.count(), 1, "{code}");
@@ -58,11 +58,11 @@ async fn no_code_ends_a_login_that_is_none() {
 #[tokio::test]
 async fn nothing_is_spent_by_a_lost_response() {
     let endpoint = TokenEndpoint::start([Reply::reset(), said("invalid_grant")]).await;
-    let error = fly(&credentials(&endpoint)).await.0.unwrap_err();
+    let error = run(&credentials(&endpoint)).await.0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ClientRejected);
     assert!(!error.possibly_consumed());
     let endpoint = TokenEndpoint::start([Reply::reset()]).await;
-    let error = fly(&credentials(&endpoint).max_attempts(2)).await.0.unwrap_err();
+    let error = run(&credentials(&endpoint).max_attempts(2)).await.0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(!error.possibly_consumed());
 }
@@ -70,7 +70,7 @@ async fn nothing_is_spent_by_a_lost_response() {
 #[tokio::test]
 async fn a_refresh_token_alone_is_no_token() {
     let endpoint = TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"r"}"#)]).await;
-    let (result, log) = fly(&credentials(&endpoint)).await;
+    let (result, log) = run(&credentials(&endpoint)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::BadResponse);
     assert_eq!(endpoint.count(), 1);
     assert!(log.kept().is_empty());
@@ -116,7 +116,7 @@ async fn each_attempt_has_its_own_late_parameters() {
             let number = assertions.fetch_add(1, Ordering::SeqCst) + 1;
             async move { Ok(format!("assertion-{number}")) }
         });
-    fly(&refresher).await.0.unwrap();
+    run(&refresher).await.0.unwrap();
     let seen = endpoint.seen();
     assert_eq!(seen.len(), 3);
     for (at, seen) in seen.iter().enumerate() {
@@ -144,7 +144,7 @@ async fn a_file_is_read_anew_at_each_attempt() {
             std::fs::write(&rewritten, "second").unwrap();
             async { Ok("x".to_owned()) }
         });
-    fly(&refresher).await.0.unwrap();
+    run(&refresher).await.0.unwrap();
     let tokens: Vec<_> = endpoint.seen().iter().map(|seen| seen.member("subject_token")).collect();
     assert_eq!(tokens, [Some("first".to_owned()), Some("second".to_owned())]);
 }
@@ -157,14 +157,14 @@ async fn a_failed_late_parameter_is_retried() {
         let number = made.fetch_add(1, Ordering::SeqCst);
         async move { if number < 2 { Err("the signer is away".into()) } else { Ok("y".into()) } }
     });
-    let (brought, log) = fly(&refresher).await;
+    let (brought, log) = run(&refresher).await;
     assert_eq!(access(&brought.unwrap()), "new-access");
     assert_eq!(endpoint.count(), 1);
     assert_eq!(log.retried_statuses(), [(1, None), (2, None)]);
 }
 
 #[tokio::test]
-async fn what_fails_to_make_a_parameter_is_told() {
+async fn a_failed_late_parameter_is_reported() {
     let endpoint = TokenEndpoint::start([Reply::token()]).await;
     let away = || credentials(&endpoint).max_attempts(2);
     let invalid = || Error::new(ErrorKind::InvalidConfig, "no key");
@@ -209,7 +209,7 @@ async fn what_fails_to_make_a_parameter_is_told() {
         ),
     ];
     for (refresher, expected, text) in table {
-        let error = fly(&refresher).await.0.unwrap_err();
+        let error = run(&refresher).await.0.unwrap_err();
         assert_eq!((error.kind(), error.attempts()), expected, "{text}");
         assert!(texts(&error).contains(text), "{text}: {}", texts(&error));
         assert!(!texts(&error).contains("a secret"), "{text}");
@@ -223,16 +223,16 @@ async fn no_text_repeats_a_late_parameter() {
     let body = r#"{"error":"bad","error_description":"signed-assertion-1 has expired"}"#;
     let endpoint = TokenEndpoint::start([Reply::json(400, body)]).await;
     let refresher = credentials(&endpoint).param_with("assertion", counting("signed-assertion"));
-    let error = fly(&refresher).await.0.unwrap_err();
+    let error = run(&refresher).await.0.unwrap_err();
     assert!(!texts(&error).contains("signed-assertion"), "{}", texts(&error));
 }
 
 #[tokio::test]
-async fn the_other_is_asked_when_the_login_is_over() {
+async fn the_fallback_runs_when_the_login_is_over() {
     let first = TokenEndpoint::start([Reply::status(503), said("invalid_grant")]).await;
     let second = TokenEndpoint::start([Reply::status(502), Reply::token()]).await;
     let refresher = quick(&first).or_else(credentials(&second));
-    let (brought, log) = fly(&refresher).await;
+    let (brought, log) = run(&refresher).await;
     let brought = brought.unwrap();
     assert_eq!(access(&brought), "new-access");
     assert_eq!(refresh(&brought), None);
@@ -252,7 +252,7 @@ async fn a_login_that_waits_for_a_person_is_kept() {
         let rule = format!(r#"{{"error":"{code}"}}"#);
         let first = TokenEndpoint::start([Reply::json(400, rule)]).await;
         let second = TokenEndpoint::start([Reply::token()]).await;
-        let (result, log) = fly(&quick(&first).or_else(credentials(&second))).await;
+        let (result, log) = run(&quick(&first).or_else(credentials(&second))).await;
         // Where the code ends the login at all.
         if result.is_ok() {
             assert_eq!(second.count(), 1, "{code}");
@@ -262,27 +262,27 @@ async fn a_login_that_waits_for_a_person_is_kept() {
 }
 
 #[tokio::test]
-async fn the_error_is_the_others_and_attempts_add_up() {
+async fn the_error_is_the_fallbacks_attempts_add_up() {
     let first = TokenEndpoint::start([Reply::status(503), said("invalid_grant")]).await;
     let second = TokenEndpoint::start([said("invalid_client")]).await;
-    let (result, log) = fly(&quick(&first).or_else(credentials(&second))).await;
+    let (result, log) = run(&quick(&first).or_else(credentials(&second))).await;
     let error = result.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ClientRejected);
     assert_eq!(error.attempts(), 3);
     assert!(!log.forgot());
     let minted = crate::refresh_with(|_| async { Err(Error::of(ErrorKind::Unavailable)) });
-    let error = fly(&quick(&first).or_else(minted)).await.0.unwrap_err();
+    let error = run(&quick(&first).or_else(minted)).await.0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.attempts(), 2);
 }
 
 #[tokio::test]
-async fn the_other_is_asked_for_nothing_else() {
+async fn other_failures_do_not_fall_back() {
     for reply in [said("invalid_client"), Reply::status(500), Reply::status(200)] {
         let first = TokenEndpoint::start([reply]).await;
         let second = TokenEndpoint::start([Reply::token()]).await;
         let refresher = quick(&first).max_attempts(1).or_else(credentials(&second));
-        assert!(fly(&refresher).await.0.is_err());
+        assert!(run(&refresher).await.0.is_err());
         assert_eq!(second.count(), 0);
     }
 }
@@ -292,14 +292,14 @@ async fn a_grant_with_an_ending_code_falls_back() {
     let first = TokenEndpoint::start([said("invalid_grant")]).await;
     let second = TokenEndpoint::start([Reply::token()]).await;
     let bearer = OAuthRefresh::grant(&first.url, "urn:ietf:params:oauth:grant-type:jwt-bearer");
-    let (brought, log) = fly(&paced(bearer).or_else(credentials(&second))).await;
+    let (brought, log) = run(&paced(bearer).or_else(credentials(&second))).await;
     assert_eq!(access(&brought.unwrap()), "new-access");
     // It was never sent.
     assert!(!log.forgot());
 }
 
 #[tokio::test]
-async fn nothing_to_ask_with_is_a_reason_too() {
+async fn a_missing_refresh_token_falls_back_too() {
     let first = TokenEndpoint::start([said("invalid_grant")]).await;
     let second = TokenEndpoint::start([Reply::token()]).await;
     let refresher = quick(&first).or_else(credentials(&second));
@@ -314,7 +314,7 @@ async fn nothing_to_ask_with_is_a_reason_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_ones_deadline_is_over_both() {
+async fn the_deadline_bounds_the_fallback_too() {
     let hangs = crate::refresh_with(|_| std::future::pending());
     let first = OAuthRefresh::new("https://t.example.com").deadline(Duration::from_secs(20));
     let context = RefreshContext::new(Log::new(Tokens::empty()));
@@ -350,7 +350,7 @@ async fn revocation_names_each_token_and_the_client() {
 }
 
 #[tokio::test]
-async fn each_token_that_cannot_be_revoked_is_told() {
+async fn each_failed_revocation_is_reported() {
     let refused = Reply::json(400, r#"{"error":"unsupported_token_type"}"#);
     let endpoint = TokenEndpoint::start([refused, Reply::status(403)]).await;
     let refresher = quick(&endpoint).revocation_endpoint(&endpoint.url);

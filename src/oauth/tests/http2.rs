@@ -50,7 +50,7 @@ async fn only_refused_stream_is_known_unsent() {
         let refresher =
             OAuthRefresh::new(url).http_client(client).backoff(Duration::ZERO, Duration::ZERO);
 
-        let (result, log) = fly(&refresher.max_attempts(2).retry_lost(false)).await;
+        let (result, log) = run(&refresher.max_attempts(2).retry_lost(false)).await;
 
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{last_words:?}");

@@ -1,11 +1,11 @@
 //! `OAuthRefresh` against a scripted token endpoint on a loopback socket: what the endpoint saw,
 //! and how its responses were handled.
 
-mod answers;
 mod grants;
 #[cfg(feature = "http2")]
 mod http2;
 mod kept;
+mod responses;
 mod retries;
 mod sending;
 mod server;
@@ -101,7 +101,7 @@ impl RefreshLog for Log {
 }
 
 /// One refresh with [`OLD`] and an access token `old-access-token`.
-async fn fly(refresher: &OAuthRefresh) -> (Result<Tokens, Error>, Arc<Log>) {
+async fn run(refresher: &OAuthRefresh) -> (Result<Tokens, Error>, Arc<Log>) {
     let log = Log::new(Tokens::new("old-access-token").unwrap().with_refresh_token(OLD).unwrap());
     let context = RefreshContext::new(Arc::clone(&log) as Arc<dyn RefreshLog>);
     (refresher.refresh(&context).await, log)
@@ -115,7 +115,7 @@ fn quick(endpoint: &TokenEndpoint) -> OAuthRefresh {
 /// The result of a refresh with this single response, and the log.
 async fn answered(reply: Reply) -> (Result<Tokens, Error>, Arc<Log>, TokenEndpoint) {
     let endpoint = TokenEndpoint::start([reply]).await;
-    let (result, log) = fly(&quick(&endpoint)).await;
+    let (result, log) = run(&quick(&endpoint)).await;
     (result, log, endpoint)
 }
 

@@ -50,7 +50,7 @@ async fn waits(
     let busy = Busy { retry_after, asked: Arc::clone(&asked) };
     let client = ClientBuilder::new(Client::new()).with(busy).build();
     let refresher = set(OAuthRefresh::new("https://t.example.com").http_client(client));
-    let (result, log) = fly(&refresher).await;
+    let (result, log) = run(&refresher).await;
     let asked = asked.lock().unwrap();
     let told: Vec<_> = log.retries().into_iter().map(|(_, told, _)| told).collect();
     assert_eq!(told.len(), asked.len() - 1);
@@ -110,7 +110,7 @@ async fn passing_codes_are_retried() {
             Reply::token(),
         ])
         .await;
-        let (result, log) = fly(&quick(&endpoint)).await;
+        let (result, log) = run(&quick(&endpoint)).await;
         assert_eq!(access(&result.unwrap()), "new-access");
         assert_eq!(log.retried_statuses(), [1, 2, 3].map(|attempt| (attempt, Some(status))));
         let forms: Vec<_> = endpoint.seen().into_iter().map(|seen| seen.form).collect();
@@ -125,7 +125,7 @@ async fn passing_codes_are_retried() {
             Reply::token(),
         ])
         .await;
-        let (result, log) = fly(&quick(&endpoint)).await;
+        let (result, log) = run(&quick(&endpoint)).await;
         result.unwrap();
         assert_eq!(log.retried_statuses(), [(1, Some(400)), (2, Some(200)), (3, Some(403))]);
     }
@@ -137,7 +137,7 @@ async fn attempts_run_out() {
         let endpoint =
             TokenEndpoint::start([Reply::json(503, r#"{"error":"temporarily_unavailable"}"#)])
                 .await;
-        let (result, log) = fly(&quick(&endpoint).max_attempts(attempts)).await;
+        let (result, log) = run(&quick(&endpoint).max_attempts(attempts)).await;
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(error.attempts(), attempts);
@@ -190,7 +190,7 @@ async fn refresh_past_stalls(
             pass(limit).await;
         }
     };
-    tokio::join!(fly(&refresher), passing).0
+    tokio::join!(run(&refresher), passing).0
 }
 
 #[tokio::test]
@@ -218,7 +218,7 @@ async fn a_lost_response_waits_the_first_step() {
 }
 
 #[tokio::test]
-async fn without_retry_lost_a_lost_answer_ends_it() {
+async fn without_retry_lost_a_lost_response_ends_it() {
     for reply in [
         Reply::reset(),
         Reply::cut(200, "{"),
@@ -248,14 +248,14 @@ async fn a_gateway_status_waits_the_first_step() {
     let script = [502, 504, 408, 520, 524].map(Reply::status);
     let endpoint = TokenEndpoint::start(script.into_iter().chain([Reply::token()])).await;
     let refresher = OAuthRefresh::new(&endpoint.url).backoff(first, Duration::from_secs(9));
-    let (result, log) = fly(&refresher).await;
+    let (result, log) = run(&refresher).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(log.retries().len(), 5);
     assert!(log.retries().iter().all(|(_, delay, _)| *delay <= first + Duration::from_millis(1)));
 }
 
 #[tokio::test]
-async fn salesforce_at_work_is_asked_again() {
+async fn salesforce_at_work_is_retried() {
     let body = |code: &str, text: &str| {
         Reply::json(400, format!(r#"{{"error":"{code}","error_description":"{text}"}}"#))
     };
@@ -264,10 +264,10 @@ async fn salesforce_at_work_is_asked_again() {
         body("unknown_error", "Retry your request"),
     ];
     let endpoint = TokenEndpoint::start(script.clone().into_iter().chain([Reply::token()])).await;
-    let (result, _) = fly(&quick(&endpoint)).await;
+    let (result, _) = run(&quick(&endpoint)).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     let endpoint = TokenEndpoint::start(script).await;
-    let error = fly(&quick(&endpoint)).await.0.unwrap_err();
+    let error = run(&quick(&endpoint)).await.0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.attempts(), 6);
     assert!(!error.possibly_consumed());
@@ -310,7 +310,7 @@ async fn headers_and_body_share_the_attempt_timeout() {
         (Duration::from_millis(700), body.as_bytes().to_vec()),
     ]);
     let endpoint = TokenEndpoint::start([slow, Reply::token()]).await;
-    let (result, log) = fly(&quick(&endpoint).attempt_timeout(Duration::from_secs(1))).await;
+    let (result, log) = run(&quick(&endpoint).attempt_timeout(Duration::from_secs(1))).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(log.retried_statuses(), [(1, Some(200))]);
 }
@@ -336,14 +336,14 @@ async fn after_a_lost_response_possibly_consumed() {
     ];
     for (number, (script, kind, consumed)) in table.into_iter().enumerate() {
         let endpoint = TokenEndpoint::start(script).await;
-        let error = fly(&quick(&endpoint)).await.0.unwrap_err();
+        let error = run(&quick(&endpoint)).await.0.unwrap_err();
         assert_eq!(error.kind(), kind, "{number}");
         assert_eq!(error.possibly_consumed(), consumed, "{number}");
     }
 }
 
 #[tokio::test]
-async fn a_stalled_refusal_is_judged_by_its_headers() {
+async fn a_stalled_rejection_goes_by_its_headers() {
     for (status, kind, count) in
         [(403, ErrorKind::ClientRejected, 1), (503, ErrorKind::Unavailable, 2)]
     {
@@ -366,7 +366,7 @@ async fn the_deadline_is_over_everything() {
         endpoint.until_stalled(1).await;
         pass(deadline).await;
     };
-    let error = tokio::join!(fly(&refresher), passing).0.0.unwrap_err();
+    let error = tokio::join!(run(&refresher), passing).0.0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.attempts(), 1);
     assert!(error.possibly_consumed());
@@ -377,7 +377,7 @@ async fn the_deadline_is_over_everything() {
     let refresher = OAuthRefresh::new(&endpoint.url)
         .deadline(Duration::from_secs(20))
         .backoff(Duration::MAX, Duration::MAX);
-    let (result, log) = fly(&refresher).await;
+    let (result, log) = run(&refresher).await;
     let error = result.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.attempts(), 1);
@@ -437,7 +437,7 @@ async fn retry_after_is_the_least_wait() {
     for (headers, waits) in table {
         let endpoint = TokenEndpoint::start([Reply::with(429, headers, ""), Reply::token()]).await;
         let begun = Instant::now();
-        let (result, log) = fly(&quick(&endpoint)).await;
+        let (result, log) = run(&quick(&endpoint)).await;
         result.unwrap();
         let delay = log.retries()[0].1;
         if waits {
@@ -464,10 +464,10 @@ async fn too_long_a_retry_after_ends_it() {
 }
 
 #[tokio::test]
-async fn what_was_asked_for_last_stays_with_the_error() {
+async fn the_last_retry_after_stays_with_the_error() {
     let endpoint =
         TokenEndpoint::start([Reply::with(429, &["Retry-After: 0"], ""), Reply::status(503)]).await;
-    let error = fly(&quick(&endpoint).max_attempts(2)).await.0.unwrap_err();
+    let error = run(&quick(&endpoint).max_attempts(2)).await.0.unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::SERVICE_UNAVAILABLE));
     assert_eq!(error.retry_after(), Some(Duration::ZERO));
 }
@@ -475,7 +475,7 @@ async fn what_was_asked_for_last_stays_with_the_error() {
 #[tokio::test]
 async fn the_last_status_outlives_a_lost_response() {
     let endpoint = TokenEndpoint::start([Reply::status(502), Reply::reset()]).await;
-    let error = fly(&quick(&endpoint).max_attempts(2)).await.0.unwrap_err();
+    let error = run(&quick(&endpoint).max_attempts(2)).await.0.unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::BAD_GATEWAY));
     assert_eq!(error.attempts(), 2);
 }

@@ -12,7 +12,7 @@ use super::*;
 #[tokio::test]
 async fn asks_by_post_with_a_form_and_for_json() {
     let endpoint = TokenEndpoint::start([Reply::token()]).await;
-    let (result, log) = fly(&quick(&endpoint)).await;
+    let (result, log) = run(&quick(&endpoint)).await;
     let tokens = result.unwrap();
     assert_eq!(access(&tokens), "new-access");
     assert_eq!(refresh(&tokens), Some("new-refresh-token"));
@@ -67,7 +67,7 @@ async fn each_way_of_naming_the_client() {
         ),
     ];
     for (number, (refresher, basic, form)) in table.into_iter().enumerate() {
-        fly(&refresher).await.0.unwrap();
+        run(&refresher).await.0.unwrap();
         let seen = &endpoint.seen()[number];
         let basic = basic.map(|pair| format!("Basic {}", STANDARD.encode(pair)));
         assert_eq!(seen.header("authorization"), basic.as_deref());
@@ -115,7 +115,7 @@ async fn a_user_agent_of_the_clients_own_stays() {
         [(Client::new(), ours), (agent("their-own/1"), "their-own/1"), (agent("a\"b"), "a\"b")]
     {
         let client = ClientBuilder::new(client).with(Marks).build();
-        fly(&quick(&endpoint).http_client(client)).await.0.unwrap();
+        run(&quick(&endpoint).http_client(client)).await.0.unwrap();
         assert_eq!(endpoint.seen().last().unwrap().header("user-agent"), Some(expected));
     }
 }
@@ -127,7 +127,7 @@ async fn a_redirect_to_another_origin_is_not_believed() {
         TokenEndpoint::start([Reply::with(307, &[&format!("Location: {}", elsewhere.url)], "")])
             .await;
     let client = Client::builder().redirect(redirect::Policy::limited(3)).build().unwrap();
-    let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
+    let (result, log) = run(&quick(&endpoint).http_client(client)).await;
     let error = result.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ClientRejected);
     assert_eq!(error.attempts(), 1);
@@ -149,7 +149,7 @@ async fn a_passed_in_client_is_used_whole() {
     .await;
     let client = Client::builder().redirect(redirect::Policy::limited(3)).build().unwrap();
     let client = ClientBuilder::new(client).with(Marks).build();
-    let (result, log) = fly(&quick(&first).http_client(client)).await;
+    let (result, log) = run(&quick(&first).http_client(client)).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(log.retried_statuses(), [(1, Some(503))]);
     // Its redirect policy is its own.
@@ -163,7 +163,7 @@ async fn a_passed_in_client_is_used_whole() {
 async fn a_redirect_loop_is_client_rejected() {
     let endpoint = TokenEndpoint::start([Reply::with(307, &["Location: /token"], "")]).await;
     let client = Client::builder().redirect(redirect::Policy::limited(2)).build().unwrap();
-    let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
+    let (result, log) = run(&quick(&endpoint).http_client(client)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::ClientRejected);
     assert_eq!(endpoint.count(), 3);
     assert_eq!(log.retries().len(), 0);
@@ -206,7 +206,7 @@ async fn an_unsendable_request_quotes_no_secret() {
     ];
     for (refuse, expected) in table {
         let client = ClientBuilder::new(Client::new()).with(Refuses(refuse)).build();
-        let (result, log) = fly(&quick(&endpoint).http_client(client)).await;
+        let (result, log) = run(&quick(&endpoint).http_client(client)).await;
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(error.attempts(), 1);
@@ -254,7 +254,7 @@ async fn connect_errors_consume_nothing() {
         refresher().http_client(ClientBuilder::new(Client::new()).with(WrapsInItsOwn).build()),
     ];
     for refresher in table {
-        let (result, log) = fly(&refresher).await;
+        let (result, log) = run(&refresher).await;
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(error.attempts(), 3);
@@ -329,7 +329,7 @@ async fn a_client_that_errors_on_status_works() {
         let client = ClientBuilder::new(Client::new());
         let client = if wrapped { client.with(WrapsInItsOwn) } else { client };
         let (result, log) =
-            fly(&quick(&endpoint).http_client(client.with(ErrorForStatus).build())).await;
+            run(&quick(&endpoint).http_client(client.with(ErrorForStatus).build())).await;
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ClientRejected, "{wrapped}");
         assert_eq!(error.status(), Some(StatusCode::FORBIDDEN), "{wrapped}");

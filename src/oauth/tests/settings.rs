@@ -89,7 +89,7 @@ fn zero_limits_and_doubled_members_fail() {
 #[tokio::test]
 async fn invalid_settings_send_nothing() {
     let endpoint = TokenEndpoint::start([Reply::token()]).await;
-    let error = fly(&quick(&endpoint).max_attempts(0)).await.0.unwrap_err();
+    let error = run(&quick(&endpoint).max_attempts(0)).await.0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidConfig);
     assert_eq!(endpoint.count(), 0);
 }
@@ -99,12 +99,12 @@ async fn absurd_durations_are_no_limit() {
     let endpoint = TokenEndpoint::start([Reply::status(503), Reply::token()]).await;
     let most = Duration::MAX;
     let refresher = quick(&endpoint).deadline(most).attempt_timeout(most).max_retry_after(most);
-    fly(&refresher).await.0.unwrap();
+    run(&refresher).await.0.unwrap();
     // A wait without end in a refresh without end is not begun either.
     let endpoint =
         TokenEndpoint::start([Reply::with(503, &["Retry-After: 99999999999999999999"], "")]).await;
     let refresher = OAuthRefresh::new(&endpoint.url).deadline(most).max_retry_after(most);
-    assert_eq!(fly(&refresher).await.0.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(run(&refresher).await.0.unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
 #[tokio::test]

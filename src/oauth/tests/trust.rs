@@ -54,7 +54,7 @@ async fn a_server_that_echoes_secrets_is_not_quoted() {
             let refresher = quick(&endpoint)
                 .client_secret_basic("me", SECRET)
                 .param("assertion", "param-secret-value");
-            let error = fly(&refresher).await.0.unwrap_err();
+            let error = run(&refresher).await.0.unwrap_err();
             let texts = texts(&error);
             for secret in &echoes {
                 assert!(!texts.contains(secret.as_str()), "{secret} of {body} is in {texts}");

@@ -122,7 +122,7 @@ async fn an_endless_body_is_read_to_its_limit_only() {
 }
 
 #[tokio::test]
-async fn what_fits_the_limit_counts_to_its_last_byte() {
+async fn the_body_limit_is_exact() {
     let limit = 1024 * 1024;
     // One that ends where the limit is, and one that ends a byte after it.
     let rescued = |end: usize| {
@@ -140,7 +140,7 @@ async fn what_fits_the_limit_counts_to_its_last_byte() {
     ];
     for (number, (body, expected, kept)) in table.into_iter().enumerate() {
         let endpoint = TokenEndpoint::start([Reply::json(200, body)]).await;
-        let (result, log) = fly(&quick(&endpoint).max_attempts(1)).await;
+        let (result, log) = run(&quick(&endpoint).max_attempts(1)).await;
         assert_eq!(result.as_ref().map(access).map_err(Error::kind), expected, "{number}");
         assert_eq!(log.kept(), kept, "{number}");
     }
@@ -171,7 +171,7 @@ async fn gzip_is_decoded_and_not_asked_for() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_decoded_is_no_token_answer() {
+async fn an_undecodable_body_is_a_bad_response() {
     let zipped = gzip(r#"{"access_token":"a"}"#);
     let bomb = gzip(&" ".repeat(1024 * 1024 + 1));
     for (coding, body) in
@@ -195,7 +195,7 @@ fn broken_gzip() -> Reply {
 #[tokio::test]
 async fn a_refresh_token_in_broken_gzip_is_kept() {
     let endpoint = TokenEndpoint::start([broken_gzip(), Reply::token()]).await;
-    let (result, log) = fly(&quick(&endpoint)).await;
+    let (result, log) = run(&quick(&endpoint)).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(log.kept(), ["doubtful-token"]);
     assert_eq!(endpoint.asked_with(), [OLD, "doubtful-token"]);
@@ -205,21 +205,21 @@ async fn a_refresh_token_in_broken_gzip_is_kept() {
 async fn the_old_one_stays_beside_a_doubtful_one() {
     let invalid = || Reply::json(400, r#"{"error":"invalid_grant"}"#);
     let endpoint = TokenEndpoint::start([broken_gzip(), invalid(), Reply::token()]).await;
-    let (result, log) = fly(&quick(&endpoint)).await;
+    let (result, log) = run(&quick(&endpoint)).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(log.kept(), ["doubtful-token", OLD]);
     assert_eq!(endpoint.asked_with(), [OLD, "doubtful-token", OLD]);
     // Also in the next refresh.
     let endpoint = TokenEndpoint::start([broken_gzip(), invalid(), Reply::token()]).await;
     let refresher = quick(&endpoint).max_attempts(1);
-    let (result, log) = fly(&refresher).await;
+    let (result, log) = run(&refresher).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::BadResponse);
     let result = refresher.refresh(&RefreshContext::new(log)).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(endpoint.asked_with(), [OLD, "doubtful-token", OLD]);
     // Once both are dead the login is over.
     let endpoint = TokenEndpoint::start([broken_gzip(), invalid()]).await;
-    let (result, _) = fly(&quick(&endpoint)).await;
+    let (result, _) = run(&quick(&endpoint)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::LoginRequired);
     assert_eq!(endpoint.count(), 3);
 }
@@ -272,7 +272,7 @@ async fn a_lone_refresh_token_is_kept_and_used() {
     ] {
         let endpoint = TokenEndpoint::start([first, Reply::token()]).await;
         // The rescued token is not the one whose response was lost.
-        let (result, log) = fly(&quick(&endpoint).retry_lost(false)).await;
+        let (result, log) = run(&quick(&endpoint).retry_lost(false)).await;
         assert_eq!(access(&result.unwrap()), "new-access");
         assert_eq!(log.kept(), ["rescued-token"]);
         assert_eq!(endpoint.asked_with(), [OLD, "rescued-token"]);
@@ -301,7 +301,7 @@ async fn a_refresh_spends_two_new_refresh_tokens() {
     let rescues =
         (1..9).map(|number| Reply::json(200, format!(r#"{{"refresh_token":"rescue-{number}"}}"#)));
     let endpoint = TokenEndpoint::start(rescues).await;
-    let (result, log) = fly(&quick(&endpoint)).await;
+    let (result, log) = run(&quick(&endpoint)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::BadResponse);
     assert_eq!(endpoint.asked_with(), [OLD, "rescue-1", "rescue-2"]);
     assert_eq!(log.kept(), ["rescue-1", "rescue-2", "rescue-3"]);
@@ -314,7 +314,7 @@ async fn rescues_end_with_the_attempts() {
         Reply::json(200, r#"{"refresh_token":"second-rescue"}"#),
     ])
     .await;
-    let (result, log) = fly(&quick(&endpoint).max_attempts(2)).await;
+    let (result, log) = run(&quick(&endpoint).max_attempts(2)).await;
     let error = result.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadResponse);
     assert_eq!(error.attempts(), 2);
@@ -322,7 +322,7 @@ async fn rescues_end_with_the_attempts() {
     // The same token again is no rescue: the response is complete, but not a token response.
     let endpoint =
         TokenEndpoint::start([Reply::json(200, r#"{"refresh_token":"first-rescue"}"#)]).await;
-    let (result, log) = fly(&quick(&endpoint)).await;
+    let (result, log) = run(&quick(&endpoint)).await;
     let error = result.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadResponse);
     assert_eq!(error.attempts(), 2);
