@@ -221,9 +221,14 @@ async fn finish(world: &World, session: &Session, store: Option<&FakeStore>) {
     world.stop_watching();
 }
 
+/// `PROPTEST_CASES`, or enough for each run.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(3000)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 3000,
+        cases: cases(),
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
         ..ProptestConfig::default()
     })]
