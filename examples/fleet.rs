@@ -1,14 +1,14 @@
-//! What a fleet costs its Redis: many sessions on one login, all in need of a refresh at once.
+//! The cost of a fleet for its Redis: many sessions with one login that all need a refresh at once.
 //!
 //! ```text
 //! cargo run --release --features redis --example fleet [sessions…]
 //! ```
 //!
-//! It starts a redis-server of its own, gives each session a store and a connection of its own, as
-//! processes have, and prints a row for each number of sessions: how often the token endpoint was
-//! called, how many sessions failed, when half of them and the last one had the result, and how many
-//! commands Redis ran for each session, those inside scripts included. The token endpoint takes
-//! 200 ms. In the last rows it is down.
+//! The example starts its own redis-server and gives each session a separate store and connection,
+//! as separate processes would have. It prints a row for each number of sessions: the calls to the
+//! token endpoint, the failed sessions, the time until half of the sessions and the last session
+//! had the result, and the commands that Redis ran for each session, including those inside
+//! scripts. The token endpoint takes 200 ms. In the last rows it is down.
 //!
 //! Each session needs two file descriptors, one here and one in Redis: `ulimit -n 32768`.
 
@@ -31,9 +31,9 @@ use reqwest_reauth::{
 type Result<T> = std::result::Result<T, Box<dyn StdError>>;
 
 const SIZES: [usize; 4] = [100, 2_000, 5_000, 10_000];
-/// How long the token endpoint takes.
+/// The response time of the token endpoint.
 const ENDPOINT: Duration = Duration::from_millis(200);
-/// How many sessions connect at once before the measurement begins.
+/// The number of sessions that connect at once before the measurement begins.
 const CONNECTING: usize = 64;
 
 #[tokio::main]
@@ -166,7 +166,7 @@ impl Redis {
         Ok(redis)
     }
 
-    /// All commands that Redis has run so far.
+    /// The number of commands that Redis has run so far.
     fn commands(&self) -> Result<f64> {
         let mut connection = redis::Client::open(self.url.as_str())?.get_connection()?;
         let info: String = redis::cmd("INFO").arg("stats").query(&mut connection)?;

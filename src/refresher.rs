@@ -100,13 +100,13 @@ pub trait Refresher: Send + Sync + 'static {
         false
     }
 
-    /// To whom, as whom and for what a refresh token is sent: for
-    /// [`OAuthRefresh`](crate::OAuthRefresh) its token endpoint, client id, grant and scope. It must
-    /// have no secret in it.
+    /// Identifies the recipient of a refresh token. For [`OAuthRefresh`](crate::OAuthRefresh) that
+    /// is its token endpoint, client id, grant and scope. The text must not contain a secret. The
+    /// default is `None`.
     ///
-    /// When a refresh token is dead, the processes that share a store tell each other, and those for
-    /// which this is the same text do not send it any more. Default: `None`, and each of them finds
-    /// out by itself.
+    /// When a refresh token becomes invalid, the processes that share a store tell each other. The
+    /// processes for which this text is the same do not send that token any more. With `None`, each
+    /// process finds out by itself.
     fn sends_to(&self) -> Option<String> {
         None
     }
@@ -224,7 +224,8 @@ pub(crate) trait RefreshLog: Send + Sync {
     }
     async fn keep(&self, refresh_token: RefreshToken);
 
-    /// Another process was told that the refresh token is dead: it is not to be sent.
+    /// Returns an error if another process has learned that the refresh token is invalid, so that
+    /// it is not sent.
     fn known_dead(&self) -> Option<Error> {
         None
     }
@@ -385,7 +386,8 @@ impl RefreshContext {
         self.failed_attempts.load(Ordering::Relaxed).saturating_add(1)
     }
 
-    /// That the refresh token is dead, as another process that shares the store was told.
+    /// Returns an error if another process that shares the store has learned that the refresh token
+    /// is invalid.
     pub(crate) fn known_dead(&self) -> Option<Error> {
         self.log.known_dead()
     }

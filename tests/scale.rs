@@ -161,8 +161,8 @@ fn threads() -> Option<usize> {
     Some(all.filter(|name| *name == own || name.starts_with("tokio")).count())
 }
 
-/// How often the runtime slept while so many heartbeats went on for `span`, and what its thread
-/// took on the processor.
+/// How often the runtime slept while this many heartbeats ran for `span`, and the CPU time of its
+/// thread.
 fn beats(heartbeats: usize, span: Duration, window: Option<f64>) -> (u64, Option<Duration>) {
     let runtime = runtime();
     runtime.block_on(async {
@@ -192,13 +192,13 @@ fn beats(heartbeats: usize, span: Duration, window: Option<f64>) -> (u64, Option
     })
 }
 
-/// Of this thread. `None` where the system does not tell.
+/// The CPU time of this thread, or `None` if the system does not report it.
 fn processor_time() -> Option<Duration> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }
 
-/// A loop waits for its next beat and for another token, and does not look each second.
+/// A loop waits for its next beat and for another token, and does not poll once a second.
 #[test]
 fn a_reissue_window_wakes_for_beats_alone() {
     let _alone = ALONE.lock();

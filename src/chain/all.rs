@@ -61,7 +61,7 @@ impl Middleware for Chain {
     }
 }
 
-/// Sends. If nothing is left in `signed`, all is done that has to be.
+/// Sends the request. If `signed` is empty afterwards, nothing is left to do.
 #[inline]
 fn begin<'a>(
     source: &'a SessionSource,
@@ -139,8 +139,8 @@ fn end(mut response: Response, signed: &Signed<'_>, source: &SessionSource) -> (
     (response, true)
 }
 
-/// What they do after it, from the innermost on. No `async fn`, which would keep each argument twice
-/// in its future.
+/// Does the work of the four after a request, from the innermost on. Not an `async fn`, which would
+/// store each argument twice in its future.
 #[cold]
 fn up<'a>(
     mut response: Response,
@@ -177,8 +177,8 @@ async fn send(
     replay(response, again, source, extensions, next).await
 }
 
-/// `Replay`, with the other three below it. What sends again has a future of its own: those who wait
-/// for a refresh do not hold the room for it.
+/// `Replay`, above the other three. The replay has a separate future, so that requests that wait
+/// for a refresh do not hold memory for it.
 fn replay<'a>(
     response: Response,
     mut again: Again<'a>,
@@ -220,7 +220,7 @@ async fn send_once(
     next: Next<'_>,
 ) -> Result<Response> {
     let limit = request.timeout().copied();
-    // In a box of its own: almost no request needs it.
+    // Boxed, because almost no request needs it.
     let ready = if refresh::asks_nothing(source, extensions) {
         None
     } else {

@@ -108,7 +108,7 @@ impl Middleware for Refresh {
     }
 }
 
-/// Whether a request is sent without a question.
+/// Whether a request can be sent without a check.
 pub(super) fn asks_nothing(source: &SessionSource, extensions: &Extensions) -> bool {
     is_quiet(source, extensions) && extensions.get::<ValidFor>().is_none()
 }
@@ -152,8 +152,8 @@ impl Ready {
     }
 }
 
-/// Waits for a refresh where the request cannot be sent without one. `None`: the request is none of
-/// ours. Of one that [asks nothing](asks_nothing) it is not asked.
+/// Waits for a refresh if the request cannot be sent without one. Returns `None` if the request
+/// does not concern the session. Not called for a request that [asks nothing](asks_nothing).
 pub(super) async fn before(
     source: &SessionSource,
     request: &Request,
@@ -227,8 +227,8 @@ pub(super) async fn before(
     Ok(Some(Ready { session, refreshed }))
 }
 
-/// Renews the token if the answer refuses it. No `async fn`, which would keep the response twice for
-/// as long as the request waits.
+/// Refreshes the token if the response rejects it. Not an `async fn`, which would store the
+/// response twice for as long as the request waits.
 #[cold]
 pub(super) fn up(
     mut response: Response,
@@ -256,7 +256,8 @@ pub(super) fn up(
     }
 }
 
-/// Which refresh the response makes its request wait for; `None` if it is the caller's.
+/// The refresh that the request has to wait for after this response, or `None` if the response is
+/// returned to the caller.
 fn join(response: &mut Response, extensions: &mut Extensions) -> Option<(Session, Join)> {
     let mut sent = response.extensions().get::<Sent>().cloned()?;
     let generation = sent.signature.generation();

@@ -230,7 +230,7 @@ fn with_nonce(session: Session, response: Response, again: &mut Again<'_>) -> Af
 }
 
 impl SendAgain {
-    /// The request that is to be sent, once the response has been read to its end.
+    /// Returns the request to send, and a future that reads the response to its end first.
     pub(super) fn begin(self) -> (Request, SendingAgain, impl Future<Output = ()> + Send) {
         let Self { session, request, response, why } = self;
         let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();

@@ -181,7 +181,7 @@ impl Attempts {
         }
     }
 
-    /// Counts the attempt that begins.
+    /// Counts an attempt at its start.
     fn begin(&self, asked_with: Option<&RefreshToken>) {
         let mut state = self.state();
         state.attempts = state.attempts.saturating_add(1);

@@ -75,7 +75,7 @@ pub(super) enum ClientAuth {
 }
 
 impl ClientAuth {
-    /// The client's id, where it is named.
+    /// The client's id, if it is set.
     pub(super) fn id(&self) -> Option<&str> {
         match self {
             Self::Unnamed => None,

@@ -177,13 +177,17 @@ impl Session {
         receiver
     }
 
-    /// Refreshes now, or joins the refresh that is under way, whatever the token's age and the
-    /// cool-down. A failure that another process of a fleet has shared counts all the same.
+    /// Refreshes now, or joins the refresh in progress, whatever the age of the token and the
+    /// cool-down. Returns the new tokens. A failure that another process has shared through the
+    /// store still counts.
     ///
     /// # Errors
-    /// What the refresh failed with; [`LoginRequired`](ErrorKind::LoginRequired) without a call
-    /// when the refresh token was rejected before, or there is none; [`Closed`](ErrorKind::Closed);
-    /// [`Internal`](ErrorKind::Internal) at once when the session's own refresher or store calls it.
+    /// - The error of the refresh.
+    /// - [`LoginRequired`](ErrorKind::LoginRequired), without a call to the token endpoint, if the
+    ///   refresh token was rejected before or there is none.
+    /// - [`Closed`](ErrorKind::Closed) if the session is closed.
+    /// - [`Internal`](ErrorKind::Internal), at once, if the session's own refresher or store calls
+    ///   it.
     pub async fn refresh(&self) -> Result<Tokens, Error> {
         if self.is_within_own_work() {
             return Err(Error::new(

@@ -517,14 +517,14 @@ impl State {
         None
     }
 
-    /// Another process has failed, and the token endpoint is left alone until then.
+    /// Records that another process has failed. No call is made to the token endpoint until then.
     pub(super) fn stand_back(&mut self, cause: &Error, until: Instant) {
         if !matches!(self.phase, Phase::Closed) {
             self.phase = Phase::CoolingDown { until, cause: cause.clone() };
         }
     }
 
-    /// A cool-down lasts at least so long.
+    /// Extends a cool-down to at least this long.
     pub(super) fn lengthen_cooldown(&mut self, now: Instant, least: Duration) {
         let Some(earliest) = now.checked_add(least) else { return };
         if let Phase::CoolingDown { until, .. } = &mut self.phase {

@@ -32,8 +32,9 @@ impl Session {
             && !expired
     }
 
-    /// Makes what a refresh brought visible. `issued`: for how long it is on trial, since the token
-    /// endpoint has just issued it. `None` if a later login or a logout supersedes it.
+    /// Publishes the result of a refresh. `issued` is the length of its probation, if the token
+    /// endpoint has just issued it. Returns `None` if a later login or a logout has superseded the
+    /// refresh.
     pub(super) fn adopt_tokens(
         &self,
         login: u64,
@@ -142,7 +143,7 @@ impl Session {
         if self.0.store.as_ref().is_some_and(|store| store.is_shared_by_others())
             && Says::is_own_trouble(error)
         {
-            // Others have their turn before this one asks again (contract 10.8).
+            // Other processes go first (contract 10.8).
             state.lengthen_cooldown(now, self.0.cooldown.saturating_mul(2));
         }
         self.bound_cooldown(state);
@@ -154,7 +155,7 @@ impl Session {
         }
     }
 
-    /// How long the token endpoint is left alone after this failure.
+    /// How long no call is made to the token endpoint after this failure.
     pub(super) fn cooldown_after(&self, error: &Error) -> Duration {
         let mut state = State::clone(&self.load());
         self.fail(&mut state, error);

@@ -23,44 +23,74 @@ use crate::{error::Error, token::Tokens};
 const FIRST_POLL: Duration = Duration::from_millis(5);
 const LONGEST_POLL: Duration = Duration::from_millis(50);
 
-/// One login in one file, shared by the processes of a machine.
+/// A login in a file, shared by the processes of a machine.
 ///
-/// The file is JSON:
-/// `{"version":1,"access_token":"…","refresh_token":"…","expires_at":1800000000.5}`, the expiry in
-/// Unix seconds. Tokens that are bound to a key (DPoP) have version 2 and the key's thumbprint,
-/// `"cnf":{"jkt":"…"}`. Members that this crate does not know survive a rewrite. The file has mode
-/// 0600.
-/// Without [`encrypt_with`](Self::encrypt_with) the tokens in it are not encrypted.
+/// The file is JSON, with the expiry in Unix seconds:
 ///
-/// - Neither the group nor others may write the file's directory, whoever owns it: use neither the
-///   shared temporary directory nor the root of a Kubernetes `emptyDir` or `fsGroup` volume, but a
-///   directory of its own below it. One that is missing is made, with mode 0700.
+/// ```json
+/// {"version":1,"access_token":"…","refresh_token":"…","expires_at":1800000000.5}
+/// ```
+///
+/// Tokens that are bound to a key (DPoP) have version 2 and the key's thumbprint,
+/// `"cnf":{"jkt":"…"}`. Unknown members survive a rewrite. The file has mode 0600. The tokens in it
+/// are not encrypted, unless [`encrypt_with`](Self::encrypt_with) is set.
+///
+/// # Defaults
+///
+/// | setting | default |
+/// | --- | --- |
+/// | [`encrypt_with`](Self::encrypt_with) | none: the file is not encrypted |
+/// | [`label`](Self::label) | the empty text |
+/// | [`also_decrypt_with`](Self::also_decrypt_with) | none |
+/// | [`also_read_plain`](Self::also_read_plain) | off |
+///
+/// # Example
+///
+/// ```
+/// use reqwest_reauth::{FileStore, Session, TokenStore, Tokens};
+///
+/// #[tokio::main(flavor = "current_thread")]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let dir = tempfile::tempdir()?;
+///     let store = FileStore::new(dir.path().join("tokens.json"));
+///
+///     // Your login saves the first tokens.
+///     let lock = store.lock().await?;
+///     let tokens = Tokens::new("access-token")?.with_refresh_token("refresh-token")?;
+///     store.save(&lock, &tokens).await?;
+///     drop(lock);
+///
+///     // Every process builds its session from the file.
+///     let session = Session::builder(Tokens::empty())
+///         .origin("https://api.example.com")
+///         .store(store)
+///         .restore()
+///         .await?;
+///     assert!(session.tokens().is_some_and(|tokens| tokens.refresh_token().is_some()));
+///     Ok(())
+/// }
+/// ```
+///
+/// # Files and directories
+///
+/// - Neither the group nor others may have write access to the file's directory, whoever owns it.
+///   Do not use the shared temporary directory, or the root of a Kubernetes `emptyDir` or `fsGroup`
+///   volume, but a subdirectory of it. A missing directory is created with mode 0700.
 /// - The file, the files beside it and every symbolic link on the path must belong to this user or
-///   to root. A link is followed, and stays, also where its target is still missing. Windows has
-///   neither modes nor such owners: there the directory's own access list protects the file.
-/// - A save writes a temporary file beside the old one, flushes it, and renames it: at a crash the
-///   file is whole, the old or the new. What a crash leaves behind is removed by the next save.
-/// - A file that cannot be read is a [`Store`](crate::ErrorKind::Store) error that names it; the
-///   next save moves it aside to `<name>.broken` (or `.broken.1` and so on) first. One that a later
+///   to root. A link is followed and preserved, even if its target does not exist yet. Windows has
+///   neither modes nor such owners: there the access list of the directory protects the file.
+/// - A save writes a temporary file beside the old one, flushes it, and renames it. After a crash
+///   the file is either the old one or the new one, and complete. The next save removes what a
+///   crash leaves behind.
+/// - A file that cannot be read is a [`Store`](crate::ErrorKind::Store) error that names it. The
+///   next save first moves it to `<name>.broken` (or `.broken.1` and so on). A file that a later
 ///   version has written is left alone: loads and saves fail.
-/// - The lock is the operating system's, on `<name>.lock` beside the file, and is free again when
-///   its holder dies. Never delete that file. Waiting blocks no thread, and may be given up at any
-///   time. Network file systems keep such locks between machines only where they are told to;
-///   several machines are better served by a store made for it.
-/// - A failure that processes share is kept in `<name>.failure`, without a secret, and counts for its
-///   own lifetime from when that file was written.
-///
-/// ```
-/// # async fn f() -> Result<(), reqwest_reauth::Error> {
-/// use reqwest_reauth::{FileStore, TokenStore, Tokens};
-///
-/// let store = FileStore::new("/var/lib/worker/tokens.json");
-/// let lock = store.lock().await?;
-/// store.save(&lock, &Tokens::from_refresh_token("1//0g-x")?).await?;
-/// drop(lock);
-/// # Ok(())
-/// # }
-/// ```
+/// - The lock is the operating system's, on `<name>.lock` beside the file. It is released when its
+///   holder dies. Never delete that file. Waiting for the lock does not block a thread and can be
+///   cancelled at any time. Network file systems share such locks between machines only if
+///   configured to. For several machines, use a store that is made for it.
+/// - A failure that the processes share is stored in `<name>.failure`, without a secret. It counts
+///   for its own lifetime from the time at which that file was written.
 #[derive(Clone, Debug)]
 pub struct FileStore {
     path: PathBuf,

@@ -16,7 +16,7 @@ use crate::{
 
 /// The maximum length of a text that is read.
 const MAX_TEXT: usize = 4096;
-/// A proxy wants a login.
+/// A proxy requires authentication.
 const PROXY: StatusCode = StatusCode::PROXY_AUTHENTICATION_REQUIRED;
 /// The maximum duration of a transient failure.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -55,16 +55,16 @@ pub(crate) enum Says {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
     },
-    /// The token endpoint said that the refresh tokens with these hashes are dead.
+    /// The token endpoint reported that the refresh tokens with these hashes are invalid.
     Dead {
-        /// SHA-256 of each refresh token and of whom it was sent to.
+        /// The SHA-256 hash of each refresh token and its recipient.
         of: Vec<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         code: Option<String>,
         #[serde(default)]
         possibly_consumed: bool,
     },
-    /// Somebody logged out, who held the refresh tokens with these hashes.
+    /// A process that held the refresh tokens with these hashes has logged out.
     Cleared { of: Vec<String> },
     /// The failure is over.
     Nothing,
@@ -123,8 +123,8 @@ impl fmt::Debug for StoredFailure {
 }
 
 impl Says {
-    /// What others are to know of this error of the token endpoint, if anything. `pause`: the
-    /// cool-down that follows. `of`: the refresh tokens that were rejected.
+    /// Returns what the other processes need to know about this error of the token endpoint, if
+    /// anything. `pause` is the cool-down that follows, and `of` has the rejected refresh tokens.
     pub(crate) fn of_error(error: &Error, pause: Duration, of: Vec<String>) -> Option<Self> {
         let status = error.status().map(|status| status.as_u16());
         let code = error.oauth_error().map(str::to_owned);
@@ -160,8 +160,8 @@ impl Says {
         }
     }
 
-    /// Whether a failure of the token endpoint may be this member's own, so that others are to have
-    /// their turn.
+    /// Whether a failure of the token endpoint may concern only this process, so that the others
+    /// should try.
     pub(crate) fn is_own_trouble(error: &Error) -> bool {
         let of_endpoint = matches!(
             error.kind(),

@@ -31,56 +31,77 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The first polling interval if the server cannot announce changes.
 const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(1);
-/// Most locks are held for less than this, or a sixth of the lease if that is shorter: only then is
-/// asked how long the holder's lease lasts.
+/// Most locks are held for less than this, or for less than a sixth of a short lease. Only a longer
+/// wait asks for the rest of the holder's lease.
 const BEFORE_ASKING: Duration = Duration::from_millis(1500);
 /// Spreads the waiters, so that they do not all request a released lock at once.
 const SPREAD: Duration = Duration::from_millis(20);
-/// Where its holder has left tokens or a failure, most of them go home with that, and do not ask.
+/// The pause after a holder has stored tokens or a failure. Most waiters end with those, and do not
+/// request the lock.
 const AFTER_NEWS: Duration = Duration::from_secs(1);
 
-/// One login in Redis (5 or later, or Valkey), shared by the processes of a fleet.
+/// A login in Redis (5 or later, or Valkey), shared by processes on several machines. Requires the
+/// feature `redis`.
 ///
-/// Under the key `k` it keeps four, in one hash slot: `{k}:tokens`, a hash with the JSON document
-/// of [`FileStore`](crate::FileStore); `{k}:lock`; `{k}:fence`; and `{k}:failure`, without a secret.
-/// None but the lock and the failure expires. The tokens are not encrypted. Choose a Redis that does
-/// not evict keys. In a Redis Cluster the store follows its keys to the node that has them; the URL
-/// is that of any node.
+/// The store uses four keys in one hash slot. For the key `k` they are `{k}:tokens`, a hash with
+/// the JSON document of [`FileStore`](crate::FileStore); `{k}:lock`; `{k}:fence`; and
+/// `{k}:failure`, which contains no secret. Only the lock and the failure expire, so choose a Redis
+/// that does not evict keys. The tokens are not encrypted. In a Redis Cluster the store follows its
+/// keys to their node, and the URL can be that of any node.
 ///
-/// - The lock is a [lease](Self::lease), renewed at a third of its length while it is held, and
-///   given back when it is dropped, so that only a holder that dies or stalls makes others wait for
-///   its end. Dropping a runtime waits for that at most half a second, whatever the number of locks.
-///   A session makes sure before each call of the token endpoint that a third of the lease is left,
-///   by two clocks.
+/// - The lock is a [lease](Self::lease). It is renewed at a third of its length while it is held,
+///   and released when it is dropped. Other processes wait for its end only if the holder dies or
+///   stalls. Dropping a runtime waits for the release for at most half a second, whatever the
+///   number of locks. Before each call to the token endpoint, a session checks by two clocks that a
+///   third of the lease is left.
 /// - Each holder gets a higher [fence](StoreLock::fence). A save or clear needs both its fence and
-///   its lock, and is rejected with a [`Store`](ErrorKind::Store) error otherwise: a holder that was
-///   stopped cannot overwrite what is newer, nor can the first of two that a failover has let in.
-///   The fence goes on rising if Redis loses its data.
-/// - Those who wait are told on the channel `{k}:changes` (RESP3, on the connection that is there),
-///   so that their cost does not grow with their number: eight commands each, and one for each lease
-///   that they wait out. Before Redis 6, or where the user may not
-///   subscribe, they look once a second.
-/// - While Redis is away each call fails within five seconds, at once where the connection is
-///   rejected; when it is back, the next call connects again.
+///   its lock, and otherwise fails with a [`Store`](ErrorKind::Store) error. A holder that was
+///   suspended cannot overwrite newer tokens. Neither can the first of two holders after a
+///   failover. The fence keeps increasing even if Redis loses its data.
+/// - Waiters are notified on the channel `{k}:changes` (RESP3, on the existing connection), so
+///   their cost does not grow with their number: eight commands for each waiter, and one for each
+///   lease that it waits for. Before Redis 6, or if the user may not subscribe, they poll once a
+///   second.
+/// - While Redis is unavailable, each call fails within five seconds, or at once if the connection
+///   is refused. The next call after that connects again.
 ///
-/// A document that cannot be read is an error; the next save keeps it in the hash, in a field
-/// `broken:…` of its own.
+/// A document that cannot be read is an error. The next save keeps it in the hash, in a separate
+/// field `broken:…`.
 ///
-/// Replicas follow Redis asynchronously, and the store does not wait for them (`WAIT`): a failover
-/// can lose the last save, and with it a refresh token that the token endpoint has just issued.
-/// The process that was issued it still holds it, and stores it again before it is spent. Another
-/// one that refreshes first sends the token before it, which a strict token endpoint rejects with
-/// the whole login. A restart that lost its scripts, keys that were evicted and a Redis that does
-/// not respond for up to two seconds cost no login.
+/// # Failover
+///
+/// Replicas follow Redis asynchronously, and the store does not wait for them (`WAIT`). A failover
+/// can lose the last save, and with it a refresh token that the token endpoint has just issued. The
+/// process that obtained the token still holds it, and stores it again before the token is spent.
+/// If another process refreshes first, it sends the previous token, and a strict token endpoint
+/// then ends the whole login.
+///
+/// No login is lost if a restart loses the scripts, if keys are evicted, or if Redis does not
+/// respond for up to two seconds.
+///
+/// # Defaults
+///
+/// | setting | default |
+/// | --- | --- |
+/// | [`lease`](Self::lease) | 30 s |
+///
+/// # Example
 ///
 /// ```no_run
-/// # async fn f() -> Result<(), reqwest_reauth::Error> {
-/// use reqwest_reauth::{RedisStore, Session, Tokens};
+/// use reqwest_reauth::{Error, RedisStore, Session, Tokens};
 ///
-/// let store = RedisStore::connect("rediss://:password@redis.example.com", "worker-login").await?;
-/// let session = Session::builder(Tokens::empty()).origin("https://api.example.com").store(store);
-/// # Ok(())
-/// # }
+/// #[tokio::main]
+/// async fn main() -> Result<(), Error> {
+///     let url = "rediss://:password@redis.example.com";
+///     let store = RedisStore::connect(url, "worker-login").await?;
+///     let session = Session::builder(Tokens::empty())
+///         .origin("https://api.example.com")
+///         .store(store)
+///         .restore()
+///         .await?;
+///     let client = session.wrap(reqwest::Client::new());
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone)]
 pub struct RedisStore {
@@ -205,8 +226,8 @@ impl TokenStore for RedisStore {
         self.rewrite(lock, None).await
     }
 
-    /// Waits to be told that the lock is free. A holder that dies tells nothing: whoever has waited
-    /// for a while asks how much of the holder's lease is left, and comes back then.
+    /// Waits for a notification that the lock is free. A holder that dies sends none, so a waiter
+    /// asks after a while how much of the holder's lease is left, and tries again after that.
     #[allow(clippy::disallowed_methods, reason = "between two looks at the lock")]
     async fn lock(&self) -> Result<StoreLock, Error> {
         let mut changes = self.shared.link.changes();
@@ -304,7 +325,7 @@ impl Shared {
         self.link.call(question).await.map_err(|error| store_error(&error))
     }
 
-    /// How much is left of the present holder's lease.
+    /// The rest of the current holder's lease.
     async fn lease_left(&self) -> Result<Option<Duration>, Error> {
         let left: i64 = self.ask(Question::Command(&self.scripts.lease_left())).await?;
         Ok(u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis))

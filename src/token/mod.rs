@@ -44,7 +44,8 @@ pub struct Tokens {
     expiry: Option<Expiry>,
     /// The refresh tokens of this login are known to rotate, so each can be sent only once.
     rotates: bool,
-    /// When the token endpoint issued the access token, on the wall clock of whoever was there.
+    /// When the token endpoint issued the access token, on the wall clock of the process that
+    /// received it.
     issued_at: Option<SystemTime>,
     /// The thumbprint of the key that the tokens are bound to.
     key_thumbprint: Option<Arc<str>>,
@@ -244,8 +245,8 @@ impl Tokens {
         self
     }
 
-    /// How much of this span is left since the access token was issued, if any. A time in the future
-    /// is the difference between two machines' clocks: that is now.
+    /// How much of this span is left since the access token was issued, if any. A time in the
+    /// future comes from the difference between two machines' clocks and counts as now.
     pub(crate) fn is_issued_within(&self, span: Duration) -> Option<Duration> {
         let age = wall().duration_since(self.issued_at?).unwrap_or_default();
         span.checked_sub(age).filter(|left| !left.is_zero())

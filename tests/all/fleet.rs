@@ -121,8 +121,8 @@ struct Toll {
     path: std::path::PathBuf,
 }
 
-/// Some way into a rotation of the worker whose calls the server remembers, however busy the
-/// machine is. `false` for one whose login is lost, and that makes none: it is refused.
+/// A point in a rotation of the worker whose calls the server remembers, however busy the machine
+/// is. Returns `false` for a worker whose login is lost, and which therefore makes no call.
 fn a_moment_of_rotation(server: &AuthServer) -> bool {
     let enough = fastrand::usize(0..4);
     let begun = Instant::now();
@@ -179,7 +179,8 @@ async fn kill_two_hundred(rotation: Rotation) -> Toll {
             "worker {number} left a token from before"
         );
 
-        // A dead login is left to nobody again: the file says that it is dead, and it is not sent.
+        // A lost login is not given to a worker again, because the file says that it is invalid and
+        // it is not sent.
         let is_left = dead.as_ref() == Some(&refresh_token(&tokens));
         given = if is_left { server.login() } else { Tokens::empty() };
         let Some((lost, before)) = said.split_last().filter(|(last, _)| *last != "rotated") else {
@@ -417,7 +418,7 @@ async fn a_login_spent_by_the_dead_is_reported() {
             let session = started(
                 session(given, server.origin(), "again")
                     .store(FileStore::new(&path))
-                    // What the dead one was issued is on trial no more.
+                    // The tokens of the dead worker are no longer on probation.
                     .cooldown(Duration::from_millis(1)),
                 restore,
             )

@@ -60,7 +60,7 @@ async fn those_who_wait_adopt_without_the_lock() {
     issuer.until_called(1).await;
     let mut others = std::pin::pin!(refresh_all(&members[1..]));
     assert!(tokio::time::timeout(SECOND / 2, &mut others).await.is_err(), "they wait");
-    // Who is next in the line has the lock for good: nobody needs it.
+    // The next waiter holds the lock forever, but no session needs it.
     let stuck = store.clone();
     tokio::spawn(async move {
         let _lock = stuck.lock().await.unwrap();
@@ -99,7 +99,7 @@ async fn a_holder_that_dies_is_replaced() {
     assert_eq!(issuer.calls(), 2);
 }
 
-// ---- failures that are everybody's
+// ---- failures that concern all processes
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_one_refresh_a_cooldown() {
@@ -132,7 +132,7 @@ async fn who_comes_during_an_outage_asks_nobody() {
     tokio::time::advance(COOLDOWN).await;
     late.refresh().await.unwrap();
     assert_eq!(held(&late), texts("t2", "r2"));
-    // It works again: nobody is held up by the failure of before.
+    // The token endpoint works again, and the earlier failure delays no session.
     let later = builder(store.clone(), issuer.clone()).build().unwrap();
     later.refresh().await.unwrap();
     assert!(store.load_failure().await.unwrap().is_none());
@@ -168,12 +168,12 @@ async fn what_a_person_has_to_do_is_shared_for_a_while() {
     assert_eq!(issuer.calls(), 2);
 }
 
-// ---- failures that are one member's
+// ---- failures that concern one process
 
 #[tokio::test(start_paused = true)]
 async fn a_members_own_trouble_is_not_shared() {
     for kind in [ErrorKind::ClientRejected, ErrorKind::Unavailable, ErrorKind::InvalidConfig] {
-        // Without a status: a connection that failed.
+        // A failed connection, which has no status.
         let issuer = Issuer::new([Turn::Fail(SECOND, Error::new(kind, "its own"))]);
         let (_store, members) = fleet(&issuer).await;
         let results = refresh_all(&members).await;
@@ -251,7 +251,7 @@ async fn a_dead_token_is_sent_once_by_a_fleet() {
     assert_eq!(late.refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
     assert_eq!(server.token_calls(), 1, "for good");
 
-    // The caller says that it is to be tried again.
+    // The caller asks for another try.
     members[0].replace_tokens(given.clone()).await.unwrap();
     assert_eq!(members[0].refresh().await.unwrap_err().kind(), ErrorKind::LoginRequired);
     assert_eq!(server.token_calls(), 2);
@@ -325,7 +325,7 @@ async fn a_logout_reaches_the_fleet() {
     assert_eq!(error.kind(), ErrorKind::LoginRequired);
     assert_eq!(members[1].state(), SessionState::LoginRequired);
     assert_eq!(issuer.calls(), 1, "nobody has asked for the login that is over");
-    // Who holds another login is not concerned.
+    // A session with another login is not affected.
     let other = Session::builder(pair("other", "ro")).origin(ORIGIN).refresher(issuer.clone());
     let other = other.store(store.clone()).build().unwrap();
     other.refresh().await.unwrap();
@@ -336,14 +336,14 @@ async fn a_logout_reaches_the_fleet() {
     assert_eq!(held(&members[1]), held(&other));
 }
 
-// ---- a token that another member has just brought
+// ---- a token that another process has just obtained
 
 #[tokio::test(start_paused = true)]
 async fn a_token_that_another_brought_is_on_trial() {
     let issuer = Issuer::new([]);
     let (_store, members) = fleet(&issuer).await;
     members[0].refresh().await.unwrap();
-    // Adopts what the first one brought, which the API does not accept either.
+    // Adopts the token of the first session, which the API rejects too.
     let api = Api::new(|_| async { answer(401) });
     for calls in [1, 2] {
         let client = api.client(&members[1]);

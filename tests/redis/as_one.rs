@@ -1,5 +1,5 @@
-//! What a fleet costs its Redis (contract 10.8), and what a Redis that fails over, forgets or is slow
-//! costs a fleet.
+//! The cost of a fleet for its Redis (contract 10.8), and the cost of a failover, a data loss or a
+//! slow Redis for the fleet.
 
 use std::time::{Duration, Instant};
 
@@ -13,24 +13,24 @@ use reqwest_reauth::{
 
 const MEMBERS: u32 = 100;
 const ATTEMPTS: u32 = 3;
-/// What one refresh costs beside those who wait for it, and what the look at the counter costs.
+/// The cost of one refresh without its waiters, including the query of the counter.
 const HOLDER: u64 = 60;
 
-/// All commands that Redis has run so far, those inside scripts included.
+/// The number of commands that Redis has run so far, including those inside scripts.
 fn commands(redis: &Server) -> u64 {
     let info: String = redis.ask(&["INFO", "commandstats"]);
     let calls = info.lines().filter_map(|line| line.split_once("calls=")?.1.split(',').next());
     calls.map(|calls| calls.parse::<u64>().unwrap()).sum()
 }
 
-/// Eight for each who waits. Those who have waited for a second and a half, as on a busy machine, ask
-/// once more, how long the holder's lease lasts.
+/// Eight for each waiter. After a second and a half, as on a busy machine, a waiter also asks for
+/// the rest of the holder's lease.
 fn most(begun: Instant) -> u64 {
     let each = if begun.elapsed() > Duration::from_millis(1400) { 9 } else { 8 };
     each * u64::from(MEMBERS - 1) + HOLDER
 }
 
-/// Sessions that share a login, each with a connection of its own, as processes have.
+/// Sessions that share a login, each with a separate connection, as separate processes would have.
 async fn fleet(url: &str, server: &AuthServer, given: &Tokens) -> Vec<Session> {
     join_all((0..MEMBERS).map(|_| async {
         let store = RedisStore::connect(url, "login").await.unwrap();
@@ -43,7 +43,7 @@ async fn fleet(url: &str, server: &AuthServer, given: &Tokens) -> Vec<Session> {
     .await
 }
 
-/// Refreshes all of them at once. Returns the results, each with the moment at which it came.
+/// Refreshes all of them at once. Returns the results and their times.
 async fn refresh_all(members: &[Session]) -> Vec<(Result<Tokens, Error>, Instant)> {
     let tasks: Vec<_> = members
         .iter()
@@ -145,8 +145,8 @@ pub(crate) async fn who_may_not_subscribe_looks_once_a_second() {
     assert!(spread < Duration::from_millis(1500), "{spread:?}");
 }
 
-/// Between two attempts, a holder is stopped for longer than its lease. Somebody else spends its
-/// refresh token meanwhile, which it must not send again.
+/// Between two attempts, a holder is stopped for longer than its lease. In the meantime another
+/// process spends its refresh token, which it must not send again.
 pub(crate) async fn a_holder_stopped_between_attempts_sends_nothing() {
     let redis = Server::start();
     let server = AuthServer::start().await;
@@ -186,7 +186,7 @@ async fn synced(primary: &Server) {
     assert_eq!(primary.ask::<u32>(&["WAIT", "1", "5000"]), 1);
 }
 
-/// A primary and its replica, which holds what the primary does.
+/// A primary and its synchronised replica.
 async fn pair() -> (Server, Server) {
     let (primary, replica) = (Server::start(), Server::start());
     replica.ask::<()>(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
@@ -194,7 +194,7 @@ async fn pair() -> (Server, Server) {
     (primary, replica)
 }
 
-/// The replica takes the dead primary's place, and its address.
+/// The replica takes over the dead primary's role and address.
 fn fail_over(primary: &mut Server, replica: &Server) {
     primary.stop();
     replica.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
@@ -224,9 +224,9 @@ pub(crate) async fn a_failover_keeps_what_was_replicated() {
     assert_eq!(server.counts().reuses, 0);
 }
 
-/// The newest token is lost with the primary. Whoever was issued it still has it, and stores it
-/// again before it is spent.
-pub(crate) async fn a_failover_that_loses_a_save_is_mended() {
+/// The newest token is lost with the primary. The process that obtained it still holds it, and
+/// stores it again before it is spent.
+pub(crate) async fn a_failover_that_loses_a_save_is_repaired() {
     let (mut primary, replica) = pair().await;
     let server = AuthServer::builder().only_newest_token().start().await;
     let given = server.login();
@@ -252,7 +252,7 @@ pub(crate) async fn scripts_and_keys_may_be_lost() {
     one.refresh().await.unwrap();
     redis.ask::<()>(&["SCRIPT", "FLUSH"]);
     one.refresh().await.unwrap();
-    // Evicted, or flushed by somebody.
+    // Evicted or flushed.
     redis.ask::<()>(&["FLUSHALL"]);
     one.refresh().await.unwrap();
     assert_eq!(server.token_calls(), 3);

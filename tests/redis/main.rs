@@ -25,7 +25,7 @@ fn main() {
             who_may_not_subscribe_looks_once_a_second,
             a_holder_stopped_between_attempts_sends_nothing,
             a_failover_keeps_what_was_replicated,
-            a_failover_that_loses_a_save_is_mended,
+            a_failover_that_loses_a_save_is_repaired,
             scripts_and_keys_may_be_lost,
             a_slow_redis_is_waited_for,
         ]

@@ -1,4 +1,4 @@
-//! What a session hears from the others that share its store, and what it tells them.
+//! The failures that a session shares with the others that use its store.
 
 use tokio::time::Instant;
 
@@ -16,13 +16,13 @@ use crate::{
 };
 
 impl StoreSync {
-    /// What the store holds as far as this session knows, for [`watch`](Self::watch).
+    /// The content of the store as far as this session knows, for [`watch`](Self::watch).
     pub(in crate::session) fn last_seen(&self) -> Option<Tokens> {
         self.known().last_seen().cloned()
     }
 
-    /// Waits until the store holds something else than `seen`, or another failure. Not bounded
-    /// here: the refresh is.
+    /// Waits until the store holds other tokens than `seen`, or another failure. The limit of the
+    /// refresh bounds the wait.
     pub(in crate::session) async fn watch(
         &self,
         seen: Option<&Tokens>,
@@ -31,13 +31,14 @@ impl StoreSync {
         change.await.unwrap_or_else(|| Err(panicked()))
     }
 
-    /// What a change of the store shows.
+    /// Judges a change of the store.
     pub(in crate::session) fn look_at(&self, session: &Session, found: Option<Tokens>) -> Look {
         let before = self.known().login();
         self.found(session, found, before)
     }
 
-    /// Looks for the failure that another process has left. Whether it is another one than before.
+    /// Loads the failure that another process has stored. Returns whether it differs from the
+    /// previous one.
     pub(in crate::session) async fn hear(&self, session: &Session) -> bool {
         match self.bounded(self.store.load_failure()).await {
             Ok(mark) => self.known().hears(mark, Instant::now()),
@@ -48,7 +49,7 @@ impl StoreSync {
         }
     }
 
-    /// What to do about the failure that was heard of last.
+    /// What to do about the failure that was loaded last.
     pub(in crate::session) fn advice(
         &self,
         refresh: Option<&RefreshToken>,
@@ -57,21 +58,21 @@ impl StoreSync {
         self.known().advice(refresh, sent_to, Instant::now())
     }
 
-    /// Tells the others of a failure, under the lock.
+    /// Shares a failure with the other processes, under the lock.
     pub(in crate::session) async fn tell(&self, session: &Session, lock: &StoreLock, says: Says) {
         if self.known().has_told(&says) {
             return;
         }
         let mark = StoredFailure::new(says);
-        // Before it is stored: the store may say that it failed, and have it all the same.
+        // Recorded before the save, which may report an error although it succeeds.
         self.known().tells(mark.clone(), Instant::now());
         if let Err(error) = self.bounded(self.store.save_failure(lock, &mark)).await {
-            // Each of them finds out by itself.
+            // Each of the other processes finds out by itself.
             session.emit(&Event::StoreFailed { error });
         }
     }
 
-    /// Tells the others that a login is over that had these refresh tokens.
+    /// Tells the other processes that the login with these refresh tokens is over.
     pub(super) async fn tell_logout<'t>(
         &self,
         session: &Session,
@@ -85,14 +86,14 @@ impl StoreSync {
         }
     }
 
-    /// There are newer tokens: a failure that was told before concerns nobody any more.
+    /// Withdraws the shared failure, because there are newer tokens.
     pub(super) async fn take_back_heard(&self, session: &Session, lock: &StoreLock) {
         if self.known().has_heard() {
             self.take_back(session, lock).await;
         }
     }
 
-    /// The caller has given new tokens: no failure that was left before says anything about them.
+    /// Withdraws any shared failure, because the caller has given new tokens.
     pub(super) async fn take_back_failure(&self, session: &Session, lock: &StoreLock) {
         if matches!(self.bounded(self.store.load_failure()).await, Ok(Some(_))) {
             self.take_back(session, lock).await;

@@ -39,7 +39,7 @@ pub(super) struct Known {
     /// A stored refresh token that is tried before the session's own. The session adopts it only
     /// together with the tokens that it obtains.
     candidate: Option<RefreshToken>,
-    /// Refresh tokens for which this session was issued others. The last few.
+    /// Refresh tokens that this session has exchanged for others. Only the last few are kept.
     spent: VecDeque<RefreshToken>,
     /// Refresh tokens that the token endpoint has permanently rejected. Only the last few are kept.
     dead: VecDeque<RefreshToken>,
@@ -78,8 +78,8 @@ impl Known {
             || self.seen.iter().chain(&self.tried).any(|known| known.same_as(found))
     }
 
-    /// Whether the store has lost a save of this session, e.g. in a failover: it holds a refresh
-    /// token that this session has spent.
+    /// Whether the store has lost a save of this session, for example in a failover: it holds a
+    /// refresh token that this session has spent.
     fn is_rolled_back(&self, found: &Tokens) -> bool {
         found.refresh_token().is_some_and(|refresh| self.spent.contains(refresh))
     }
@@ -264,14 +264,14 @@ impl Known {
         self.tried.clear();
     }
 
-    /// What was in the store when this session last looked, whatever key it is bound to.
+    /// The content of the store when this session last read it, whatever key it is bound to.
     pub(super) fn last_seen(&self) -> Option<&Tokens> {
         self.elsewhere.as_ref().or(self.seen.as_ref())
     }
 
-    // ---- failures that a fleet shares
+    // ---- shared failures
 
-    /// This mark is beside the tokens. Whether it is another one than before.
+    /// Records the mark beside the tokens. Returns whether it differs from the previous one.
     pub(super) fn hears(&mut self, mark: Option<StoredFailure>, now: Instant) -> bool {
         let before = self.heard.as_ref().map(|heard| heard.mark().clone());
         let is_news = mark != before;
@@ -279,7 +279,7 @@ impl Known {
         is_news
     }
 
-    /// This session leaves the mark itself.
+    /// Records that this session itself has left the mark.
     pub(super) fn tells(&mut self, mark: StoredFailure, now: Instant) {
         self.heard = Some(Box::new(Heard::own(mark, now)));
     }
@@ -293,7 +293,7 @@ impl Known {
         advise(self.heard.as_deref(), refresh, sent_to, now)
     }
 
-    /// Whether the mark that is there says so already: that these refresh tokens are dead.
+    /// Whether the mark already says that these refresh tokens are invalid.
     pub(super) fn has_told(&self, says: &Says) -> bool {
         match (self.heard.as_ref().and_then(|heard| heard.says()), says) {
             (Some(Says::Dead { of: told, .. }), Says::Dead { of, .. }) => {
@@ -326,7 +326,8 @@ impl Known {
         self.given = tokens.refresh_token().cloned();
     }
 
-    /// The session holds these tokens: whatever was thought of them, they are not spent.
+    /// Records that the session holds these tokens, so they are not spent, whatever was known
+    /// before.
     fn holds(&mut self, tokens: &Tokens) {
         self.spent.retain(|spent| Some(spent) != tokens.refresh_token());
     }

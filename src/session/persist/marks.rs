@@ -1,4 +1,4 @@
-//! What a session does about the failure that is left beside the tokens (contract 10.8). Pure.
+//! What a session does about the failure beside the tokens (contract 10.8). Pure.
 
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Heard {
     mark: StoredFailure,
-    /// Since when. A passing failure counts for a duration from then on, and not until a date.
+    /// When the session first saw the mark. A transient failure counts for a duration from then on,
+    /// not until a date.
     since: Instant,
-    /// This session left it. Its own state says what follows.
+    /// Whether this session has left the mark. Its own state then decides.
     is_own: bool,
 }
 
@@ -25,7 +26,8 @@ impl Heard {
         Self { mark, since: now, is_own: true }
     }
 
-    /// What was heard, once this mark is found. One that was heard before counts from then.
+    /// The recorded failure after this mark was found. A mark that was seen before keeps its first
+    /// time.
     pub(super) fn next(
         before: Option<Box<Self>>,
         found: Option<StoredFailure>,
@@ -47,21 +49,20 @@ impl Heard {
     }
 }
 
-/// What a session that is about to refresh does.
+/// What a session does before a refresh.
 #[derive(Debug)]
 pub(in crate::session) enum Advice {
-    /// Asks the token endpoint, or waits for its turn to.
+    /// Call the token endpoint, or wait for the lock.
     Ask,
-    /// Fails: the token endpoint is left alone for so long.
+    /// Fail, because no call is made to the token endpoint for this long.
     StandBack { cause: Error, left: Duration },
-    /// Does not send this refresh token: it is dead.
+    /// Do not send this refresh token, because it is invalid.
     Dead(Error),
-    /// Fails: another process has logged out.
+    /// Fail, because another process has logged out.
     LoggedOut(Error),
 }
 
-/// `refresh`: the refresh token that would be sent. `sent_to`: to whom, as whom and for what, if
-/// that is known.
+/// `refresh` is the refresh token to send. `sent_to` identifies its recipient, if it is known.
 pub(super) fn advise(
     heard: Option<&Heard>,
     refresh: Option<&RefreshToken>,
@@ -129,7 +130,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_session_does_about_a_mark() {
-        // The mark, heard so long ago; the refresh token and to whom it would be sent; what to do.
+        // The columns: the mark, the time since it was seen, the refresh token, its recipient, and
+        // the advice.
         let table = [
             (pause(10 * SECOND), 0, Some("r"), Some("e"), "stand back 10 s: Unavailable"),
             (pause(10 * SECOND), 7, None, None, "stand back 3 s: Unavailable"),

@@ -1,8 +1,10 @@
-//! A session's dealings with its store.
+//! A session's use of its store.
 //!
-//! `known` is what the store is known to hold and what is still to be saved; `sync` locks, loads and saves; `background` saves
-//! captured tokens behind the requests that brought them. `marks` is what the session does about a failure that another process
-//! has left, and `fleet` hears and tells of such failures.
+//! - `known` is what the session knows about the store, and what is left to save.
+//! - `sync` locks, loads and saves.
+//! - `background` saves captured tokens without delaying the requests that brought them.
+//! - `marks` decides what the session does about the failure of another process.
+//! - `fleet` loads and shares such failures.
 
 mod background;
 mod fleet;

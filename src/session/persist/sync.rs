@@ -175,7 +175,7 @@ impl StoreSync {
         }
     }
 
-    /// What it shows that the store holds this. `before`: the newest login when the look began.
+    /// Judges the content of the store. `before` is the newest login when the load began.
     pub(super) fn found(&self, session: &Session, found: Option<Tokens>, before: u64) -> Look {
         let Some(found) = found else {
             self.known().finds_nothing(before);
@@ -472,7 +472,7 @@ impl StoreSync {
                 return Err(error);
             }
         };
-        // Before they are there for others to see.
+        // Withdrawn before other processes can see the new tokens.
         self.take_back_failure(session, &lock).await;
         // A capture may have saved them already, and another process may have rotated them since.
         if !self.known().is_to_save(login) {
@@ -482,9 +482,9 @@ impl StoreSync {
         self.save(session, login, &lock, &session.load().tokens()).await
     }
 
-    /// Forgets what is stored, and tells the others. `stored` is what the store held, if that is of
-    /// the login that the session `held`: as it is now, or where it cannot be read as this session
-    /// last saw it.
+    /// Clears the store, and tells the other processes. `stored` receives its content, if that
+    /// belongs to the login that the session `held`. If the store cannot be read, `stored` receives
+    /// what this session last saw there.
     pub(in crate::session) async fn clear(
         &self,
         session: &Session,

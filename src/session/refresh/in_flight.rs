@@ -45,7 +45,7 @@ pub(crate) struct InFlight {
     ended: watch::Sender<bool>,
     /// The refresh token that may have been sent, until the response to it is known.
     unanswered: Mutex<Option<RefreshToken>>,
-    /// Another process has failed, and the token endpoint is left alone for so long.
+    /// The failure of another process, and for how long it prevents calls to the token endpoint.
     stands_back: OnceLock<(Error, Duration)>,
     work: Work,
 }
@@ -128,12 +128,12 @@ impl InFlight {
         self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The refresh asks nobody, since another process has failed with this error.
+    /// Records that the refresh makes no call, because another process has failed with this error.
     pub(super) fn stand_back(&self, cause: Error, left: Duration) {
         let _ = self.stands_back.set((cause, left));
     }
 
-    /// Why the token endpoint is left alone, and for how long.
+    /// Why no call is made to the token endpoint, and for how long.
     pub(in crate::session) fn stands_back(&self) -> Option<&(Error, Duration)> {
         self.stands_back.get()
     }

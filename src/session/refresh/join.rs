@@ -83,13 +83,13 @@ impl Session {
         )
     }
 
-    /// After the API rejected a token of generation `sent`, which is noted.
+    /// Decides after the API rejected a token of generation `sent`, and records the rejection.
     pub(crate) fn after_rejection(&self, sent: u64, allowance: &Allowance) -> Join {
         let join = self.join(
             |state, now| allowance.apply(state.should_refresh_after_rejection(sent, now), state),
             Some(sent),
         );
-        // Almost always the refresh that begins has noted it, in the same step.
+        // The start of a refresh has almost always recorded it in the same step.
         self.mark_rejected(sent);
         join
     }
@@ -163,8 +163,8 @@ impl Session {
         self.0.refresh_timeout.saturating_add(saving).saturating_add(Duration::from_secs(1))
     }
 
-    /// Decides and, where it has to, starts a refresh, in one step. Only the first of many takes
-    /// the writer's lock. `rejected`: the generation that the API has rejected.
+    /// Decides, and starts a refresh if necessary, in one atomic step. Of many callers, only the
+    /// first takes the writer's lock. `rejected` is the generation that the API has rejected.
     pub(in crate::session) fn join(
         &self,
         decide: impl Fn(&State, Instant) -> Step,

@@ -1,8 +1,12 @@
 //! One refresh at a time, for every request that needs one.
 //!
-//! `join` decides whether a caller goes on, waits or fails; `in_flight` is what the waiters and the refresh share; `task` is the refresh itself;
-//! `obtain` is where its tokens come from, `watch` is how it waits for its turn, and `progress` is what its refresher tells. `turn`
-//! keeps two calls apart, and `work` lets waiters on another runtime end a refresh that stands still.
+//! - `join` decides whether a caller goes on, waits or fails.
+//! - `in_flight` is what the waiters and the refresh share.
+//! - `task` is the refresh itself.
+//! - `obtain` gets its tokens, `watch` waits for the lock or for the tokens of another process, and
+//!   `progress` receives the reports of its refresher.
+//! - `turn` prevents two calls at once, and `work` lets waiters on another runtime end a refresh
+//!   that has stopped.
 
 mod in_flight;
 mod join;

@@ -196,7 +196,7 @@ impl<'a> Search<'a> {
         if let Some(candidate) = self.store.candidate(self.in_flight.login()) {
             self.progress.ask_with(candidate);
         }
-        // The holder before may have failed since.
+        // The previous holder may have failed in the meantime.
         self.store.hear(self.session).await;
         self.heed()?;
         Ok(Next::Ask)
@@ -220,7 +220,8 @@ impl<'a> Search<'a> {
         Ok(self.look_under_lock(is_locked, look).await?.unwrap_or(Next::Ask))
     }
 
-    /// Whether it has the lock now, or else the tokens that another process has stored meanwhile.
+    /// Returns whether the refresh now holds the lock, or the tokens that another process has
+    /// stored in the meantime.
     async fn lock(&self) -> Result<Result<bool, Tokens>, Error> {
         self.progress.is_at(Stage::Locking);
         match self.lock_or_watch().await? {

@@ -47,7 +47,7 @@ pub(super) struct Searched {
     pub(super) found: Option<Result<Next, Error>>,
     /// The refresh token is invalid, and the fallback refresher has obtained a token.
     pub(super) forgets: bool,
-    /// Fails as another process did, which is nothing to be told.
+    /// The refresh fails like another process did, which is not reported again.
     pub(super) heeds: bool,
     /// The refresh token that the refresher kept last.
     pub(super) kept: Option<RefreshToken>,

@@ -190,7 +190,7 @@ async fn adopt(
     }
     let trial = match arrival {
         Arrival::Issued => Some(session.0.cooldown),
-        // Another process of the fleet may have been issued them a moment ago (contract 3.6).
+        // Another process may have obtained the tokens a moment ago (contract 3.6).
         Arrival::Handed => tokens.is_issued_within(session.0.cooldown),
     };
     let Some(generation) = session.adopt_tokens(in_flight.login(), &tokens, lifetime, trial) else {

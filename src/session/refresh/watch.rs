@@ -1,5 +1,5 @@
-//! How a refresh waits for its turn: it watches the store, and goes home with what another process
-//! stores there, or with the failure that it leaves, without taking the lock (contract 10.8).
+//! How a refresh waits for the lock. It watches the store, and ends with the tokens or the failure
+//! that another process stores there, without taking the lock (contract 10.8).
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -22,20 +22,20 @@ use crate::{
     token::Tokens,
 };
 
-/// Most locks are free at once: only later is the store watched.
+/// How long to wait for the lock before the store is watched. Most locks are free at once.
 const HEAD_START: Duration = Duration::from_millis(20);
-/// Between two calls of a store that tells of a change where there is none.
+/// The first pause between calls of a store that reports changes where there are none.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How a wait for the lock ends.
+/// The result of a wait for the lock.
 pub(super) enum Waited {
     Locked(Result<StoreLock, Error>),
-    /// Another process stored tokens that spare the call.
+    /// Another process has stored tokens, so no call is needed.
     Stored(Tokens),
 }
 
-/// Tells the other processes of a failure that is theirs too, before the lock is free.
+/// Shares a failure that concerns the other processes too, before the lock is released.
 pub(super) async fn tell(
     session: &Session,
     in_flight: &InFlight,
@@ -57,8 +57,8 @@ pub(super) async fn tell(
 }
 
 impl Search<'_> {
-    /// Waits for the lock, or for what its holder brings. Fails as the holder did, where that
-    /// failure is everybody's.
+    /// Waits for the lock, or for the tokens of its holder. Fails like the holder did if that
+    /// failure concerns all processes.
     pub(super) async fn lock_or_watch(&self) -> Result<Waited, Error> {
         let mut lock = pin!(self.store.lock());
         tokio::select! {
@@ -77,7 +77,8 @@ impl Search<'_> {
                         biased;
                         found = &mut change => break 'found found,
                         locked = &mut lock => return Ok(Waited::Locked(locked)),
-                        // After the watch has begun, so that no failure comes between the two.
+                        // Loaded after the watch has started, so that no failure in between is
+                        // missed.
                         _ = self.store.hear(self.session), if !has_heard => {
                             has_heard = true;
                             if self.is_warned()
@@ -90,7 +91,7 @@ impl Search<'_> {
                 }
             };
             let Ok(found) = found else {
-                // The store cannot tell: its lock alone is waited for.
+                // The store cannot report changes, so only the lock is awaited.
                 return Ok(Waited::Locked(lock.await));
             };
             let is_news = !is_same(found.as_ref(), seen.as_ref());
@@ -116,7 +117,7 @@ impl Search<'_> {
         }
     }
 
-    /// There may be newer tokens beside the failure.
+    /// Reads the store before obeying a failure, because there may be newer tokens beside it.
     async fn look_then_heed(&self) -> Result<Option<Tokens>, Error> {
         let look = self.store.look(self.session).await;
         if let Some(Next::Take(stored)) = self.consider(look) {
@@ -130,17 +131,17 @@ impl Search<'_> {
         !matches!(self.advice(), Advice::Ask)
     }
 
-    /// What to do about the failure of another process, with the refresh token that would be sent.
+    /// What to do about the failure of another process, given the refresh token to send.
     fn advice(&self) -> Advice {
         let sent_to = self.session.0.refresher.as_deref().and_then(sent_to);
         let asked = self.progress.tokens();
         self.store.advice(asked.refresh_token(), sent_to.as_deref())
     }
 
-    /// Fails as another process did a moment ago.
+    /// Fails if another process failed a moment ago.
     pub(super) fn heed(&self) -> Result<(), Error> {
         match self.advice() {
-            // Whether there is another refresh token is found out on the way.
+            // The search shows whether there is another refresh token.
             Advice::Ask | Advice::Dead(_) => Ok(()),
             Advice::LoggedOut(error) => {
                 self.progress.searched().heeds = true;
@@ -155,7 +156,7 @@ impl Search<'_> {
         }
     }
 
-    /// The same while the lock is waited for.
+    /// Does the same while the refresh waits for the lock.
     fn heed_early(&self) -> Result<(), Error> {
         match self.advice() {
             Advice::Dead(error) if !self.has_another_way() => {
@@ -190,7 +191,7 @@ fn is_same(one: Option<&Tokens>, other: Option<&Tokens>) -> bool {
     }
 }
 
-/// A panic in the user's answer counts as unknown.
+/// A panic in the user's code counts as unknown.
 pub(super) fn sent_to(refresher: &dyn Refresher) -> Option<String> {
     catch_unwind(AssertUnwindSafe(|| refresher.sends_to())).unwrap_or_default()
 }

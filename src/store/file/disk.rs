@@ -80,13 +80,13 @@ impl Place {
         self.replace_file(&self.file(), document)
     }
 
-    /// The text of the failure that processes share, and how long ago it was written. `None` if
-    /// there is none.
+    /// The text of the shared failure, and its age. `None` if there is no failure.
     pub(super) fn read_failure(&self) -> Result<Option<(Vec<u8>, Duration)>, Error> {
         match read_bounded(&self.failure_file(), MAX_FAILURE_BYTES) {
             Ok(mut text) => {
                 let written = fs::metadata(self.failure_file()).and_then(|about| about.modified());
-                // A time in the future is a clock that was set back: as new as can be.
+                // A time in the future means that the clock was set back, so the failure counts as
+                // new.
                 let age = written.ok().and_then(|written| wall().duration_since(written).ok());
                 Ok(Some((std::mem::take(&mut text), age.unwrap_or_default())))
             }

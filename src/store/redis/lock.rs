@@ -26,7 +26,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// `None` while another has it.
+    /// Returns `None` while another process holds the lock.
     pub(super) async fn take(shared: Arc<Shared>, lease: Duration) -> Result<Option<Self>, Error> {
         let mut claim =
             Claim { shared, owner: format!("{:032x}", fastrand::u128(..)), lease, taken: true };

@@ -85,14 +85,15 @@ impl Scripts {
         })
     }
 
-    /// The new holder's fence, or 0 while another has the lock.
+    /// Returns the fence of the new holder, or 0 while another process holds the lock.
     pub(super) fn take(&self, owner: &str, lease: Duration) -> ScriptInvocation<'_> {
         self.with_keys(&self.take, |call| {
             call.arg(owner).arg(millis(lease));
         })
     }
 
-    /// For how many milliseconds the lock is held. Not positive if it is free.
+    /// Returns for how many milliseconds the lock is held. The value is not positive if the lock is
+    /// free.
     pub(super) fn lease_left(&self) -> Cmd {
         let mut command = redis::cmd("PTTL");
         command.arg(&self.keys[1]);
