@@ -94,19 +94,23 @@ async fn run(redis: &Redis, sessions: usize, works: bool) -> Result<Row> {
         .map(|session| {
             let session = session.clone();
             tokio::spawn(async move {
-                let failed = session.refresh().await.is_err();
-                (begun.elapsed(), failed)
+                let failure = session.refresh().await.err();
+                (begun.elapsed(), failure)
             })
         })
         .collect();
-    let (mut times, mut failed) = (Vec::new(), 0);
+    let (mut times, mut failed, mut why) = (Vec::new(), 0, None);
     for member in members {
-        let (took, has_failed) = member.await?;
+        let (took, failure) = member.await?;
         times.push(took);
-        failed += usize::from(has_failed);
+        failed += usize::from(failure.is_some());
+        why = why.or(failure);
     }
     let commands = redis.commands()? - before;
     times.sort_unstable();
+    if let Some(why) = why.filter(|_| works) {
+        eprintln!("one of {failed} failures: {why:?}");
+    }
     Ok(Row {
         calls: endpoint.calls.load(Ordering::SeqCst),
         failed,

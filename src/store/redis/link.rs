@@ -315,6 +315,8 @@ impl Drop for Discard<'_> {
             let mut current = self.link.current.lock().unwrap_or_else(PoisonError::into_inner);
             if current.as_ref().is_some_and(|current| current.number == self.number) {
                 *current = None;
+                // Its subscription is gone with it, and nothing else tells of that.
+                self.link.changes.send_modify(|changes| changes.broken += 1);
             }
         }
     }
