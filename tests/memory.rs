@@ -1,4 +1,4 @@
-//! Memory stays flat, whatever the servers send: no more than 16 MiB above what there was before.
+//! Memory stays flat, whatever the servers send: at most 16 MiB above the start.
 
 // What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
@@ -20,7 +20,7 @@ static ALLOCATED: PeakAlloc = PeakAlloc;
 const MOST: usize = 16 << 20;
 const BLANKS: [u8; 16 << 10] = [b' '; 16 << 10];
 
-/// The most that was allocated above the start, of the servers in this process too.
+/// The maximum allocation above the start, including the servers in this process.
 async fn peak<T>(work: impl Future<Output = T>) -> (T, usize) {
     ALLOCATED.reset_peak_usage();
     let before = ALLOCATED.current_usage();
@@ -37,7 +37,7 @@ fn bomb() -> Vec<u8> {
     zip.finish().unwrap()
 }
 
-/// One test, since the allocator counts for the whole process.
+/// A single test, because the allocator counts for the whole process.
 #[tokio::test]
 async fn endless_and_bomb_responses_are_bounded() {
     let bomb = bomb();
@@ -51,7 +51,7 @@ async fn endless_and_bomb_responses_are_bounded() {
         ("bomb", body(200).header("content-encoding", "gzip").repeated(&bomb, 64)),
         ("bomb of a refusal", body(400).header("content-encoding", "gzip").repeated(&bomb, 64)),
     ];
-    // The token endpoint, asked by the crate's own client and by one that unzips.
+    // The token endpoint, called by the crate's own client and by a client that decompresses.
     for unzips in [false, true] {
         for (name, reply) in &replies {
             let (reply, api) = (reply.clone(), Server::simple(|_| Reply::status(401)).await);

@@ -1,4 +1,4 @@
-//! Many sessions in one process: what each costs, and that none leaves a trace or delays another.
+//! Many sessions in one process: the cost of each, and that none leaves a trace or delays another.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -83,7 +83,7 @@ async fn use_all(client: &ClientWithMiddleware, sessions: &[Session]) {
     }
 }
 
-/// Tasks that have ended are let go of by the runtime when it runs next.
+/// The runtime drops finished tasks when it runs next.
 async fn settled() {
     while Handle::current().metrics().num_alive_tasks() > 0 {
         tokio::task::yield_now().await;
@@ -150,8 +150,8 @@ fn an_idle_session_runs_no_task_and_no_thread() {
     });
 }
 
-/// The threads that could be a session's: a new thread has the name of the one that starts it, or
-/// tokio's. The harness has others, for the tests that wait.
+/// The threads that could belong to a session: a new thread inherits the name of its creator, or
+/// has tokio's. The harness has others, for waiting tests.
 fn threads() -> Option<usize> {
     let name =
         |thread: &std::path::Path| std::fs::read_to_string(thread.join("comm")).unwrap_or_default();
@@ -268,7 +268,7 @@ fn one_tenants_slow_refresh_delays_no_other() {
         for _ in 0..1_000 {
             assert_eq!(send(&client, &session()).await.status(), 200);
         }
-        // The clock is paused: it moves on only when all who can run have run.
+        // The clock is paused, so it advances only after all tasks have run.
         assert_eq!(start.elapsed(), Duration::ZERO);
         assert!(!waiting.is_finished());
         assert_eq!(waiting.await.unwrap(), 200);

@@ -1,5 +1,5 @@
-//! No secret in any log, error, event, panic or `Debug`: not plain, not encoded, at no level, of no
-//! crate on the way.
+//! No secret in any log, error, event, panic or `Debug`: neither plain nor encoded, at any level,
+//! of any crate involved.
 
 // What stands beside the tests may unwrap as they do.
 #![allow(clippy::unwrap_used)]
@@ -135,7 +135,7 @@ fn client(session: &Session) -> ClientWithMiddleware {
         .build()
 }
 
-/// Sends, and shows all that a caller can see.
+/// Sends a request, and shows everything that its caller can see.
 async fn send(session: &Session, client: &ClientWithMiddleware, url: &str) -> Option<Error> {
     let sent = client.get(url).send().await;
     show(session);
@@ -212,7 +212,7 @@ fn answers() -> Vec<Reply> {
         json(200, ISSUED.to_owned()),
         Reply::status(200).header("Set-Cookie", format!("JWT={ISSUED} {REFRESH}")),
         Reply::status(200).header("Set-Cookie", format!("JWT={ISSUED}; Max-Age=0")),
-        // Lost, slow, and elsewhere.
+        // Lost, slow, and from another origin.
         Reply::bytes(format!(
             "HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n{{\"access_token\":\"{ISSUED}\",\"refresh_token\":\"{ROTATED}\","
         )),
@@ -226,7 +226,7 @@ fn answers() -> Vec<Reply> {
             "Location",
             format!("https://{}@evil.example/", URL_SAFE_NO_PAD.encode(REFRESH)),
         ),
-        // Trouble.
+        // Failures.
         Reply::status(502).body(format!("<html>{REFRESH}</html>")),
         Reply::status(503).header("Retry-After", "99999999").body(REFRESH),
         Reply::status(503).header("Retry-After", REFRESH),
@@ -275,7 +275,7 @@ async fn token_endpoint_responses_leak_nothing() {
             let client = client(&session);
             show(&client);
             send(&session, &client, &home.url("/")).await;
-            // In the cool-down, or after the login is lost.
+            // During the cool-down, or after the login is over.
             send(&session, &client, &home.url("/")).await;
             if let Err(error) = session.refresh().await {
                 show_error(&error);
@@ -305,7 +305,7 @@ async fn captures_and_replays_leak_nothing() {
         show(&anonymous);
     }
     assert!(home.tokens().iter().flatten().any(|token| token == CAPTURED));
-    // Streams, and bodies that cannot be made anew.
+    // Streams, and bodies that cannot be produced again.
     let session = builder(&home.origin()).refresher(mint()).build().unwrap();
     let failing = ReplayBody::try_new(|| Err(io::Error::other("no body")));
     show(&failing);
@@ -342,7 +342,7 @@ async fn no_kind_of_error_shows_a_secret() {
             ErrorKind::InvalidToken,
         );
     }
-    // Settings with secrets at the wrong place.
+    // Settings with secrets in the wrong place.
     for origin in [
         format!("https://user:{}@api.example.com", URL_SAFE_NO_PAD.encode(SECRET)),
         format!("https://{}@api.example.com", percent(SECRET)),
@@ -377,7 +377,7 @@ async fn no_kind_of_error_shows_a_secret() {
     let scoped = ClientBuilder::new(reqwest::Client::new()).with_scoped_sessions().build();
     expect(send(&session, &scoped, &home.url("/")).await, ErrorKind::NoSession);
 
-    // A token endpoint that is not there, with a key in its address.
+    // A token endpoint that does not exist, with a key in its address.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let refresher = oauth(&format!(
         "http://127.0.0.1:{port}/{}?key={}",
@@ -390,7 +390,7 @@ async fn no_kind_of_error_shows_a_secret() {
     expect(send(&session, &client_, &home.url("/")).await, ErrorKind::Unavailable);
     expect(send(&session, &client_, &home.url("/")).await, ErrorKind::CoolingDown);
 
-    // Under an outer retry, and in anyhow's hands.
+    // Under an outer retry, and inside anyhow.
     let policy = ExponentialBackoff::builder().build_with_max_retries(1);
     let retried = ClientBuilder::new(reqwest::Client::new())
         .with(RetryTransientMiddleware::new_with_policy(policy))
@@ -413,7 +413,7 @@ async fn no_kind_of_error_shows_a_secret() {
     expect(Error::find_in(&error).cloned(), ErrorKind::TimedOut);
     session.clear().await.unwrap();
 
-    // Refreshers that panic, and that fail with words of their own.
+    // Refreshers that panic, and that fail with their own texts.
     let panics = refresh_with(|tokens: Tokens| async move {
         panic!("foreign panic with {}", tokens.refresh_token().unwrap().expose_secret())
     });
@@ -433,7 +433,7 @@ async fn no_kind_of_error_shows_a_secret() {
     assert_clean();
 }
 
-/// Fails with everything that it sees, as a client of one's own may.
+/// Fails with everything that it sees, as a user's client may.
 struct TellsAll(bool);
 
 #[async_trait]

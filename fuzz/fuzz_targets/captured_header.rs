@@ -1,4 +1,4 @@
-//! `Refreshed-API-Token`: one value a line.
+//! `Refreshed-API-Token`: one value per line.
 #![no_main]
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     let text = token.expose_secret();
     assert!(!text.is_empty() && text.len() <= 64 * 1024);
     assert!(text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b','));
-    // It is what each of the values says, and fits a header again.
+    // Each of the values contains the token, and the token is a valid header value.
     for value in headers.get_all(NAME) {
         assert!(value.to_str().unwrap().trim_end_matches([' ', '\t']).ends_with(text));
     }

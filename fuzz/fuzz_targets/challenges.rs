@@ -1,4 +1,4 @@
-//! `WWW-Authenticate`: one value a line.
+//! `WWW-Authenticate`: one value per line.
 #![no_main]
 
 use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
@@ -18,12 +18,12 @@ fuzz_target!(|data: &[u8]| {
         let lower = data.to_ascii_lowercase();
         lower.windows(wanted.len()).any(|part| part == wanted.as_bytes())
     };
-    // A 403 wants the word, plain or with escaped characters in it.
+    // A 403 counts only with `invalid_token`, plain or with escaped characters.
     if forbidden {
         assert!(says("invalid_token") || data.contains(&b'\\'));
         assert!(unauthorized || says("insufficient"));
     }
-    // What is no rejection names another scheme, or says what is missing.
+    // A 401 that is no rejection names another scheme, or reports an insufficient token.
     if !unauthorized {
         let others = [
             "basic", "digest", "negotiate", "ntlm", "kerberos", "dpop", "hoba", "mutual", "scram-",

@@ -1,4 +1,4 @@
-//! The claims of a JWT, and with a first byte below 32 the token itself.
+//! The claims of a JWT. With a first byte below 32, the token itself.
 #![no_main]
 
 use std::time::SystemTime;
@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let Ok(token) = AccessToken::new(text) else { return };
     let (expires_at, [issued, handed]) = claims(&token);
-    // An expiry that no clock can hold is none.
+    // An expiry beyond the range of the clock counts as none.
     if let Some(at) = expires_at {
         assert!(at >= SystemTime::UNIX_EPOCH);
     }

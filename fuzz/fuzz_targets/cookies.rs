@@ -1,4 +1,4 @@
-//! `Set-Cookie`: one a line.
+//! `Set-Cookie`: one value per line.
 #![no_main]
 
 use std::time::{Duration, SystemTime};
@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     let (access, refresh) = cookies(&headers, now);
-    // A token is never made up: it stands in one of the lines, after its cookie's name.
+    // A token is never invented: it is in one of the lines, after the name of its cookie.
     let stands = |name: &str, token: &str| {
         headers
             .get_all(SET_COOKIE)

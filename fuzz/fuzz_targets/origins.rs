@@ -11,7 +11,8 @@ fuzz_target!(|data: &[u8]| {
     let Ok(url) = Url::parse(requested) else { return };
     let safe = origin(trusted, false, &url);
     let any = origin(trusted, true, &url);
-    // What is safe is allowed too, and means the same.
+    // An origin that is allowed with safe settings is also allowed without them, and means the
+    // same.
     assert!(safe.is_none() || safe == any);
     let Some(covered) = any else { return };
     let trusted = Url::parse(trusted).expect("an origin is a URL");

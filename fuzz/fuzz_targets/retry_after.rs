@@ -1,4 +1,4 @@
-//! `Retry-After`: one value a line. The server's clock stands at the first four bytes.
+//! `Retry-After`: one value per line. The first four bytes are the server's clock.
 #![no_main]
 
 use std::time::{Duration, SystemTime};
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     if !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_digit()) {
         assert_eq!(wait, Some(Duration::from_secs(first.parse().unwrap_or(u64::MAX))));
     } else if wait.is_some() {
-        // Only a date is left.
+        // Only a date remains.
         assert!(first.ends_with("GMT") || first.split(' ').count() > 4, "{first:?}");
     }
 });

@@ -1,5 +1,5 @@
-//! An answer of the token endpoint. The first byte chooses the status and whether the body is
-//! whole, the rest is the body.
+//! A response of the token endpoint. The first byte chooses the status and whether the body is
+//! whole. The rest is the body.
 #![no_main]
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -31,12 +31,12 @@ fuzz_target!(|data: &[u8]| {
         assert!(status.is_success() && rotated.expose_secret() != ASKED_WITH);
         assert!(rotated.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()));
     }
-    // A refresh token that stands in an object of its own is never lost.
+    // A refresh token in a separate object is never lost.
     if status.is_success() && choice & 16 == 0 && data.len() < 100_000 {
         let kept = String::from_utf8_lossy(body);
         let own = format!(r#"{{"refresh_token":"kept-token","x":{kept}"#);
         let (_, rotated, _) = token_response(status, headers, own.as_bytes(), whole, &asked_with);
-        // Unless the rest has another one.
+        // Unless the rest of the body has another one.
         if !kept.contains("refresh") && !kept.contains('\\') {
             assert_eq!(rotated.unwrap().expose_secret(), "kept-token");
         }

@@ -1,4 +1,5 @@
-//! What the compiler alone can say of the public types: it fails to compile where a trait is gone.
+//! What only the compiler can check about the public types. It does not compile if a trait is
+//! missing.
 
 use std::{error::Error as StdError, fmt, hash::Hash};
 
@@ -29,7 +30,7 @@ each!(shared: AccessToken, Anonymous, Authorize, Capture, CaptureIgnored, Error,
     StoreLock, Tokens, Verdict, heartbeat::Heartbeat, heartbeat::HeartbeatHandle,
     heartbeat::Health, heartbeat::Failure, heartbeat::Stopped);
 
-// C-DEBUG. tests/secrets.rs says what they must not show.
+// C-DEBUG. tests/secrets.rs checks what they must not show.
 each!(debug: AccessToken, Anonymous, Authorize, Capture, CaptureIgnored, Error, ErrorKind, Event,
     FileStore, MemoryStore, NotReplayed, OAuthRefresh, OnRefreshFailure, Outcome, Refresh,
     RefreshContext, RefreshToken, Replay, ReplayBody, Session, SessionBuilder, SessionState,

@@ -499,7 +499,7 @@ async fn retry_after_leaves_a_third_of_the_lease() {
     let (at, handle) = second_beat(&api, beats).await;
     assert!((60.0..60.01).contains(&at), "{at}");
     assert_eq!(handle.health().borrow().consecutive_failures, 0);
-    // Of which a 429 is no success.
+    // A 429 is not a success either.
     let api = throttles(usize::MAX, 429, 300);
     let (at, stopped) = ended(heartbeat(api.client()).lease(90 * SECOND)).await;
     assert!(matches!(stopped, Stopped::LeaseLost { .. }), "{stopped:?}");

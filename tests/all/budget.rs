@@ -25,7 +25,7 @@ fn session(issuer: &Issuer) -> Session {
     Session::builder(pair("a", "r0")).origin(ORIGIN).refresher(issuer.clone()).build().unwrap()
 }
 
-/// Repeats what the default strategy does, and this crate's transient errors.
+/// Repeats whatever the default strategy repeats, and this crate's transient errors.
 struct Transient;
 
 impl RetryableStrategy for Transient {
@@ -133,7 +133,7 @@ async fn a_joined_refresh_spends_no_budget() {
 #[tokio::test(start_paused = true)]
 async fn a_spent_budget_is_reported() {
     let issuer = Issuer::new([]);
-    // The token endpoint issues what the API rejects as well.
+    // The token endpoint issues tokens that the API rejects too.
     let api = Api::accepting(|_| false);
     let session = session(&issuer);
     let response = api.client(&session).get(url("/")).send().await.unwrap();
@@ -151,7 +151,7 @@ async fn a_url_that_always_rejects_renews_once() {
     let client = api.client(&session);
     for _ in 0..5 {
         assert_eq!(client.get(url("/bad")).send().await.unwrap().status(), 401);
-        // Another URL accepts what was issued.
+        // Another URL accepts the issued token.
         assert_eq!(client.get(url("/good")).send().await.unwrap().status(), 200);
         sleep(SECOND).await;
     }
@@ -168,7 +168,7 @@ async fn a_server_error_accepts_no_token() {
         let issuer = Issuer::new([]);
         let asked = Arc::new(AtomicUsize::new(0));
         let api = Api::new(move |seen| {
-            // `t1` meets the failure first, and is rejected then.
+            // `t1` fails first, and is rejected then.
             let first = asked.fetch_add(1, Ordering::SeqCst) == 0;
             let status = match seen.token() {
                 Some("t1") if first => status,

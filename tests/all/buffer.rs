@@ -1,4 +1,4 @@
-//! Streams that are read before they are sent, so that they can be replayed.
+//! Streams that are buffered before they are sent, so that they can be replayed.
 
 use std::{
     io,
@@ -129,7 +129,7 @@ async fn a_stream_that_fails_fails_the_request_unsent() {
     assert_eq!(server.connections(), 0);
 }
 
-/// A part, then the rest when it is let go.
+/// A part, then the rest after the release.
 fn slow(rest: tokio::sync::oneshot::Receiver<()>) -> Body {
     let first = stream::once(async { Ok::<_, io::Error>(Bytes::from_static(b"a")) });
     let last = stream::once(async {

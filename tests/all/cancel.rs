@@ -16,8 +16,8 @@ use reqwest_reauth::{Session, Tokens};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Polls a future this many times, each time that it is woken, and gives back its output if it has
-/// one by then.
+/// Polls a future this many times, each time after it is woken. Returns its output if it has
+/// completed by then.
 async fn polled<F: Future + ?Sized>(times: usize, mut future: Pin<Box<F>>) -> Option<F::Output> {
     let mut left = times;
     poll_fn(|context| {

@@ -1,5 +1,4 @@
-//! `with_session` adds all four in one middleware: it does what the four do that stand one above
-//! the other.
+//! `with_session` adds the four as one middleware, which behaves like the four one by one.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -21,7 +20,7 @@ use reqwest_reauth::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What the session is like when the request comes.
+/// The state of the session when the request is sent.
 #[derive(Clone, Copy, Debug)]
 enum Login {
     Good,
@@ -178,7 +177,7 @@ impl Manner {
 /// Status, outcome and whether the reissued token is marked sensitive, or the error.
 type Answered = Result<(u16, String, Option<bool>), String>;
 
-/// All that can be seen of two requests from outside.
+/// Everything that can be observed of two requests.
 #[derive(Debug, PartialEq)]
 struct Witnessed {
     answers: [Answered; 2],
@@ -197,7 +196,7 @@ async fn witness(login: Login, asked: Asked, api: Manner, scoped: bool, whole: b
     let source = if scoped { SessionSource::Scoped } else { SessionSource::Fixed(session.clone()) };
     let [one, four] = each_way(|| ClientBuilder::new(never_asked()), &source);
     let client = if whole { one } else { four }.with(api.clone()).build();
-    // The second shows what the first has left behind.
+    // The second request shows what the first has left behind.
     let first = answer_of(session.scope(asked.request(&client, &session).send()).await);
     settle().await;
     let second = answer_of(session.scope(asked.request(&client, &session).send()).await);
@@ -238,7 +237,7 @@ async fn all_four_in_one_do_what_the_four_do() {
     }
 }
 
-/// A client with all four in one, and one that has them one by one.
+/// A client with all four as one, and a client with the four one by one.
 fn each_way(outside: impl Fn() -> ClientBuilder, source: &SessionSource) -> [ClientBuilder; 2] {
     let whole = match source {
         SessionSource::Fixed(session) => outside().with_session(session.clone()),

@@ -1,4 +1,4 @@
-//! Tokens for other clients: what they are given, and what they can say of it.
+//! Tokens for other clients: which token they get, and what they can report.
 
 use std::{sync::Arc, time::Duration};
 
@@ -248,7 +248,7 @@ async fn a_token_can_be_wanted_for_long() {
     assert_eq!(wanted(HOUR).await, "t1");
     assert_eq!(wanted(HOUR).await, "t1");
     advance(MOMENT).await;
-    // One such refresh a cool-down.
+    // At most one such refresh per cool-down.
     assert_eq!(wanted(HOUR).await, "t1");
     assert_eq!(issuer.calls(), 1);
     advance(COOLDOWN).await;
@@ -293,7 +293,7 @@ async fn a_request_can_want_a_long_life() {
     send(HOUR / 2).await;
     send(HOUR).await;
     advance(COOLDOWN).await;
-    // The refresh fails, but the token is good.
+    // The refresh fails, but the token is still valid.
     send(HOUR).await;
     assert_eq!(api.tokens_seen(), ["t0", "t1", "t1"]);
     assert_eq!(issuer.calls(), 2);
@@ -458,7 +458,7 @@ async fn observe_judges_like_the_chain() {
             _ => "again",
         };
         assert_eq!(reply, expected, "{url} {status}");
-        // Observing a rejection rejects nothing.
+        // Observing a rejection does not reject the token.
         assert_eq!(token(&session).await, Ok(if captured { "t9" } else { "t0" }.to_owned()));
     }
 }

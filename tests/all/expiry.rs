@@ -26,7 +26,8 @@ fn builder(issuer: &Issuer, tokens: Tokens) -> SessionBuilder {
     Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone())
 }
 
-/// Sends until the issuer was asked once more, a second at a time. Gives back how long that took.
+/// Sends one request a second until there is another call to the token endpoint. Returns how long
+/// that took.
 async fn seconds_until_asked(session: &Session, issuer: &Issuer, at_most: u64) -> u64 {
     let api = Api::accepting(|_| true);
     let client = api.client(session);

@@ -1,4 +1,4 @@
-//! Sessions that survive crashes and are shared: on a file by several processes, in memory by
+//! Sessions that survive crashes and are shared: in a file by several processes, and in memory by
 //! several sessions.
 
 use std::{
@@ -21,7 +21,7 @@ use reqwest_reauth::{
     testing::{Answer, AuthServer, Rotation},
 };
 
-/// The other process's part. Does nothing in a usual run.
+/// The part of the other process. It does nothing in a normal run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn worker() {
     if let Some(job) = Job::from_env() {

@@ -1,5 +1,5 @@
-//! The race of apache/airflow#67939, on a real socket: a request leaves with a good token and
-//! arrives when it has expired.
+//! The race of apache/airflow#67939 on a real socket: a request is sent with a valid token, which
+//! has expired when the request arrives.
 
 // Helpers of tests may unwrap as tests do.
 
@@ -20,7 +20,7 @@ fn airflow() -> AuthServerBuilder {
     AuthServer::builder().lifetime(LIFETIME).reissue_after(0.8).refusal(Refusal::Forbidden403)
 }
 
-/// Sends a request that the server looks at when its token has expired.
+/// Sends a request that the server processes after the token has expired.
 async fn race(server: &AuthServer, can_refresh: bool) -> Response {
     let session =
         Session::builder(server.login()).origin(server.origin()).refresh_ahead(Duration::ZERO);

@@ -436,7 +436,7 @@ async fn closed_before_the_replay_names_the_status() {
         let to_close = Arc::clone(&to_close);
         move |_| {
             let session = to_close.lock().unwrap().take().unwrap();
-            // Its first step is what closes it.
+            // Its first step closes it.
             let _ = session.close().now_or_never();
             true
         }

@@ -44,7 +44,7 @@ fn outcome(response: &Response) -> Outcome {
     response.extensions().get::<Outcome>().cloned().unwrap_or_default()
 }
 
-/// Bytes that no encoding on the way would leave alone.
+/// Bytes that any re-encoding would change.
 fn bytes(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     fastrand::Rng::with_seed(7).fill(&mut bytes);
@@ -230,7 +230,7 @@ async fn a_body_that_can_be_made_anew_is_replayed() {
         ),
     ];
     for (name, replay_body, expected, kind) in cases {
-        // The request's own body is the first that is sent; without one, the first is made anew
+        // The request's own body is sent first. Without one, the first body comes from the closure
         // too.
         for own in [true, false] {
             let server = Server::simple(strict).await;
@@ -350,7 +350,7 @@ async fn an_endless_rejection_delays_no_replay() {
         let begun = Instant::now();
         let response = client(&session).get(server.url("/")).send().await.unwrap();
         assert_eq!(response.status(), 200, "{name}");
-        // A tenth of a second is the promise; the rest is for a busy machine.
+        // The promise is a tenth of a second. The rest is for a busy machine.
         assert!(begun.elapsed() < Duration::from_secs(20), "{name} {:?}", begun.elapsed());
         assert_eq!(server.count(), 2, "{name}");
         assert_eq!(server.connections(), 2, "{name}");

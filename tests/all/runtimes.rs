@@ -1,5 +1,5 @@
-//! One session on two runtimes, of which the one that runs the refresh goes away (contract §6.4).
-//! Real time: a paused clock belongs to one runtime.
+//! One session on two runtimes, of which the runtime of the refresh is shut down (contract §6.4).
+//! Real time, because a paused clock belongs to one runtime.
 
 use std::{
     sync::{Arc, Mutex, mpsc},
@@ -24,7 +24,7 @@ fn runtime() -> Runtime {
 }
 
 fn session(issuer: &Issuer, store: impl TokenStore) -> Session {
-    // What hangs is not to be helped by a time limit.
+    // A time limit must not end the hanging call.
     let session =
         Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone()).store(store);
     session.store_timeout(2 * BOUND).build().unwrap()
@@ -62,7 +62,7 @@ fn a_shut_down_runtime_frees_its_waiters() {
     assert_eq!(error.kind(), ErrorKind::Internal);
     assert_eq!(error.api_status().unwrap().as_u16(), 401);
     assert!(store.is_free());
-    // The next starts afresh, here.
+    // The next refresh starts here.
     let response = waits.block_on(api.client(&session).get(url("/")).send()).unwrap();
     assert_eq!(response.status().as_u16(), 200);
     assert_eq!(issuer.calls(), 2);
@@ -223,7 +223,7 @@ fn close_outlasts_a_save_nobody_drives() {
     let session = session(&issuer, store.clone());
     let api =
         Api::new(|_| async { crate::support::answer(200).header("refreshed-api-token", "c1") });
-    // It stands still before the saver's first poll.
+    // It stops before the first poll of the background save.
     let still = Builder::new_current_thread().enable_all().build().unwrap();
     still.block_on(api.client(&session).get(url("/")).send()).unwrap();
     let runs = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
@@ -279,7 +279,7 @@ fn a_refresh_outlasts_a_save_nobody_drives() {
         .unwrap();
     let api =
         Api::new(|_| async { crate::support::answer(200).header("refreshed-api-token", "c1") });
-    // It stands still in the middle of a save.
+    // It stops in the middle of a save.
     let still = Builder::new_current_thread().enable_all().build().unwrap();
     still.block_on(api.client(&session).get(url("/")).send()).unwrap();
     still.block_on(store.began.notified());

@@ -1,4 +1,4 @@
-//! `Session::scope`: the task's session, for that future alone, at every poll.
+//! `Session::scope`: the session of the task, for that future alone, at every poll.
 
 use std::{
     cell::Cell,
@@ -29,7 +29,7 @@ fn session(name: &str) -> Session {
     Session::builder(Tokens::new(name).unwrap()).origin("https://api.example.com").build().unwrap()
 }
 
-/// The name of the session that a request sent from here would be signed by.
+/// The name of the session that would sign a request sent from here.
 fn here() -> Option<String> {
     Session::current()
         .map(|session| session.tokens().unwrap().access_token().unwrap().expose_secret().to_owned())
@@ -43,7 +43,7 @@ async fn foreign() -> Option<u32> {
     get_local_item::<Foreign>().await.map(|foreign| foreign.0)
 }
 
-/// Unwinds as a panic does, without its message.
+/// Unwinds like a panic, but without its message.
 fn crash() {
     resume_unwind(Box::new("planned"));
 }
@@ -60,7 +60,7 @@ fn one_worker() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-/// What the next task on this runtime's only worker finds there, and which thread that is.
+/// What the next task on this runtime's only worker finds there, and the id of that thread.
 fn next_task(runtime: &Runtime) -> (ThreadId, Option<String>, Option<u32>) {
     let task = runtime.spawn(async { (thread::current().id(), here(), foreign().await) });
     runtime.block_on(task).unwrap()
@@ -129,7 +129,7 @@ fn foreign_extensions_never_leak_a_session() {
     ));
     assert!(runtime.block_on(runtime.spawn(inside)).unwrap_err().is_panic());
     assert_eq!(next_task(&runtime), (thread, None, Some(3)));
-    // And the thread serves the next tenant as ever.
+    // The thread then serves the next tenant normally.
     assert!(runtime.block_on(runtime.spawn(session("c").scope(async { is_here("c") }))).unwrap());
     assert_eq!(next_task(&runtime), (thread, None, Some(3)));
 }
@@ -242,7 +242,7 @@ async fn foreign_items_stay_visible() {
     )
     .await;
     assert_eq!(items.get(), Some(&Foreign(3)));
-    // They carry no session away with them.
+    // They take no session with them.
     with_extensions(items, async { assert_eq!(here(), None) }).await;
 }
 
@@ -359,7 +359,7 @@ fn a_dropped_future_leaves_nothing() {
 
 // ---- interleaved on one thread
 
-/// Looks again and again, with other futures in between.
+/// Checks repeatedly, with other futures in between.
 async fn keeps(name: Option<&str>, looks: u32) {
     for _ in 0..looks {
         assert_eq!(here().as_deref(), name);
@@ -557,8 +557,8 @@ fn the_last_handles_drop_may_look_it_up() {
     assert_eq!(*seen.lock().unwrap(), Some(true));
 }
 
-/// Scopes, yields, joins, drops, panics and foreign items in any order, with what must be seen
-/// worked out beside.
+/// Scopes, yields, joins, drops, panics and foreign items in any order, with the expected result
+/// computed separately.
 #[test]
 fn random_programs_see_what_they_should() {
     const NAMES: [&str; 3] = ["a", "b", "c"];

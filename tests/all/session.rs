@@ -384,7 +384,8 @@ async fn a_listeners_panic_changes_nothing() {
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
     let names: Vec<_> = events.all().iter().map(name).collect();
     assert_eq!(names, ["started 1", "refreshed 2 after 1", "replayed 2: 200"]);
-    // The listener holds the session, and the session the listener: neither would ever go.
+    // The listener holds the session and the session holds the listener, so neither would be
+    // dropped.
     *slot.lock().unwrap() = None;
 }
 
@@ -401,7 +402,7 @@ fn name(event: &Event) -> String {
     }
 }
 
-/// Asks with a refresh token only.
+/// Needs a refresh token.
 struct NeedsRefreshToken(Issuer);
 
 #[async_trait::async_trait]

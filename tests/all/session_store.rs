@@ -280,7 +280,7 @@ async fn a_capture_never_undoes_a_rotation() {
     store.put(pair("other", "ro"));
     reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
     store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
-    // Theirs stays, and is not mixed with what this session has.
+    // The stored tokens stay, and are not mixed with those of this session.
     assert_eq!(store.held(), Some(texts("other", "ro")));
     assert_eq!(held(&session), texts("c1", "r0"));
     // The next refresh decides.
@@ -313,14 +313,14 @@ async fn a_capture_keeps_the_given_refresh_token() {
     reissuing("c1").client(&session).get(url("/")).send().await.unwrap();
     store.until(|ops| ops.ends_with(&[Op::Unlock])).await;
     assert_eq!(store.held(), Some(texts("old", "ro")));
-    // The stored access token is tried, then its refresh token, then the given one.
+    // The session tries the stored access token, then its refresh token, then the given one.
     session.refresh().await.unwrap();
     assert_eq!(held(&session), texts("old", "ro"));
     session.refresh().await.unwrap();
     assert_eq!(issuer.asked(), [Some("ro".to_owned()), Some("r0".to_owned())]);
 }
 
-/// A token that is known and of no use: it has ended, and there is no refresh token beside it.
+/// A token that is known but unusable: it has expired, and there is no refresh token.
 fn ended() -> Tokens {
     Tokens::new("ended").unwrap().with_expires_in(Duration::ZERO)
 }

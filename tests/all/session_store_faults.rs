@@ -290,7 +290,7 @@ async fn a_blind_refresh_saves_over_what_it_finds() {
     store.next(Call::Lock, [Fate::Down]);
     store.next(Call::Load, [Fate::Down]);
     session.refresh().await.unwrap();
-    // The login that it has is alive; of the other nothing is known.
+    // The session's own login is valid. Nothing is known about the other.
     assert_eq!(issuer.asked(), vec![Some("r0".to_owned())]);
     assert_eq!(store.held(), Some(texts("t1", "r1")));
     store.assert_orderly();

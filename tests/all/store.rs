@@ -1,4 +1,4 @@
-//! What the memory and the file store promise, with other processes and crashes.
+//! The guarantees of the memory store and the file store, with other processes and crashes.
 
 use std::{
     error::Error as _,
@@ -13,7 +13,7 @@ use std::{
 use reqwest_reauth::{Error, ErrorKind, FileStore, MemoryStore, StoreLock, TokenStore, Tokens};
 use tokio::time::timeout;
 
-/// Longer than anything here takes: a test that gets this far has failed.
+/// Longer than anything here takes: a test that takes this long has failed.
 const LONG: Duration = Duration::from_secs(30);
 
 fn pair(n: u64) -> Tokens {
@@ -112,7 +112,7 @@ impl Drop for Other {
     }
 }
 
-/// The other process's part. Does nothing in a usual run.
+/// The part of the other process. It does nothing in a normal run.
 #[tokio::test]
 async fn child() {
     let Ok(task) = std::env::var("STORE_TEST_TASK") else {
@@ -498,7 +498,7 @@ async fn a_save_needs_the_lock_of_its_own_file() {
         }
     }
     assert!(one.load().await.unwrap().is_none());
-    // A store around this one that has wrapped the lock vouches for it.
+    // A store that wraps this one and its lock is responsible for the lock.
     let wrapped = StoreLock::holding(one.lock().await.unwrap());
     one.save(&wrapped, &pair(1)).await.unwrap();
     assert_eq!(stored(&one).await, 1);

@@ -28,7 +28,7 @@ async fn a_sealed_file_conforms() {
     store_conformance(|| async { FileStore::new(&path).encrypt_with(&[1; 32]).label("a") }).await;
 }
 
-/// Only what a trait without defaults had: as a store for the first edition was written.
+/// Only the methods without defaults, like a store written for the first edition.
 #[derive(Clone, Default)]
 struct Old {
     inner: MemoryStore,

@@ -89,7 +89,7 @@ async fn a_strangers_file_is_not_used() {
     assert!(said.contains("tokens.json.lock") && said.contains("user 65534"), "{said}");
     fs::remove_file(&lock).unwrap();
 
-    // The directory itself may be anybody's.
+    // Anyone may own the directory itself.
     save(&FileStore::new(&path)).await.unwrap();
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
 }

@@ -71,7 +71,7 @@ async fn a_stored_login_ends_login_required() {
     assert_eq!(session.state(), SessionState::LoginRequired);
     let calls = issuer.asked().len();
 
-    // Nothing there: the store is looked into once a cool-down.
+    // Nothing is stored: the store is read once per cool-down.
     let loads = || store.ops().iter().filter(|op| **op == crate::support::store::Op::Load).count();
     let before = loads();
     for _ in 0..5 {

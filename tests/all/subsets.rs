@@ -1,4 +1,4 @@
-//! Any subset of the four middleware works, and does what each alone should (contract §1.1).
+//! Any subset of the four middleware works, and each does its own part (contract §1.1).
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ struct Subset {
     authorize: bool,
 }
 
-/// All fifteen that are not empty.
+/// All fifteen non-empty subsets.
 fn subsets() -> impl Iterator<Item = Subset> {
     (1..16_u8).map(|bits| Subset {
         replay: bits & 1 != 0,

@@ -7,7 +7,7 @@ use reqwest_reauth::Outcome;
 
 use crate::peers::{API, Peers, client};
 
-/// What the caller gets.
+/// The result for the caller.
 #[derive(Debug, PartialEq)]
 enum Gets {
     Answer(u16),
@@ -16,7 +16,8 @@ enum Gets {
     NoAnswer,
 }
 
-/// Fault, what the caller gets, how often the provider executed the request.
+/// The columns: the fault, the result for the caller, and how often the provider executed the
+/// request.
 const TABLE: [(&str, Gets, u64); 13] = [
     ("ok", Gets::Answer(200), 1),
     ("down", Gets::Answer(502), 0),
@@ -24,8 +25,8 @@ const TABLE: [(&str, Gets, u64); 13] = [
     ("status 503 30", Gets::Answer(503), 0),
     ("status 404", Gets::Answer(404), 0),
     ("status 407", Gets::Answer(407), 0),
-    // The token has not run out, and nothing says that it is the token: RFC 6750 §3.1 has 401 for
-    // that.
+    // The token has not expired, and nothing says that the token is the reason: RFC 6750 §3.1
+    // requires 401 for that.
     ("status 403", Gets::Answer(403), 0),
     ("html200", Gets::Answer(200), 0),
     ("slow 200", Gets::Answer(200), 1),

@@ -45,7 +45,7 @@ pub(crate) async fn a_wrong_secret_costs_no_refresh_token() {
     assert_eq!(peers.hits("POST /token").await, 1);
     assert_eq!(refresh_token(&session), before);
 
-    // It is as good as before for who has the right secret.
+    // It still works with the right secret.
     let right =
         peers.builder(session.tokens().unwrap(), peers.plain_refresher()).0.build().unwrap();
     right.refresh().await.unwrap();

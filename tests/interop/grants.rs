@@ -1,4 +1,4 @@
-//! Grants without a login of a person, and logouts that the provider hears of.
+//! Grants without a person's login, and logouts that revoke tokens at the provider.
 
 use std::{
     sync::{
@@ -27,7 +27,7 @@ fn service(peers: &Peers) -> OAuthRefresh {
         .client_secret_basic("service-client", "service-secret")
 }
 
-/// Signs assertions, each with a `jti` of its own unless it `reuses` one.
+/// Signs assertions, each with its own `jti` unless it `reuses` one.
 async fn signer(peers: &Peers, name: &str, reuses: bool) -> OAuthRefresh {
     let der = peers.key(name).await;
     let (algorithm, key) = match name {
@@ -97,7 +97,7 @@ pub(crate) async fn a_crowd_from_nothing_is_one_call() {
     let session = peers.builder(Tokens::empty(), service(&peers)).0.build().unwrap();
     let client = client(&session);
     let send = |_| {
-        // Past nginx, which gives a busy provider two seconds.
+        // Bypasses nginx, which allows a busy provider only two seconds.
         let request = client.get(peers.resource());
         tokio::spawn(async move { request.send().await.unwrap().status().as_u16() })
     };

@@ -1,4 +1,4 @@
-//! Many tasks on one session while the servers before it fail.
+//! Many tasks on one session while its servers fail.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use crate::peers::{Peers, TOKEN, client};
 
 const TASKS: usize = 8;
 
-/// How long: seconds in `INTEROP_SECONDS`, or `default`.
+/// The duration: seconds in `INTEROP_SECONDS`, or `default`.
 fn length(default: u64) -> Duration {
     let seconds = std::env::var("INTEROP_SECONDS")
         .ok()
@@ -72,7 +72,7 @@ fn assert_all_200(tally: &BTreeMap<String, u64>) -> u64 {
 pub(crate) async fn short_tokens_outlast_a_failing_endpoint() {
     let length = length(20);
     let peers = Peers::start(&[("TTL", if length.as_secs() > 60 { "5" } else { "2" })]);
-    // None of them spends the refresh token: this provider has no grace for one that comes again.
+    // None of them spends the refresh token, because this provider has no grace for a reused one.
     let rounds = usize::try_from(length.as_secs() / 10 + 4).unwrap();
     for fault in ["down", "status 503", "reset", "hang"].into_iter().cycle().take(rounds) {
         peers.fault(TOKEN, "ok", 4).await;
@@ -84,8 +84,8 @@ pub(crate) async fn short_tokens_outlast_a_failing_endpoint() {
     let tally = Load::start(&client(&session), &peers.api(), Instant::now() + length).end().await;
 
     let requests = assert_all_200(&tally);
-    // The grant lives, which it would not if a spent refresh token had ever come again. Joins the
-    // refresh that may be under way.
+    // The grant is valid, which it would not be if a spent refresh token had been reused. Joins a
+    // refresh that may be in progress.
     session.refresh().await.unwrap();
     let calls = peers.hits("POST /token").await;
     let refreshed = peers.answered("POST /token 200").await;
@@ -102,13 +102,13 @@ pub(crate) async fn short_tokens_outlast_a_failing_endpoint() {
     assert_eq!(peers.answered("POST /token 400").await, 0);
 }
 
-/// nextflow-io/nextflow#6967: one 502 of a restarting proxy, and the client never asked for a token
-/// again.
+/// nextflow-io/nextflow#6967: after one 502 of a restarting proxy, the client never requested a
+/// token again.
 pub(crate) async fn a_restarted_token_endpoint_costs_nothing() {
     let peers = Peers::start(&[("TTL", "2")]);
     let (session, events) = peers.session(peers.plain_refresher().max_attempts(40)).await;
     let end = Instant::now() + length(12);
-    // The API is asked past nginx: only refreshes feel that it is gone.
+    // Calls to the API bypass nginx, so only refreshes notice that it is gone.
     let load =
         Load::start(&client(&session), &format!("{}/resource/echo", peers.direct_origin()), end);
 

@@ -1,7 +1,7 @@
-//! Against real servers: `oidc-provider`, a certified OAuth server, with an nginx before it that
+//! Tests against real servers: `oidc-provider`, a certified OAuth server, behind an nginx that
 //! fails on request.
 //!
-//! They are in `tests/peers`. Each test has servers of its own, so that all of them may run at
+//! The servers are in `tests/peers`. Each test has its own servers, so that all tests can run at
 //! once.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -29,7 +29,7 @@ pub(crate) struct Peers {
     control: reqwest::Client,
 }
 
-/// One login, as `/seed` gives it.
+/// A login, as `/seed` returns it.
 pub(crate) struct Seed {
     pub(crate) access: String,
     pub(crate) refresh: String,
@@ -41,7 +41,7 @@ impl Peers {
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
         let provider = Server::start("oidc-provider", None, settings);
         let nginx = Server::start("faults", Some(provider.port), &[]);
-        // A connection that outlives nginx's restart would be of no use.
+        // A connection that outlives nginx's restart would be useless.
         let control = reqwest::Client::builder()
             .pool_max_idle_per_host(0)
             .timeout(Duration::from_secs(10))
@@ -50,7 +50,7 @@ impl Peers {
         Self { nginx, provider, control }
     }
 
-    /// nginx: what sessions trust and clients ask.
+    /// nginx: the origin of sessions and the address of clients.
     pub(crate) fn origin(&self) -> String {
         format!("http://127.0.0.1:{}", self.nginx.port)
     }
@@ -59,7 +59,7 @@ impl Peers {
         self.origin() + API
     }
 
-    /// The provider itself, past nginx.
+    /// The provider itself, without nginx.
     pub(crate) fn direct_origin(&self) -> String {
         format!("http://127.0.0.1:{}", self.provider.port)
     }
@@ -115,7 +115,7 @@ impl Peers {
         STANDARD.decode(&keys[name]).unwrap()
     }
 
-    /// A session with a grant of its own.
+    /// A session with its own grant.
     pub(crate) async fn session(&self, refresher: OAuthRefresh) -> (Session, Events) {
         let tokens = self.seed("plain").await.tokens();
         let (builder, events) = self.builder(tokens, refresher);
@@ -150,7 +150,7 @@ impl Peers {
         let _: Value = self.control.post(url).query(&[("token", access_token)]).json_answer().await;
     }
 
-    /// How many requests came to nginx.
+    /// The number of requests that reached nginx.
     pub(crate) async fn hits(&self, request: &str) -> u64 {
         let hits: BTreeMap<String, u64> =
             self.control.get(format!("{}/__faults", self.origin())).json_answer().await;
@@ -179,7 +179,7 @@ impl Peers {
         stats.get(answer).copied().unwrap_or(0)
     }
 
-    /// Stops nginx. Requests that it has are cut.
+    /// Stops nginx. Its open requests are cut.
     pub(crate) fn stop_nginx(&self) {
         tokio::task::block_in_place(|| self.nginx.stop());
     }
@@ -221,7 +221,7 @@ impl Events {
         move |event| events.lock().unwrap().push(event.clone())
     }
 
-    /// Status and delay of each attempt that failed and was followed by another.
+    /// The status and delay of each failed attempt that was followed by another.
     pub(crate) fn retries(&self) -> Vec<(Option<u16>, Duration)> {
         let events = self.0.lock().unwrap();
         let retries = events.iter().filter_map(|event| match event {
@@ -296,14 +296,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A panic here would hide the test's own.
+        // A panic here would hide the panic of the test.
         if let Err(error) = self.script("stop.sh", None, &[]) {
             eprintln!("not stopped: {error}");
         }
     }
 }
 
-/// Below the range that the system takes outgoing connections' ports from.
+/// Below the range of ports for outgoing connections.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = u16::try_from(std::process::id() % 10_000).unwrap();

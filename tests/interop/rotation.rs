@@ -1,4 +1,4 @@
-//! Refresh tokens that are good for one use, and what becomes of those who use one twice.
+//! Single-use refresh tokens, and what happens if one is used twice.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -54,7 +54,7 @@ pub(crate) async fn a_grant_revoked_for_reuse_is_not_retried() {
             peers.builder(session.tokens().unwrap(), peers.plain_refresher()).0.build().unwrap();
         session.refresh().await.unwrap();
 
-        // The thief, or the forgotten copy: the provider revokes the grant of both.
+        // A thief, or a forgotten copy: the provider revokes the grant of both.
         let error = copy.refresh().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::LoginRequired);
         assert_eq!(error.oauth_error(), Some("invalid_grant"));
@@ -100,7 +100,7 @@ pub(crate) async fn an_expired_refresh_token_wants_a_new_login() {
     assert_eq!(error.kind(), ErrorKind::LoginRequired);
     assert_eq!(error.oauth_error(), Some("invalid_grant"));
     assert!(!error.possibly_consumed());
-    // The token had run out, so that nothing was sent to the API.
+    // The token had expired, so nothing was sent to the API.
     assert_eq!(error.api_status(), None);
     assert_eq!(peers.hits("POST /token").await, 1);
     assert_eq!(peers.hits("GET /resource/echo").await, 0);

@@ -8,7 +8,7 @@ use crate::peers::{Peers, TOKEN, client};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
-/// How a refresh ends that meets a fault.
+/// How a refresh with a fault ends.
 enum Ends {
     /// With tokens, after a retry that followed this status.
     AfterRetry(Option<u16>),
@@ -21,7 +21,7 @@ enum Ends {
     },
 }
 
-/// Whether the provider's refresh token is still good afterwards.
+/// Whether the provider's refresh token is still valid afterwards.
 #[derive(PartialEq)]
 enum Grant {
     Kept,
@@ -71,7 +71,8 @@ fn table() -> Vec<Case> {
         case("status 401",      as_it_is,  fails(ClientRejected, 401, 1, false),  Kept),
         case("html200",         as_it_is,  fails(BadResponse, 200, 1, false),     Kept),
         case("slow 300",        as_it_is,  AtOnce,                                Kept),
-        // The client has gone when nginx would pass it on: the provider never sees it.
+        // The client has disconnected before nginx passes the call on, so the provider never sees
+        // it.
         case("slow 2000",       impatient, AfterRetry(None),                      Kept),
         case("late 300",        as_it_is,  AtOnce,                                Kept),
         case("reset",           as_it_is,  AfterRetry(None),                      Kept),
@@ -124,10 +125,10 @@ pub(crate) async fn each_token_fault_ends_as_listed() {
             }
         }
         if let Some(held_up) = fault.strip_prefix("slow ") {
-            // The first call, had nginx passed it on after all, would have cost the grant by now.
+            // If nginx had passed the first call on after all, the grant would be revoked by now.
             tokio::time::sleep_until((begun + MS(held_up.parse().unwrap()) + MS(300)).into()).await;
         }
-        // Who asks past the cool-down gets tokens, unless the provider has revoked the grant.
+        // A call after the cool-down gets tokens, unless the provider has revoked the grant.
         assert_eq!(session.refresh().await.is_ok(), grant == Grant::Kept, "{fault}");
     }
 }

@@ -1,4 +1,4 @@
-//! Access tokens of both kinds, and those that come in a header.
+//! Access tokens of both kinds, and tokens from a header.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ pub(crate) async fn two_second_tokens_are_renewed_in_time() {
             requests += 1;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // Joins the refresh that may be under way.
+        // Joins a refresh that may be in progress.
         session.refresh().await.unwrap();
         let calls = peers.hits("POST /token").await;
         assert!(
@@ -54,7 +54,7 @@ pub(crate) async fn a_reissued_token_needs_no_call() {
         assert!(ids[1] != ids[2] && ids[3] != ids[4], "{ids:?}");
         assert_eq!(session.generation(), 3);
         assert_eq!(peers.hits("POST /token").await, 0);
-        // The refresh token has not been touched.
+        // The refresh token is unchanged.
         session.refresh().await.unwrap();
         assert_eq!(client.get(peers.api()).send().await.unwrap().status(), 200);
     }

@@ -1,5 +1,5 @@
-//! A fleet on a real redis-server: processes that share a login, that stall and that die, and a
-//! Redis that goes away.
+//! A fleet on a real redis-server: processes that share a login, stall and die, and a Redis that
+//! becomes unavailable.
 
 use std::{
     sync::{Arc, Mutex},
@@ -14,12 +14,12 @@ use reqwest_reauth::{
     testing::{Answer, AuthServer, Rotation},
 };
 
-/// The lock of a holder that is dead or stopped is kept this long.
+/// How long the lock of a dead or stopped holder is kept.
 const LEASE: Duration = Duration::from_millis(600);
 /// Beyond what the lease explains.
 const SLACK: Duration = Duration::from_secs(5);
 
-/// The other process's part. Does nothing in a usual run.
+/// The part of the other process. It does nothing in a normal run.
 pub(crate) async fn worker() {
     if let Some(job) = Job::from_env() {
         let store = RedisStore::connect(&job.store, "login").await.unwrap();
@@ -190,7 +190,7 @@ pub(crate) async fn a_stalled_holder_adopts_newer_tokens() {
     served(&client, &server).await;
 }
 
-/// The tokens that the first call was made with: what every worker of the fleet was given.
+/// The tokens of the first call, which every worker of the fleet was given.
 fn server_tokens(server: &AuthServer) -> Tokens {
     Tokens::from_refresh_token(form(&server.token_requests()[0], "refresh_token").unwrap()).unwrap()
 }

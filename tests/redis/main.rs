@@ -1,4 +1,4 @@
-//! `RedisStore` against a real Redis, alone and under a fleet.
+//! `RedisStore` against a real Redis, alone and in a fleet.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 
 #[path = "../support/redis_server.rs"]

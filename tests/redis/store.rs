@@ -1,4 +1,4 @@
-//! What the Redis store promises, each case on a redis-server of its own.
+//! The guarantees of the Redis store. Each case has its own redis-server.
 
 use std::{
     collections::HashMap,
@@ -14,10 +14,10 @@ use crate::redis_server::Server;
 use reqwest_reauth::{Error, ErrorKind, RedisStore, StoreLock, TokenStore, Tokens};
 use tokio::time::timeout;
 
-/// Longer than anything here takes, and shorter than the default lease: a test that gets this far
+/// Longer than anything here takes, and shorter than the default lease: a test that takes this long
 /// has failed.
 const LONG: Duration = Duration::from_secs(20);
-/// For locks whose holder does not come back.
+/// For locks whose holder never comes back.
 const SHORT_LEASE: Duration = Duration::from_millis(500);
 
 /// This test binary once more, running nothing but [`child`].
@@ -241,7 +241,7 @@ pub(crate) async fn a_dropped_wait_leaves_no_lock() {
 }
 
 pub(crate) async fn a_runtime_shut_down_frees_its_lock() {
-    // Runtimes can neither block nor be dropped on one.
+    // A runtime can neither block nor be dropped on another runtime.
     tokio::task::spawn_blocking(|| {
         let server = Server::start();
         let runtime = || {
@@ -255,7 +255,7 @@ pub(crate) async fn a_runtime_shut_down_frees_its_lock() {
         let store = short.block_on(server.store());
         let lock = short.block_on(locked(&store));
         drop(short);
-        // The store's connection died with the runtime, too.
+        // The store's connection died with the runtime too.
         long.block_on(async {
             drop(locked(&store).await);
             save(&store, &pair(1)).await.unwrap();
@@ -340,7 +340,7 @@ pub(crate) async fn two_holders_with_one_fence_are_told_apart() {
     let server = Server::start();
     let store = server.store().await;
     let first = locked(&store).await;
-    // As after a failover to a replica that has not heard of the first holder.
+    // Like after a failover to a replica that does not know the first holder.
     let fence = first.fence().unwrap() - 1;
     server.ask::<u64>(&["DEL", "{login}:lock"]);
     server.ask::<()>(&["SET", "{login}:fence", &fence.to_string()]);
@@ -371,7 +371,7 @@ pub(crate) async fn a_redis_store_conforms() {
 }
 
 pub(crate) async fn a_redis_without_resp3_conforms() {
-    // The user may not subscribe, as with a server that does not speak RESP3: the store polls.
+    // The user may not subscribe, so the store polls, as with a server without RESP3.
     let server = Server::start();
     server.ask::<()>(&[
         "ACL",
@@ -392,7 +392,7 @@ pub(crate) async fn a_redis_without_resp3_conforms() {
 
 pub(crate) async fn a_cluster_of_two_nodes_conforms() {
     let nodes = Server::start_cluster();
-    // Of some logins the keys are on the first node, of others on the second.
+    // The keys of some logins are on the first node, those of others on the second.
     for key in ["a", "b", "login", "worker-7"] {
         reqwest_reauth::testing::store_conformance(async || {
             RedisStore::connect(&nodes[0].url(), key).await.unwrap()
@@ -539,7 +539,7 @@ pub(crate) async fn a_hanging_redis_is_given_up_in_5_s() {
         assert_eq!(store.load().await.unwrap_err().kind(), ErrorKind::Store);
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
-    // A caller with less patience.
+    // A caller with a shorter timeout.
     assert!(timeout(Duration::from_millis(100), store.load()).await.is_err());
     signal("-CONT", &server.process);
     assert_eq!(stored(&store).await, 1);
@@ -609,7 +609,7 @@ pub(crate) async fn a_replicas_connection_is_given_up() {
         let before = connections();
         assert_eq!(store.save(&lock, &pair(1)).await.unwrap_err().kind(), ErrorKind::Store);
         assert!(store.load().await.unwrap().is_none());
-        // The look itself makes one.
+        // The query itself makes a connection.
         assert_eq!(connections(), before + 1 + new, "{words:?}");
     }
 }
@@ -641,7 +641,7 @@ pub(crate) async fn documents_over_1_mib_are_errors() {
     };
     let _: u64 = server.ask(&["HSET", "{login}:tokens", "document", &document(1 << 20)]);
     assert_eq!(stored(&store).await, 1);
-    // Also where all of its text is in the first MiB.
+    // Even if all of its text is in the first MiB.
     for longer in [document((1 << 20) + 1), format!("{}  ", document((1 << 20) - 1))] {
         let _: u64 = server.ask(&["HSET", "{login}:tokens", "document", &longer]);
         let error = store.load().await.unwrap_err();

@@ -1,5 +1,5 @@
-//! HTTP/1.1 and HTTP/2 over real TLS, with a certificate that the test makes, and what HTTP/2 alone
-//! can do to a request.
+//! HTTP/1.1 and HTTP/2 over real TLS, with a certificate that the test creates, and the effects on
+//! a request that only HTTP/2 has.
 #![allow(clippy::unwrap_used)] // helpers outside of test functions
 
 mod redirect;
@@ -188,7 +188,7 @@ async fn a_proxy_that_wants_a_login_ends_a_refresh() {
     serving.abort();
 }
 
-/// What a connection does in place of serving its first request.
+/// What a connection does instead of serving its first request.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     /// GOAWAY that names no stream as processed (RFC 9113 §6.8).
@@ -198,7 +198,7 @@ enum Fault {
     RefusedStream,
 }
 
-/// TLS before a server that knows none.
+/// TLS in front of a server without TLS.
 struct Front {
     origin: String,
     certificate: Certificate,
@@ -230,7 +230,7 @@ impl Front {
                 let (acceptor, upstream, script) =
                     (acceptor.clone(), upstream.clone(), Arc::clone(&shared));
                 connections.spawn(async move {
-                    // Clients may turn away.
+                    // Clients may disconnect.
                     let Ok(tls) = acceptor.accept(tcp).await else {
                         return;
                     };
@@ -255,7 +255,7 @@ impl Front {
         format!("{}{path}", self.origin)
     }
 
-    /// A client that trusts this server alone.
+    /// A client that trusts only this server.
     fn http(&self) -> HttpBuilder {
         let timeout = Duration::from_secs(10);
         reqwest::Client::builder()
@@ -270,7 +270,7 @@ impl Front {
         server: &AuthServer,
         with: impl Fn(OAuthRefresh) -> OAuthRefresh,
     ) -> (Session, Arc<Mutex<u32>>) {
-        // As the default client is: one connection a call, and no retry but ours.
+        // Like the default client: one connection per call, and no retry except ours.
         let http = self.http().retry(retry::never()).pool_max_idle_per_host(0).build().unwrap();
         let endpoint = server.token_endpoint().replace(server.origin(), &self.origin);
         let refresher = OAuthRefresh::new(endpoint)
@@ -321,7 +321,7 @@ fn client(session: &Session, http: reqwest::Client) -> ClientWithMiddleware {
 
 async fn serve_h1(mut tls: TlsStream<TcpStream>, upstream: String) {
     let mut plain = TcpStream::connect(upstream.trim_start_matches("http://")).await.unwrap();
-    // The client says when it is over, in its own way.
+    // Each client reports the end in its own way.
     let _ = copy_bidirectional(&mut tls, &mut plain).await;
 }
 
@@ -355,7 +355,7 @@ async fn hand_on(
     *head.headers_mut() = response.headers().clone();
     head.headers_mut().remove(header::TRANSFER_ENCODING);
     let bytes = response.bytes().await.unwrap();
-    // The client may have gone.
+    // The client may have disconnected.
     if let Ok(mut stream) = answer.send_response(head, false) {
         let _ = stream.send_data(bytes, true);
     }

@@ -38,7 +38,7 @@ async fn a_downgrade_to_http_drops_the_token() {
     assert_eq!(seen, [(true, Some("Bearer secret".to_owned())), (false, None)]);
 }
 
-/// Redirects what comes over TLS to plain http at the same host and port.
+/// Redirects TLS requests to plain http at the same host and port.
 async fn both_schemes_on_one_port() -> (String, Certificate, Seen, JoinSet<()>) {
     const TLS_HANDSHAKE: u8 = 22;
 

@@ -1,5 +1,5 @@
-//! Instructions a request: callgrind counts [`REQUESTS`] requests of each workload, after as many
-//! that are not counted; and those of storms, against their ideal.
+//! The instructions of a request. callgrind counts [`REQUESTS`] requests of each workload, after as
+//! many uncounted ones, and those of storms compared with their ideal.
 
 use std::{sync::Arc, time::Duration};
 

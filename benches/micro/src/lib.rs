@@ -28,7 +28,7 @@ use tokio::runtime::{Builder, Runtime};
 
 pub const ORIGIN: &str = "https://api.example.com";
 
-/// The client under all chains. It is never asked to send.
+/// The client under all chains. It never sends.
 pub fn connection() -> reqwest::Client {
     static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
     CLIENT.clone()
@@ -83,7 +83,7 @@ const ANSWER: [(&str, &str); 6] = [
     ("x-request-id", "0f8fad5b-d9cb-469f-a165-70867728950e"),
 ];
 
-/// The headers that a caller puts on: none, the first, or all three.
+/// The headers that a caller sets: none, the first, or all three.
 const HEADERS: [(HeaderName, HeaderValue); 3] = [
     (header::ACCEPT, HeaderValue::from_static("application/json")),
     (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
@@ -93,8 +93,8 @@ const HEADERS: [(HeaderName, HeaderValue); 3] = [
     ),
 ];
 
-/// How many requests [`Workload::run`] is asked for where single instructions are counted: many, so
-/// that what grows once in a while counts with its share.
+/// The number of requests of [`Workload::run`] when instructions are counted. It is high, so that
+/// occasional growth counts in proportion.
 pub const REQUESTS: u64 = 100;
 
 /// All workloads by name, in the order of the table.
@@ -195,7 +195,7 @@ impl Workload {
 
     /// Sends this many requests, one after the other.
     pub fn run(&self, requests: u64) {
-        // Boxed, so that all manners run the same code.
+        // Boxed, so that all variants run the same code.
         let all: Pin<Box<dyn Future<Output = ()> + '_>> = Box::pin(self.send_all(requests));
         match (self.manner, &self.runtime) {
             (Manner::InScope, _) => now(self.session.scope(all)),
@@ -246,7 +246,7 @@ impl Workload {
     }
 }
 
-/// A session as most are: it knows when its token ends, and can renew it.
+/// A typical session: it knows when its token expires, and can refresh it.
 pub fn session() -> SessionBuilder {
     let tokens = Tokens::new(TOKEN).unwrap().with_refresh_token("a-refresh-token").unwrap();
     let number = AtomicU64::new(0);
@@ -336,7 +336,7 @@ pub fn answer(request: &Request, status: u16) -> Response {
     answer.unwrap().into()
 }
 
-/// Nothing here waits: one poll does it, without a runtime's share.
+/// Nothing here waits, so a single poll completes it, without the cost of a runtime.
 fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,

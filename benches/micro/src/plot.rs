@@ -1,4 +1,4 @@
-//! A plot with logarithmic axes, as SVG: enough to see whether something grows with its number.
+//! A plot with logarithmic axes, as SVG, to show how a figure grows.
 
 use std::fmt::Write;
 
@@ -36,7 +36,7 @@ impl Axis {
     }
 }
 
-/// The slope of a straight line through the points' logarithms: 1 where the one grows as the other.
+/// The slope of a straight line through the points' logarithms: 1 for linear growth.
 pub fn slope(points: &[(f64, f64)]) -> f64 {
     let logs: Vec<_> = points.iter().map(|(x, y)| (x.log10(), y.log10())).collect();
     let count = logs.len() as f64;
@@ -49,7 +49,7 @@ pub fn slope(points: &[(f64, f64)]) -> f64 {
     over / under
 }
 
-/// The plot, with a dotted line through each series' last point that is exactly linear.
+/// The plot. A dotted line through each series' last point shows linear growth.
 pub fn svg(title: &str, x_name: &str, series: &[Series]) -> String {
     let all = || series.iter().flat_map(|series| series.points.iter());
     let x_axis = Axis::over(all().map(|p| p.0));
@@ -110,7 +110,7 @@ pub fn svg(title: &str, x_name: &str, series: &[Series]) -> String {
             );
         }
         if let Some(&(n, ns)) = points.last() {
-            // As far down as the plot goes.
+            // Down to the lower edge of the plot.
             let least = (10f64.powi(y_axis.from) * n / ns).max(10f64.powi(x_axis.from));
             let _ = writeln!(
                 out,

@@ -83,8 +83,8 @@ impl Storm {
     }
 }
 
-/// The least that a storm can cost: two sends each through a bare client, with one wait between
-/// them for all.
+/// The minimum cost of a storm: two sends for each request through a bare client, with a single
+/// wait between them.
 pub struct Ideal {
     client: ClientWithMiddleware,
     waiters: usize,
@@ -174,7 +174,7 @@ async fn answer_all(
     while connection.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
         let text = String::from_utf8_lossy(&buffer);
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        // The form names the refresh token last.
+        // The refresh token is the last member of the form.
         if head.starts_with("POST") && !body.ends_with("a-refresh-token") {
             continue;
         }

@@ -1,4 +1,4 @@
-//! The contestants: how each of them is set up, and one GET through it.
+//! The contestants: the setup of each, and one GET through it.
 
 use std::{error::Error, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -127,8 +127,8 @@ impl TokenSource for Constant {
     }
 }
 
-/// What one finds in many a code base: the token behind a mutex, a copy of each request, a new
-/// token and one retry at a 401.
+/// A common hand-written client: the token behind a mutex, a copy of each request, and a new token
+/// and one retry after a 401.
 struct ByHand {
     token: Mutex<String>,
 }

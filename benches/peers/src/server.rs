@@ -1,5 +1,5 @@
-//! The least of servers: 200 and two bytes to every request that carries the token, 401 to others,
-//! on a thread of its own.
+//! A minimal server on a separate thread: 200 and two bytes for every request with the token, and
+//! 401 for all others.
 
 use std::{net::TcpListener, thread};
 
@@ -10,7 +10,7 @@ use tokio::{
 
 pub const TOKEN: &str = "an.access.token";
 
-/// Gives back the URL to ask.
+/// Returns the URL of the server.
 pub fn start() -> String {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.set_nonblocking(true).unwrap();

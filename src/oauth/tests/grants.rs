@@ -1,4 +1,4 @@
-//! Grants without a refresh token, late parameters, and the refresher that is asked instead.
+//! Grants without a refresh token, late parameters, and the fallback refresher.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,7 +18,7 @@ fn said(code: &str) -> Reply {
     Reply::json(400, format!(r#"{{"error":"{code}"}}"#))
 }
 
-/// Counts up, so that each assertion is another one.
+/// Counts up, so that each assertion is different.
 fn counting(
     prefix: &'static str,
 ) -> impl Fn() -> std::future::Ready<Result<String, crate::BoxError>> {
@@ -139,7 +139,7 @@ async fn a_file_is_read_anew_at_each_attempt() {
     let rewritten = path.clone();
     let refresher = paced(OAuthRefresh::grant(&endpoint.url, EXCHANGE))
         .param_file("subject_token", &path)
-        // Made after the first: the next attempt reads what this writes.
+        // Computed after the first, so the next attempt reads what this writes.
         .param_with("n", move || {
             std::fs::write(&rewritten, "second").unwrap();
             async { Ok("x".to_owned()) }
@@ -238,7 +238,7 @@ async fn the_fallback_runs_when_the_login_is_over() {
     assert_eq!(refresh(&brought), None);
     assert_eq!(first.asked_with(), [OLD, OLD]);
     assert!(second.seen().iter().all(|seen| seen.member("refresh_token").is_none()));
-    // Numbered on.
+    // The numbering continues.
     assert_eq!(log.retried_statuses(), [(1, Some(503)), (3, Some(502))]);
     let switches = log.switches();
     let [switch] = &switches[..] else { panic!("{switches:?}") };
@@ -253,7 +253,7 @@ async fn a_login_that_waits_for_a_person_is_kept() {
         let first = TokenEndpoint::start([Reply::json(400, rule)]).await;
         let second = TokenEndpoint::start([Reply::token()]).await;
         let (result, log) = run(&quick(&first).or_else(credentials(&second))).await;
-        // Where the code ends the login at all.
+        // If the code ends the login.
         if result.is_ok() {
             assert_eq!(second.count(), 1, "{code}");
         }

@@ -32,7 +32,7 @@ async fn only_refused_stream_is_known_unsent() {
         (reset(INTERNAL_ERROR), false),
         (reset(CANCEL), false),
         (goaway(0, NO_ERROR), true),
-        // It may have seen the request.
+        // The server may have processed the request.
         (goaway(STREAM, NO_ERROR), false),
         (goaway(0, INTERNAL_ERROR), false),
         (goaway(0, REFUSED_STREAM), false),
@@ -84,7 +84,7 @@ async fn start(last_words: Vec<u8>) -> String {
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            // A client that has heard enough goes away: no failure of the server's.
+            // A client may disconnect once it has seen enough. That is no failure of the server.
             let _ = end(stream, &last_words).await;
         }
     });

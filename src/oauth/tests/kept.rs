@@ -1,4 +1,4 @@
-//! No body, however odd, loses a refresh token that a reader could find in it.
+//! No body, however malformed, loses a refresh token that can be found in it.
 
 use std::{io::Write as _, time::SystemTime};
 

@@ -31,7 +31,7 @@ use crate::{
 
 const OLD: &str = "old-refresh-token";
 
-/// What a session would do, written down.
+/// Records what a session would do.
 struct Log {
     tokens: Mutex<Tokens>,
     kept: Mutex<Vec<String>>,
@@ -107,7 +107,7 @@ async fn run(refresher: &OAuthRefresh) -> (Result<Tokens, Error>, Arc<Log>) {
     (refresher.refresh(&context).await, log)
 }
 
-/// A refresher for this endpoint that loses no time between attempts.
+/// A refresher for this endpoint without pauses between attempts.
 fn quick(endpoint: &TokenEndpoint) -> OAuthRefresh {
     OAuthRefresh::new(&endpoint.url).backoff(Duration::from_millis(2), Duration::from_millis(4))
 }

@@ -59,7 +59,7 @@ async fn a_logout_cookie_is_no_token() {
         "JWT=deleted",
         "JWT=a; Max-Age=0",
         "JWT=a; Expires=Thu, 01 Jan 1970 00:00:00 GMT",
-        // Over by the server's clock.
+        // Expired by the server's clock.
         "JWT=a; Expires=Tue, 31 Dec 2024 23:59:59 GMT",
     ] {
         let (result, _, endpoint) =
@@ -69,7 +69,7 @@ async fn a_logout_cookie_is_no_token() {
         assert_eq!(error.attempts(), 1, "{cookie}");
         assert_eq!(endpoint.count(), 1, "{cookie}");
     }
-    // Not over by the server's clock, whatever ours says.
+    // Not expired by the server's clock, whatever the local clock says.
     let (result, ..) = answered(Reply::with(
         200,
         &[date, "Set-Cookie: JWT=a; Expires=Wed, 01 Jan 2025 00:00:01 GMT"],
@@ -115,7 +115,7 @@ async fn an_endless_body_is_read_to_its_limit_only() {
     let (result, _, endpoint) = answered(endless).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::BadResponse);
     assert_eq!(endpoint.count(), 1);
-    // A rejection is one however long it talks.
+    // A rejection counts, however long its body is.
     let (result, _, endpoint) = answered(Reply::Endless(head(400, &[], None))).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::ClientRejected);
     assert_eq!(endpoint.count(), 1);
@@ -124,7 +124,7 @@ async fn an_endless_body_is_read_to_its_limit_only() {
 #[tokio::test]
 async fn the_body_limit_is_exact() {
     let limit = 1024 * 1024;
-    // One that ends where the limit is, and one that ends a byte after it.
+    // A member that ends at the limit, and one that ends a byte after it.
     let rescued = |end: usize| {
         let member = r#""refresh_token":"rescued-token""#;
         format!("{{{}{member},{}", " ".repeat(end - member.len() - 1), " ".repeat(100_000))
@@ -209,7 +209,7 @@ async fn the_old_one_stays_beside_a_doubtful_one() {
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(log.kept(), ["doubtful-token", OLD]);
     assert_eq!(endpoint.asked_with(), [OLD, "doubtful-token", OLD]);
-    // Also in the next refresh.
+    // In the next refresh too.
     let endpoint = TokenEndpoint::start([broken_gzip(), invalid(), Reply::token()]).await;
     let refresher = quick(&endpoint).max_attempts(1);
     let (result, log) = run(&refresher).await;
@@ -217,7 +217,7 @@ async fn the_old_one_stays_beside_a_doubtful_one() {
     let result = refresher.refresh(&RefreshContext::new(log)).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(endpoint.asked_with(), [OLD, "doubtful-token", OLD]);
-    // Once both are dead the login is over.
+    // Once both are rejected, the login is over.
     let endpoint = TokenEndpoint::start([broken_gzip(), invalid()]).await;
     let (result, _) = run(&quick(&endpoint)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::LoginRequired);

@@ -7,8 +7,8 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{server::head, *};
 
-/// A token endpoint without a socket, so that the clock can be paused: busy for ever, it notes when
-/// it was asked.
+/// A token endpoint without a socket, so that the clock can be paused. It is always busy, and
+/// records the times of the calls.
 struct Busy {
     retry_after: Option<&'static str>,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -54,7 +54,7 @@ async fn waits(
     let asked = asked.lock().unwrap();
     let told: Vec<_> = log.retries().into_iter().map(|(_, told, _)| told).collect();
     assert_eq!(told.len(), asked.len() - 1);
-    // What was announced is what was waited, but for the timer's milliseconds.
+    // The waits match the announced ones, apart from the timer's milliseconds.
     for (pair, told) in asked.windows(2).zip(&told) {
         let gap = pair[1].by_the_test - pair[0].by_the_test;
         assert!(gap <= *told + Duration::from_millis(3), "{told:?} {gap:?}");
@@ -326,7 +326,7 @@ async fn after_a_lost_response_possibly_consumed() {
         (vec![Reply::status(504), invalid_grant()], ErrorKind::LoginRequired, true),
         (vec![Reply::status(524)], ErrorKind::Unavailable, true),
         (vec![Reply::status(503), invalid_grant()], ErrorKind::LoginRequired, false),
-        // The one that may be spent is no longer the one that is asked with.
+        // The token that may be spent is no longer the one in the request.
         (vec![Reply::reset(), rescue(), invalid_grant()], ErrorKind::LoginRequired, false),
         (
             vec![Reply::reset(), rescue(), Reply::reset(), invalid_grant()],
@@ -372,7 +372,7 @@ async fn the_deadline_is_over_everything() {
     assert!(error.possibly_consumed());
     assert!(begun.elapsed() < deadline * 2, "the attempt's timeout was waited for");
 
-    // A wait that would end later is not begun.
+    // A wait that would end later is not started.
     let endpoint = TokenEndpoint::start([Reply::status(503)]).await;
     let refresher = OAuthRefresh::new(&endpoint.url)
         .deadline(Duration::from_secs(20))
@@ -427,7 +427,7 @@ async fn retry_after_is_the_least_wait() {
     let now = "Date: Wed, 01 Jan 2025 00:00:00 GMT";
     let table: [(&[&str], bool); 6] = [
         (&["Retry-After: 1"], true),
-        // By the server's clock, which is far from ours.
+        // By the server's clock, which is far from the local one.
         (&[now, "Retry-After: Wed, 01 Jan 2025 00:00:01 GMT"], true),
         (&["Retry-After: 0"], false),
         (&["Retry-After: soon"], false),

@@ -1,5 +1,5 @@
-//! What the token endpoint sees (RFC 6749 §6), through the default client and through one that was
-//! passed in.
+//! What the token endpoint receives (RFC 6749 §6), through the default client and through the
+//! user's client.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{Extensions, HeaderValue};
@@ -152,7 +152,7 @@ async fn a_passed_in_client_is_used_whole() {
     let (result, log) = run(&quick(&first).http_client(client)).await;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(log.retried_statuses(), [(1, Some(503))]);
-    // Its redirect policy is its own.
+    // The user's client keeps its own redirect policy.
     assert_eq!(first.count(), 3);
     for seen in first.seen() {
         assert_eq!(seen.header("x-mark"), Some("yes"));
@@ -169,7 +169,7 @@ async fn a_redirect_loop_is_client_rejected() {
     assert_eq!(log.retries().len(), 0);
 }
 
-/// Fails in place of sending.
+/// Fails instead of sending.
 struct Refuses(Refusal);
 
 type Refusal = fn() -> reqwest_middleware::Error;

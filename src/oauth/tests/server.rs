@@ -14,9 +14,9 @@ pub(super) enum Reply {
     Bytes(Vec<u8>),
     /// These bytes, each part after its delay.
     Slow(Vec<(Duration, Vec<u8>)>),
-    /// These bytes, then nothing, until the client goes away.
+    /// These bytes, then nothing until the client disconnects.
     Stall(Vec<u8>),
-    /// These bytes, then more of a body for as long as the client listens.
+    /// These bytes, then more of a body for as long as the client reads.
     Endless(Vec<u8>),
 }
 
@@ -62,7 +62,7 @@ pub(super) fn head(status: u16, headers: &[&str], length: Option<usize>) -> Vec<
     lines.chain([""]).flat_map(|line| [line.as_bytes(), b"\r\n"].concat()).collect()
 }
 
-/// A request as it came.
+/// A request as it was received.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub(super) line: String,
@@ -136,7 +136,7 @@ impl TokenEndpoint {
         self.stalled.subscribe().wait_for(|stalled| *stalled >= times).await.unwrap();
     }
 
-    /// The refresh tokens it was asked with, in order.
+    /// The refresh tokens in the requests, in order.
     pub(super) fn asked_with(&self) -> Vec<String> {
         self.seen().iter().map(|seen| seen.member("refresh_token").unwrap()).collect()
     }
@@ -169,7 +169,7 @@ async fn read(stream: &mut TcpStream) -> Option<Seen> {
 }
 
 async fn answer(mut stream: TcpStream, reply: Reply, stalled: &watch::Sender<usize>) {
-    // A client that has heard enough goes away: no failure of the server's.
+    // A client may disconnect once it has seen enough. That is no failure of the server.
     match reply {
         Reply::Bytes(bytes) => {
             let _ = stream.write_all(&bytes).await;

@@ -1,4 +1,4 @@
-//! Settings that cannot work are found before anything is sent.
+//! Settings that cannot work are rejected before anything is sent.
 
 use super::*;
 
@@ -100,7 +100,7 @@ async fn absurd_durations_are_no_limit() {
     let most = Duration::MAX;
     let refresher = quick(&endpoint).deadline(most).attempt_timeout(most).max_retry_after(most);
     run(&refresher).await.0.unwrap();
-    // A wait without end in a refresh without end is not begun either.
+    // An endless wait in an endless refresh is not started either.
     let endpoint =
         TokenEndpoint::start([Reply::with(503, &["Retry-After: 99999999999999999999"], "")]).await;
     let refresher = OAuthRefresh::new(&endpoint.url).deadline(most).max_retry_after(most);

@@ -1,4 +1,4 @@
-//! No secret in any text, whatever the token endpoint says.
+//! No text contains a secret, whatever the token endpoint sends.
 
 use base64::{
     Engine as _,

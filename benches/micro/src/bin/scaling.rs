@@ -35,7 +35,7 @@ use tokio::{
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// How long the token endpoint takes in the storms that are timed.
+/// The response time of the token endpoint in the timed storms.
 const DELAY: Duration = Duration::from_millis(100);
 
 fn main() {
@@ -119,7 +119,7 @@ fn storm_over_sockets(waiters: usize) {
     );
 }
 
-/// A storm against the ideal: two sends each and one wait for all.
+/// A storm compared with the ideal, which is two sends for each request and a single wait.
 fn storm(waiters: usize) {
     const RUNS: u32 = 5;
     let runtime = runtime();
@@ -206,8 +206,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_time().build().unwrap()
 }
 
-/// Time by the clock, and time on the processor. The latter comes in ticks of some milliseconds on
-/// many a system.
+/// Wall time and CPU time. On many systems CPU time advances in ticks of several milliseconds.
 fn timed(work: impl FnOnce()) -> (Duration, Duration) {
     let (start, before) = (Instant::now(), on_processor());
     work();

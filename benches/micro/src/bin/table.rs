@@ -26,7 +26,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// What a workload may take more than the committed figure, in percent.
+/// By how much a workload may exceed the committed figure, in percent.
 const TOLERANCE: f64 = 5.0;
 
 type Counts = BTreeMap<String, u64>;
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         None => Some(count()),
         Some(why) => {
             eprintln!("no instruction counts: {why}");
-            // Where it counts, a missing tool is a failure; elsewhere it is a pity.
+            // In CI a missing tool is a failure. Otherwise the step is skipped.
             if env::var_os("CI").is_some() {
                 return ExitCode::FAILURE;
             }
@@ -72,7 +72,8 @@ fn why_not_count() -> Option<String> {
         .map(|tool| format!("{tool} is not installed"))
 }
 
-/// Runs `benches/instructions.rs` under callgrind. Instructions a request, by workload.
+/// Runs `benches/instructions.rs` under callgrind. Returns the instructions of a request for each
+/// workload.
 fn count() -> Counts {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = PathBuf::from(
@@ -127,7 +128,7 @@ fn accept(counts: &Counts) -> ExitCode {
 fn check(counts: &Counts) -> ExitCode {
     let before: Counts = toml::from_str(&fs::read_to_string(committed()).unwrap()).unwrap();
     let mut failed = false;
-    // The bare client is reqwest's affair.
+    // The bare client depends only on reqwest.
     for (name, now) in figures(counts) {
         let Some(&then) = before.get(&name) else {
             println!("{name:26} {now:6}, and no committed figure");
@@ -249,7 +250,7 @@ fn describe(what: &str) -> &str {
     }
 }
 
-/// Allocations and bytes a request.
+/// The allocations and bytes of a request.
 fn allocated(name: &str) -> (usize, usize) {
     let workload = Workload::new(name);
     workload.run(REQUESTS);
