@@ -115,8 +115,8 @@ use crate::{error::Error, token::Tokens};
 /// [module](self).
 ///
 /// The server runs on the runtime that it was started on. Its clock is the wall clock plus the time
-/// by which a test has [advanced](tokio::time::advance) that runtime's clock, so a test can let a
-/// token expire without waiting. When the server is dropped, it responds to open requests, accepts
+/// by which a test has advanced that runtime's clock with `tokio::time::advance`, so a test can let
+/// a token expire without waiting. When the server is dropped, it responds to open requests, accepts
 /// no new connections, and closes those that [hang](Answer::Hang). Its memory is bounded: it keeps
 /// the newest 16,384 requests, up to 1 MiB of each body and 64 MiB of bodies together, and a few
 /// counters for each login.
