@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copys_text_is_wiped() {
+    fn text_of_a_copy_is_wiped() {
         for more in [0, ROOM] {
             let mut copy = Copy::default();
             let url = format!("https://api.example.com/{}", "x".repeat(more));
