@@ -21,6 +21,10 @@ targets=${*:-$(cargo +nightly fuzz list)}
 # The crate forbids unsafe code, so more executions find more than a sanitizer would.
 cargo +nightly fuzz build --sanitizer none || exit 1
 
+# What earlier runs have found worth keeping, reduced with `-merge=1`.
+mkdir -p "$target_dir/corpus"
+tar -xJf fuzz/corpus.tar.xz -C "$target_dir/corpus" || exit 1
+
 failed=0
 for target in $targets; do
     corpus="$target_dir/corpus/$target"
@@ -28,7 +32,7 @@ for target in $targets; do
     mkdir -p "$corpus"
     # New inputs go into the first directory. The seeds are only read.
     if cargo +nightly fuzz run --sanitizer none "$target" "$corpus" "fuzz/seeds/$target" -- \
-        -max_total_time="$seconds" -max_len=20000 -timeout=5 -rss_limit_mb=512 -print_final_stats=1 >"$log" 2>&1; then
+        -max_total_time="$seconds" -max_len=20000 -timeout=60 -rss_limit_mb=512 -print_final_stats=1 >"$log" 2>&1; then
         echo "fuzz: $target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") executions in $seconds s, no finding"
     else
         echo "fuzz: $target: finding, see $log"
