@@ -150,3 +150,17 @@ impl http_body::Body for Begun {
         hint
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server may want to know the length of a stream that was slow, and is sent as one.
+    #[test]
+    fn a_begun_body_has_its_whole_length() {
+        let read = VecDeque::from([Frame::data(Bytes::from_static(b"012"))]);
+        let begun = Begun { read, error: None, rest: Body::from("3456") };
+        assert_eq!(begun.size_hint().exact(), Some(7));
+        assert!(!http_body::Body::is_end_stream(&begun));
+    }
+}

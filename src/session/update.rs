@@ -304,3 +304,25 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{refresher::refresh_with, time::suspend};
+
+    /// Contract 12.2.
+    #[tokio::test(start_paused = true)]
+    async fn after_a_suspend_a_token_is_renewed() {
+        let hour = Duration::from_secs(3600);
+        let session = Session::builder(Tokens::new("old").unwrap().with_expires_in(hour))
+            .origin("https://api.example.com")
+            .refresher(refresh_with(|_| async { Tokens::new("new") }))
+            .build()
+            .unwrap();
+        suspend(2 * hour);
+        let credential = session.credential("https://api.example.com/").await.unwrap();
+        assert_eq!(credential.access_token().expose_secret(), "new");
+    }
+}

@@ -40,6 +40,7 @@ mod many_tasks;
 mod one_client;
 mod origin;
 mod placement;
+mod promises;
 mod properties;
 mod provider_guide;
 mod providers;

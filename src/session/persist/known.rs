@@ -544,6 +544,21 @@ mod tests {
         assert!(!known.has_unsaved());
     }
 
+    /// Contract 8.4.
+    #[test]
+    fn no_more_than_eight_of_each_is_remembered() {
+        let mut known = Known::default();
+        for number in 0..20 {
+            let tokens = pair(&format!("a{number}"), &format!("r{number}"));
+            known.tries(&tokens);
+            known.died(tokens.refresh_token().unwrap());
+        }
+        assert_eq!(known.tried.len(), REMEMBERED);
+        assert_eq!(known.dead.len(), REMEMBERED);
+        assert!(known.knows(&pair("a19", "r19")));
+        assert!(!known.knows(&pair("a0", "r0")));
+    }
+
     #[test]
     fn a_background_save_that_dies_leaves_its_work() {
         let mut known = Known::default();
