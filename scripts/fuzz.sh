@@ -23,7 +23,7 @@ cargo +nightly fuzz build --sanitizer none || exit 1
 
 # What earlier runs have found worth keeping, reduced with `-merge=1`.
 mkdir -p "$target_dir/corpus"
-tar -xJf fuzz/corpus.tar.xz -C "$target_dir/corpus" || exit 1
+tar -xzf fuzz/corpus.tar.gz -C "$target_dir/corpus" || exit 1
 
 failed=0
 for target in $targets; do

@@ -375,6 +375,7 @@ impl Session {
     }
 
     /// The thumbprint of the key that the session's tokens are bound to.
+    #[cfg_attr(not(feature = "dpop"), allow(clippy::unused_self, reason = "no key without `dpop`"))]
     pub(crate) fn key_thumbprint(&self) -> Option<&str> {
         #[cfg(feature = "dpop")]
         return self.0.dpop.as_ref().map(|dpop| dpop.key().thumbprint());
