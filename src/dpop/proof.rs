@@ -41,7 +41,7 @@ pub(super) fn signing_input(header: &str, claims: &Claims<'_>) -> String {
         ath: claims.ath,
         nonce: claims.nonce,
     };
-    // The payload has only texts and a number, so serialization cannot fail.
+    // The payload has only texts and a number, so it can always be serialised.
     let json = serde_json::to_vec(&payload).unwrap_or_default();
     let mut input = String::with_capacity(header.len() + 1 + json.len().div_ceil(3) * 4);
     input.push_str(header);

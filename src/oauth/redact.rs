@@ -48,7 +48,7 @@ impl Secrets {
     /// secret.
     pub(super) fn clean(&self, text: &str) -> Option<String> {
         // Reads slightly more than is shown, so that a secret that is cut off at the end is
-        // recognized by its start.
+        // recognised by its start.
         let seen: Zeroizing<String> = Zeroizing::new(text.chars().take(SHOWN + PIECE).collect());
         let decoded = percent_decoded(&seen);
         let repeats =
