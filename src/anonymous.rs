@@ -5,13 +5,13 @@
 /// The request is sent without a token. Nothing is captured from its response, and nothing is
 /// refreshed or replayed for it.
 ///
-/// ```no_run
-/// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
-/// use reqwest_reauth::Anonymous;
+/// ```
+/// use reqwest_middleware::ClientWithMiddleware;
+/// use reqwest_reauth::{Anonymous, reqwest::Response};
 ///
-/// let health = client.get("https://api.example.com/health").with_extension(Anonymous).send().await?;
-/// # Ok(())
-/// # }
+/// async fn health(client: &ClientWithMiddleware) -> reqwest_middleware::Result<Response> {
+///     client.get("https://api.example.com/health").with_extension(Anonymous).send().await
+/// }
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Anonymous;

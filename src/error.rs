@@ -198,18 +198,16 @@ impl Error {
     /// `Error::find_in(error.as_ref())`. The content of an `anyhow::Error` that was converted to a
     /// `Box<dyn Error>` cannot be found.
     ///
-    /// ```no_run
-    /// # async fn f(client: reqwest_middleware::ClientWithMiddleware) {
+    /// ```
     /// use reqwest_reauth::{Error, ErrorKind};
     ///
-    /// if let Err(error) = client.get("https://api.example.com/jobs").send().await {
-    ///     match Error::find_in(&error).map(Error::kind) {
+    /// fn report(error: &reqwest_middleware::Error) {
+    ///     match Error::find_in(error).map(Error::kind) {
     ///         Some(ErrorKind::LoginRequired) => println!("please sign in again"),
     ///         Some(kind) => println!("no token for now: {kind}"),
     ///         None => println!("the request itself failed: {error}"),
     ///     }
     /// }
-    /// # }
     /// ```
     pub fn find_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e Error> {
         find(error, LONGEST_CHAIN)

@@ -5,16 +5,12 @@ use crate::{error::Error, event::NotReplayed};
 /// What the chain did for a request. It is among the response's extensions if the chain did
 /// anything.
 ///
-/// ```no_run
-/// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
-/// use reqwest_reauth::Outcome;
+/// ```
+/// use reqwest_reauth::{Outcome, reqwest::Response};
 ///
-/// let response = client.get("https://api.example.com/jobs").send().await?;
-/// if response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.replayed) {
-///     println!("the first token was rejected");
+/// fn was_replayed(response: &Response) -> bool {
+///     response.extensions().get::<Outcome>().is_some_and(|outcome| outcome.replayed)
 /// }
-/// # Ok(())
-/// # }
 /// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]

@@ -170,16 +170,21 @@ forward!(Box);
 ///
 /// use reqwest_reauth::{Error, Session, Tokens, refresh_with};
 ///
-/// # async fn mint() -> Result<String, Error> { Ok("signed".to_owned()) }
-/// # fn main() -> Result<(), Error> {
-/// let session = Session::builder(Tokens::empty())
-///     .origin("https://api.example.com")
-///     .refresher(refresh_with(|_held| async {
-///         Ok(Tokens::new(mint().await?)?.with_expires_in(Duration::from_secs(600)))
-///     }))
-///     .build()?;
-/// # Ok(())
-/// # }
+/// /// Stands for a signer, or for a call to another service.
+/// async fn mint() -> Result<String, Error> {
+///     Ok("signed".to_owned())
+/// }
+///
+/// fn main() -> Result<(), Error> {
+///     let session = Session::builder(Tokens::empty())
+///         .origin("https://api.example.com")
+///         .refresher(refresh_with(|_held| async {
+///             Ok(Tokens::new(mint().await?)?.with_expires_in(Duration::from_secs(600)))
+///         }))
+///         .build()?;
+///     let client = session.wrap(reqwest::Client::new());
+///     Ok(())
+/// }
 /// ```
 pub fn refresh_with<F, R>(mint: F) -> impl Refresher
 where
@@ -276,17 +281,17 @@ impl RefreshContext {
     /// refresh token of [`tokens`](Self::tokens).
     ///
     /// ```
-    /// use reqwest_reauth::{RefreshContext, Refresher, Tokens, refresh_with};
+    /// use reqwest_reauth::{Error, RefreshContext, Refresher, Tokens, refresh_with};
     ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), reqwest_reauth::Error> {
-    /// let refresher = refresh_with(|_held| async { Tokens::new("new") });
-    /// let context = RefreshContext::for_test(Tokens::new("old")?);
-    /// let brought = refresher.refresh(&context).await?;
-    /// assert_eq!(brought.access_token().map(|token| token.expose_secret()), Some("new"));
-    /// assert!(context.kept().is_none());
-    /// # Ok(())
-    /// # }
+    /// #[tokio::main(flavor = "current_thread")]
+    /// async fn main() -> Result<(), Error> {
+    ///     let refresher = refresh_with(|_held| async { Tokens::new("new") });
+    ///     let context = RefreshContext::for_test(Tokens::new("old")?);
+    ///     let tokens = refresher.refresh(&context).await?;
+    ///     assert_eq!(tokens.access_token().map(|token| token.expose_secret()), Some("new"));
+    ///     assert!(context.kept().is_none());
+    ///     Ok(())
+    /// }
     /// ```
     #[cfg(feature = "test-util")]
     #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]

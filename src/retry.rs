@@ -21,22 +21,23 @@ use crate::{error::Error, outcome::Outcome};
 /// retries so that their sum is longer.
 ///
 /// ```
-/// # use reqwest_reauth::{AuthRetryStrategy, ClientBuilderExt, Error, Session, Tokens};
 /// use reqwest_middleware::ClientBuilder;
+/// use reqwest_reauth::{AuthRetryStrategy, ClientBuilderExt, Error, Session, Tokens};
 /// use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
 ///
-/// # fn main() -> Result<(), Error> {
-/// let session = Session::builder(Tokens::new("token")?).origin("https://api.example.com").build()?;
-/// // 1 + 2 + 4 + 8 + 16 s
-/// let policy = ExponentialBackoff::builder().build_with_max_retries(5);
-/// let retry = RetryTransientMiddleware::new_with_policy_and_strategy(
-///     policy,
-///     AuthRetryStrategy::new(),
-/// );
-/// let client =
-///     ClientBuilder::new(reqwest::Client::new()).with(retry).with_session(session).build();
-/// # Ok(())
-/// # }
+/// fn main() -> Result<(), Error> {
+///     let session =
+///         Session::builder(Tokens::new("token")?).origin("https://api.example.com").build()?;
+///     // 1 + 2 + 4 + 8 + 16 s
+///     let policy = ExponentialBackoff::builder().build_with_max_retries(5);
+///     let retry = RetryTransientMiddleware::new_with_policy_and_strategy(
+///         policy,
+///         AuthRetryStrategy::new(),
+///     );
+///     let client =
+///         ClientBuilder::new(reqwest::Client::new()).with(retry).with_session(session).build();
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AuthRetryStrategy<S = DefaultRetryableStrategy>(S);

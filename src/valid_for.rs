@@ -9,18 +9,19 @@ use std::time::Duration;
 /// After that, or if it fails while the token is still valid, the request is sent with the current
 /// token. See [`Session::credential_valid_for`](crate::Session::credential_valid_for).
 ///
-/// ```no_run
-/// # async fn f(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
+/// ```
 /// use std::time::Duration;
-/// use reqwest_reauth::ValidFor;
 ///
-/// let download = client
-///     .get("https://api.example.com/dump")
-///     .with_extension(ValidFor(Duration::from_secs(600)))
-///     .send()
-///     .await?;
-/// # Ok(())
-/// # }
+/// use reqwest_middleware::ClientWithMiddleware;
+/// use reqwest_reauth::{ValidFor, reqwest::Response};
+///
+/// async fn download(client: &ClientWithMiddleware) -> reqwest_middleware::Result<Response> {
+///     client
+///         .get("https://api.example.com/dump")
+///         .with_extension(ValidFor(Duration::from_secs(600)))
+///         .send()
+///         .await
+/// }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ValidFor(pub Duration);

@@ -51,6 +51,7 @@ const DRAIN_TIME: Duration = Duration::from_millis(100);
 ///
 /// #[tokio::main]
 /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     // A test server (feature `test-util`).
 ///     let server = AuthServer::start().await;
 ///     let session = Session::builder(server.login())
 ///         .origin(server.origin())

@@ -124,6 +124,7 @@ use crate::{
 ///
 /// #[tokio::main]
 /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     // A test server (feature `test-util`).
 ///     let server = AuthServer::start().await;
 ///     let session = Session::builder(server.login()).origin(server.origin()).build()?;
 ///     let client = session.wrap(reqwest::Client::new());

@@ -146,19 +146,20 @@ impl OAuthRefresh {
     /// [`Session::clear`](crate::Session::clear) ends such a session too, until
     /// [`replace_tokens(Tokens::empty())`](crate::Session::replace_tokens).
     /// ```
-    /// use reqwest_reauth::{OAuthRefresh, Session, Tokens};
+    /// use reqwest_reauth::{Error, OAuthRefresh, Session, Tokens};
     ///
-    /// # fn main() -> Result<(), reqwest_reauth::Error> {
-    /// let session = Session::builder(Tokens::empty())
-    ///     .origin("https://api.example.com")
-    ///     .refresher(
-    ///         OAuthRefresh::client_credentials("https://login.example.com/oauth/token")
-    ///             .client_secret_basic("my-service", "my secret")
-    ///             .scope("jobs:read"),
-    ///     )
-    ///     .build()?;
-    /// # Ok(())
-    /// # }
+    /// fn main() -> Result<(), Error> {
+    ///     let session = Session::builder(Tokens::empty())
+    ///         .origin("https://api.example.com")
+    ///         .refresher(
+    ///             OAuthRefresh::client_credentials("https://login.example.com/oauth/token")
+    ///                 .client_secret_basic("my-service", "my secret")
+    ///                 .scope("jobs:read"),
+    ///         )
+    ///         .build()?;
+    ///     let client = session.wrap(reqwest::Client::new());
+    ///     Ok(())
+    /// }
     /// ```
     pub fn client_credentials(token_endpoint: impl AsRef<str>) -> Self {
         Self::of(token_endpoint.as_ref(), Grant::Named("client_credentials".to_owned()))
@@ -290,7 +291,11 @@ impl OAuthRefresh {
     ///
     /// ```
     /// use reqwest_reauth::OAuthRefresh;
-    /// # fn sign(audience: &str) -> Result<String, std::io::Error> { Ok(audience.to_owned()) }
+    ///
+    /// /// Stands for a signer that uses the client's private key.
+    /// fn sign(audience: &str) -> Result<String, std::io::Error> {
+    ///     Ok(format!("an assertion for {audience}"))
+    /// }
     ///
     /// let refresher = OAuthRefresh::client_credentials("https://login.example.com/oauth/token")
     ///     .client_assertion_with("my-service", |endpoint| async move { Ok(sign(endpoint.as_str())?) });

@@ -40,6 +40,7 @@ const MOST_WAITS: usize = 3;
 ///
 /// #[tokio::main]
 /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     // A test server (feature `test-util`).
 ///     let server = AuthServer::start().await;
 ///     let session = Session::builder(server.login()).origin(server.origin()).build()?;
 ///
@@ -219,6 +220,7 @@ impl Session {
     ///
     /// #[tokio::main]
     /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     // A test server (feature `test-util`).
     ///     let server = AuthServer::start().await;
     ///     let session = Session::builder(server.login())
     ///         .origin(server.origin())
@@ -327,6 +329,7 @@ impl Session {
     ///
     /// #[tokio::main]
     /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     // A test server (feature `test-util`).
     ///     let server = AuthServer::start().await;
     ///     let session = Session::builder(server.login())
     ///         .origin(server.origin())

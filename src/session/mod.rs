@@ -82,6 +82,7 @@ use crate::{
 ///
 /// #[tokio::main]
 /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     // A test server (feature `test-util`).
 ///     let server = AuthServer::start().await;
 ///     let session = Session::builder(server.login())
 ///         .origin(server.origin())

@@ -315,7 +315,7 @@ impl Drop for Discard<'_> {
             let mut current = self.link.current.lock().unwrap_or_else(PoisonError::into_inner);
             if current.as_ref().is_some_and(|current| current.number == self.number) {
                 *current = None;
-                // Its subscription is gone with it, and nothing else tells of that.
+                // Its subscription is lost with it, and nothing else reports that.
                 self.link.changes.send_modify(|changes| changes.broken += 1);
             }
         }
