@@ -187,6 +187,7 @@ impl<'a> Search<'a> {
         };
         self.progress.is_at(Stage::Looking);
         let look = self.store.look(self.session).await;
+        let is_readable = !matches!(look, Look::Failed);
         if !self.progress.catch_up() || !self.store.is_newest(self.in_flight.login()) {
             return Ok(Next::Superseded);
         }
@@ -196,8 +197,11 @@ impl<'a> Search<'a> {
         if let Some(candidate) = self.store.candidate(self.in_flight.login()) {
             self.progress.ask_with(candidate);
         }
-        // The previous holder may have failed in the meantime.
-        self.store.hear(self.session).await;
+        if is_readable {
+            // The previous holder may have failed in the meantime. A store that cannot be read is
+            // reported once.
+            self.store.hear(self.session).await;
+        }
         self.heed()?;
         Ok(Next::Ask)
     }
