@@ -378,7 +378,10 @@ async fn no_kind_of_error_shows_a_secret() {
     expect(send(&session, &scoped, &home.url("/")).await, ErrorKind::NoSession);
 
     // A token endpoint that does not exist, with a key in its address.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // Bound and not listening: connections are refused, and nobody else gets the port.
+    let unheard = tokio::net::TcpSocket::new_v4().unwrap();
+    unheard.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = unheard.local_addr().unwrap().port();
     let refresher = oauth(&format!(
         "http://127.0.0.1:{port}/{}?key={}",
         "token",

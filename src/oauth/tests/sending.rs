@@ -221,15 +221,17 @@ async fn an_unsendable_request_quotes_no_secret() {
     assert_eq!(endpoint.count(), 0);
 }
 
-/// A port without a listener.
-async fn closed_port() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}/token?key=url-secret", listener.local_addr().unwrap())
+/// A port that refuses connections, and that nobody else gets while the socket lives.
+fn closed_port() -> (tokio::net::TcpSocket, String) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}/token?key=url-secret", socket.local_addr().unwrap());
+    (socket, url)
 }
 
 #[tokio::test]
 async fn connect_errors_consume_nothing() {
-    let url = closed_port().await;
+    let (_port, url) = closed_port();
     let refresher = || {
         OAuthRefresh::new(&url)
             .backoff(Duration::ZERO, Duration::ZERO)
