@@ -15,12 +15,12 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use reqwest_middleware::ClientBuilder;
 use reqwest_reauth::{
     Authorize, CaptureFrom, ClientBuilderExt, Credential, Error, ErrorKind, Event, FileStore,
-    OAuthRefresh, RefreshContext, Refresher, Session, SessionBuilder, SessionState, TokenStore,
-    Tokens,
+    MemoryStore, NotReplayed, OAuthRefresh, RefreshContext, Refresher, Session, SessionBuilder,
+    SessionState, TokenStore, Tokens,
 };
 use tokio::{
     sync::Semaphore,
-    time::{Instant, advance},
+    time::{Instant, advance, timeout},
 };
 
 use crate::support::{
@@ -164,6 +164,73 @@ async fn a_late_pair_is_left_whole() {
     assert_eq!(held(&session), texts("t1", "r1"));
 }
 
+/// Contract 1.3. A refresh that it only joined leaves it its own.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_joined_may_refresh() {
+    let issuer = Issuer::new([Turn::Gated]);
+    let api = Api::accepting(|token| token == "t2");
+    let session = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO))
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
+    let first = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    issuer.until_called(1).await;
+    let request = tokio::spawn(api.client(&session).get(url("/")).send());
+    settle().await;
+    issuer.gate.add_permits(1);
+    first.await.unwrap().unwrap();
+    assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    assert_eq!(api.tokens_seen(), ["t1", "t2"]);
+}
+
+/// Contract 1.3.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_before_sending_is_the_budget() {
+    let session = Session::builder(pair("t0", "r0").with_expires_in(Duration::ZERO))
+        .origin(ORIGIN)
+        .refresher(Issuer::new([]))
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
+    let api = Api::accepting(|_| false);
+    let response = api.client(&session).get(url("/")).send().await.unwrap();
+    assert_eq!(outcome_of(&response).not_replayed, Some(NotReplayed::AlreadyReplayed));
+}
+
+/// Contract 3.6. No replay is needed for it.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_nobody_accepted_is_kept() {
+    let issuer = Issuer::new([]);
+    let session = builder(&issuer).build().unwrap();
+    let client = Api::accepting(|token| token == "t2").client(&session);
+    session.refresh().await.unwrap();
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 401);
+    assert_eq!(issuer.calls(), 1);
+    advance(Duration::from_secs(11)).await;
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(issuer.calls(), 2);
+}
+
+/// Contract 3.6.
+#[tokio::test(start_paused = true)]
+async fn an_accepted_token_is_renewed_at_once() {
+    let issuer = Issuer::new([]);
+    let good = Arc::new(AtomicUsize::new(1));
+    let number = Arc::clone(&good);
+    let api = Api::accepting(move |token| token == format!("t{}", number.load(SeqCst)));
+    let session = builder(&issuer).build().unwrap();
+    let client = api.client(&session);
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    good.store(2, SeqCst);
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(issuer.calls(), 2);
+}
+
 /// Contract 3.6. The pause after a replay that was rejected too ends with the login.
 #[tokio::test(start_paused = true)]
 async fn a_new_login_is_renewed_at_once() {
@@ -278,6 +345,30 @@ async fn a_login_after_a_logout_looks_again() {
     store.put(pair("theirs", "r9"));
     advance(Duration::from_secs(11)).await;
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+}
+
+/// Contract 10.8. One that stands still has the lock, and the next has what it needs.
+#[tokio::test(start_paused = true)]
+async fn a_stuck_waiter_holds_nobody_up() {
+    let issuer = Issuer::new([Turn::Issue(Duration::from_secs(1), None)]);
+    let store = MemoryStore::default();
+    let member = || builder(&issuer).store(store.clone()).build().unwrap();
+    let (first, second) = (member(), member());
+    let first = tokio::spawn(async move { first.refresh().await });
+    issuer.until_called(1).await;
+    tokio::spawn({
+        let store = store.clone();
+        async move {
+            let _lock = store.lock().await.unwrap();
+            pending::<()>().await;
+        }
+    });
+    settle().await;
+    let others = timeout(Duration::from_secs(5), second.refresh()).await;
+    others.expect("it waits for the lock").unwrap();
+    first.await.unwrap().unwrap();
+    assert_eq!(held(&second), texts("t1", "r1"));
+    assert_eq!(issuer.calls(), 1);
 }
 
 /// Contract 10.4. Whoever has the old file open, or finds it after a crash, has all of it.

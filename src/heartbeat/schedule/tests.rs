@@ -265,6 +265,8 @@ fn after_a_suspend_a_beat_precedes_expiry() {
     let table = [
         // Six seconds are left of a lifetime of a day.
         (8.0, day, 2.0, Cause::Window),
+        // Both places are over, and the tick would come after the end.
+        (8.0, seconds(100.0), 2.0, Cause::Window),
         // Nothing is left, so no beat can be in time.
         (2.0, day, 30.0, Cause::Tick),
         // The tick comes before the expiry, and both places are over.
