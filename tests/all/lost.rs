@@ -121,7 +121,7 @@ fn the_waiters_of_a_lost_runtime_get_an_error() {
 
 /// A session that waits at most 1.1 s for a refresh that stands still.
 fn short(issuer: &Issuer) -> SessionBuilder {
-    builder(issuer).refresh_timeout(SECOND / 10)
+    builder(issuer).refresh_timeout(SECOND)
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_synchronous_wrapper_holds_others_up_once() {
     let session = session
         .refresh_ahead(SECOND * 3)
         .cooldown(Duration::ZERO)
-        .refresh_timeout(SECOND / 10)
+        .refresh_timeout(SECOND)
         .build()
         .unwrap();
     let api = Api::new(|_| async { answer(200) });
