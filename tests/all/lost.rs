@@ -119,7 +119,7 @@ fn the_waiters_of_a_lost_runtime_get_an_error() {
     assert_eq!(told(here.block_on(waiting).unwrap()), (ErrorKind::Internal, true));
 }
 
-/// A session that waits at most 1.1 s for a refresh that stands still.
+/// A session that waits at most 2 s for a refresh that stands still.
 fn short(issuer: &Issuer) -> SessionBuilder {
     builder(issuer).refresh_timeout(SECOND)
 }
