@@ -155,16 +155,21 @@ def by_number(numbers):
     return [tuple(map(int, number.split("."))) for number in numbers]
 
 
+def escaped(text):
+    """As it stands in a cell of a table."""
+    return text.replace("|", "\\|")
+
+
 def table(mutants, without):
     lines = ["", "| promise | mutant | what is broken | noticed by |", "| --- | --- | --- | --- |"]
     killed = [mutant for mutant in mutants if not mutant.get("survives")]
     for mutant in sorted(killed, key=lambda mutant: by_number(mutant["promise"])):
         tests = ", ".join(f"`{name}`" for name in mutant["killed_by"])
-        lines.append(f"| {', '.join(mutant['promise'])} | `{mutant['id']}` | {mutant['slip']} | {tests} |")
+        lines.append(f"| {', '.join(mutant['promise'])} | `{mutant['id']}` | {escaped(mutant['slip'])} | {tests} |")
     survivors = [mutant for mutant in mutants if mutant.get("survives")]
     if survivors or without:
         lines += ["", "Not noticed by a test, or not broken by a mutant:", "", "| promise | what is broken | why no test notices |", "| --- | --- | --- |"]
-        lines += [f"| {', '.join(mutant['promise'])} | {mutant['slip']} | {mutant['survives']} |" for mutant in survivors]
+        lines += [f"| {', '.join(mutant['promise'])} | {escaped(mutant['slip'])} | {escaped(mutant['survives'])} |" for mutant in survivors]
         lines += [f"| {each['promise']} | (no mutant) | {each['reason']} |" for each in without]
     return "\n".join(lines) + "\n\n"
 
@@ -368,8 +373,7 @@ def main():
                 became, by, remark = result.result()
                 outcomes[became] += 1
                 log[mutant["id"]] = [became, by, remark]
-                remark = remark.replace("|", "\\|")
-                print(f"| {', '.join(mutant['promise'])} | {mutant['id']} | {mutant['slip']} | {became} | {by} | {remark} |", flush=True)
+                print(f"| {', '.join(mutant['promise'])} | {mutant['id']} | {escaped(mutant['slip'])} | {became} | {by} | {escaped(remark)} |", flush=True)
         print(f"{dict(outcomes)}, {time.monotonic() - begun:.0f} s", flush=True)
         return bool(set(outcomes) - {"noticed", "skipped"})
     finally:

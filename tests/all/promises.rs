@@ -4,7 +4,7 @@ use std::{
     future::pending,
     io::{Read, Seek},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -16,17 +16,19 @@ use reqwest_middleware::ClientBuilder;
 use reqwest_reauth::{
     Authorize, CaptureFrom, ClientBuilderExt, Credential, Error, ErrorKind, Event, FileStore,
     MemoryStore, NotReplayed, OAuthRefresh, RefreshContext, Refresher, Session, SessionBuilder,
-    SessionState, TokenStore, Tokens,
+    SessionState, TokenStore, Tokens, ValidFor, refresh_with,
 };
+use reqwest_retry::{Jitter, RetryTransientMiddleware, policies::ExponentialBackoff};
 use tokio::{
     sync::Semaphore,
     time::{Instant, advance, timeout},
 };
 
+use crate::raw::{Reply, Server};
 use crate::support::{
     Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, never_asked, outcome_of, pair,
     settle,
-    store::{Call, FakeStore, Fate},
+    store::{self, Call, FakeStore, Fate},
     texts, unavailable, url,
 };
 
@@ -202,6 +204,35 @@ async fn a_refresh_before_sending_is_the_budget() {
     assert_eq!(outcome_of(&response).not_replayed, Some(NotReplayed::AlreadyReplayed));
 }
 
+/// Contract 13.4. Where no token lives that long, and an outer retry tries again later.
+#[tokio::test(start_paused = true)]
+async fn a_long_life_is_asked_for_once() {
+    let second = Duration::from_secs(1);
+    let issue = || Turn::Issue(Duration::ZERO, Some(10 * second));
+    let issuer = Issuer::new([issue(), issue()]);
+    let api = Api::new(|_| async { answer(503) });
+    let session = Session::builder(pair("t0", "r0").with_expires_in(5 * second))
+        .origin(ORIGIN)
+        .refresher(issuer.clone())
+        .cooldown(Duration::ZERO)
+        .build()
+        .unwrap();
+    // In the second half of the life of what was issued.
+    let policy = ExponentialBackoff::builder()
+        .retry_bounds(6 * second, 6 * second)
+        .jitter(Jitter::None)
+        .build_with_max_retries(1);
+    let client = ClientBuilder::new(never_asked())
+        .with(RetryTransientMiddleware::new_with_policy(policy))
+        .with_session(session)
+        .with(api.clone())
+        .build();
+    let request = client.get(url("/")).with_extension(ValidFor(60 * second));
+    assert_eq!(request.send().await.unwrap().status(), 503);
+    assert_eq!(api.tokens_seen(), ["t1", "t1"]);
+    assert_eq!(issuer.calls(), 1);
+}
+
 /// Contract 3.6. No replay is needed for it.
 #[tokio::test(start_paused = true)]
 async fn a_token_that_nobody_accepted_is_kept() {
@@ -302,7 +333,7 @@ async fn a_captured_refresh_token_has_no_mark() {
 #[tokio::test(start_paused = true)]
 async fn a_parameter_that_hangs_is_cut_off() {
     let refresher = OAuthRefresh::new("https://auth.example.com/token")
-        .param_with("assertion", || pending::<Result<String, _>>())
+        .param_with("assertion", pending::<Result<String, _>>)
         .attempt_timeout(Duration::from_secs(3))
         .max_attempts(1);
     let session =
@@ -312,6 +343,39 @@ async fn a_parameter_that_hangs_is_cut_off() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(!error.possibly_consumed());
     assert_eq!(begun.elapsed(), Duration::from_secs(3));
+}
+
+/// Contract 14.2. A refresh token goes to the endpoint that issued it alone.
+#[tokio::test]
+async fn a_fallback_sees_no_refresh_token() {
+    let dead = || Reply::status(400).json(r#"{"error":"invalid_grant"}"#);
+    let server = Server::simple(move |_| dead()).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&seen);
+    let other = refresh_with(move |tokens| {
+        told.lock().unwrap().push(store::texts(&tokens));
+        async { Tokens::new("t1") }
+    });
+    let refresher = OAuthRefresh::new(server.url("/token")).or_else(other);
+    let session =
+        Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(refresher).build().unwrap();
+    session.refresh().await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [texts("t0", "")]);
+}
+
+/// Contract 15.1.
+#[tokio::test]
+async fn an_error_names_its_token_endpoint() {
+    let server = Server::simple(|_| Reply::status(401).json(r#"{"error":"invalid_client"}"#)).await;
+    let session = Session::builder(pair("t0", "r0"))
+        .origin(ORIGIN)
+        .refresher(OAuthRefresh::new(server.url("/tenant/token")))
+        .build()
+        .unwrap();
+    let error = session.refresh().await.unwrap_err().to_string();
+    let host = server.origin().replace("http://", "");
+    assert!(error.contains(&format!("token endpoint {host} ")), "{error}");
+    assert!(!error.contains("tenant"), "{error}");
 }
 
 // ---- stores
