@@ -10,6 +10,7 @@ use reqwest_reauth::{Error, ErrorKind, Session, SessionBuilder, Tokens};
 use tokio::runtime::{Builder, Runtime};
 
 const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
 
 fn builder(issuer: &Issuer) -> SessionBuilder {
     let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(issuer.clone());
@@ -119,6 +120,10 @@ fn the_waiters_of_a_lost_runtime_get_an_error() {
     assert_eq!(told(here.block_on(waiting).unwrap()), (ErrorKind::Internal, true));
 }
 
+fn paused_runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
 /// A session that waits at most 2 s for a refresh that stands still.
 fn short(issuer: &Issuer) -> SessionBuilder {
     builder(issuer).refresh_timeout(SECOND)
@@ -185,30 +190,29 @@ fn an_undriven_refresh_frees_the_store() {
 }
 
 #[test]
-#[ignore = "its real lifetimes make it wait without end on a busy machine"]
 fn a_synchronous_wrapper_holds_others_up_once() {
     let issuer = Issuer::new([Turn::Hang]);
-    let tokens = pair("t0", "r0").with_expires_in(SECOND * 3);
-    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone());
-    // Due at once.
-    let session = session
-        .refresh_ahead(SECOND * 3)
-        .cooldown(Duration::ZERO)
-        .refresh_timeout(SECOND)
-        .build()
-        .unwrap();
     let api = Api::new(|_| async { answer(200) });
-    let (a, b) = (thread_runtime(), thread_runtime());
-    // After half its lifetime, and well before its expiry.
-    std::thread::sleep(SECOND * 16 / 10);
-    a.block_on(api.client(&session).get(url("/")).send()).unwrap();
-    a.block_on(issuer.until_called(1));
-    std::thread::sleep(SECOND * 15 / 10);
-    // The token has ended.
-    let request = || b.block_on(api.client(&session).get(url("/")).send());
-    request().unwrap_err();
-    request().unwrap();
-    request().unwrap();
+    // A clock of its own for each thread, so that the token ends without a wait.
+    let (a, b) = (paused_runtime(), paused_runtime());
+    let session = a.block_on(async {
+        let tokens = pair("t0", "r0").with_expires_in(HOUR);
+        let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone());
+        session.cooldown(Duration::ZERO).refresh_timeout(SECOND).build().unwrap()
+    });
+    let request = || async { api.client(&session).get(url("/")).send().await };
+    a.block_on(async {
+        // The last second of the token: due, and not expired.
+        tokio::time::advance(HOUR - SECOND).await;
+        request().await.unwrap();
+        issuer.until_called(1).await;
+    });
+    b.block_on(async {
+        tokio::time::advance(HOUR + SECOND).await;
+        request().await.unwrap_err();
+        request().await.unwrap();
+        request().await.unwrap();
+    });
     assert_eq!(api.tokens_seen(), ["t0", "t2", "t2"]);
     assert_eq!(issuer.calls(), 2);
 }
