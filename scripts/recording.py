@@ -44,7 +44,7 @@ def painted(line):
         age, gap, status, generation, news = beat.groups()
         news = span(news, "f" if news.strip() == "captured" else "y") if news else ""
         return span(age, "f") + gap + span(status, "g" if status.startswith("2") else "r") + generation + news
-    return span(line, "f" if line.startswith(("one line", "  status", "  generation", "  then", "    ", "   time")) else "")
+    return span(line, "f" if line.startswith(("each line", "  status", "  generation", "  then", "    ", "   time")) else "")
 
 
 def wrapped(lines, most=98):

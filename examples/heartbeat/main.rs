@@ -131,8 +131,8 @@ fn start(
 /// not exist.
 async fn job(client: ClientWithMiddleware, url: String, story: Arc<Story>) {
     for status in [200_u16, 404, 409].into_iter().cycle() {
-        let answer = client.post(format!("{url}?status={status}")).body("progress").send().await;
-        let as_asked = answer.is_ok_and(|answer| answer.status() == status);
+        let response = client.post(format!("{url}?status={status}")).body("progress").send().await;
+        let as_asked = response.is_ok_and(|response| response.status() == status);
         story.count(|counts| {
             counts.requests += 1;
             counts.failed += u64::from(!as_asked);

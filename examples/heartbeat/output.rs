@@ -20,14 +20,16 @@ pub(crate) fn say(line: &str) -> io::Result<()> {
 }
 
 pub(crate) const LEGEND: &str = "\
-one line a beat:
-  status      what the API answered to it
-  generation  how many tokens the session has had
-  then        what the session did since the last line:
+each line is a beat:
+  status      the status of the API's response
+  generation  the number of tokens that the session has had
+  then        what has happened since the last line:
+    standstill        the API responded to nothing for a while
     captured          a response brought the next token
-    token endpoint:   an attempt to refresh failed, and is repeated
+    token endpoint:   an attempt to refresh failed and is repeated
     refreshed         the token endpoint brought a token
-    replayed          a request was rejected, and sent again with another token
+    replayed          a rejected beat or request of the job was sent again
+                      with another token, and got this status
     lost              the beat failed, and why";
 
 pub(crate) fn head(paint: &Paint) -> String {

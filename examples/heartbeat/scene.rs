@@ -56,7 +56,7 @@ impl Scene {
         } else {
             ", and rejects expired ones with 403"
         };
-        let troubles = tokio::spawn(troubles(Arc::clone(&server), options.ttl));
+        let troubles = tokio::spawn(troubles(Arc::clone(&server), options.ttl, Arc::clone(story)));
         Ok(Self {
             introduction: format!(
                 "{} reissues {:?} tokens in their last fifth{grace}",
@@ -110,7 +110,7 @@ impl Drop for Scene {
 
 /// Two lifetimes after the start, and then every five lifetimes, the server stands still until
 /// every token has expired.
-async fn troubles(server: Arc<AuthServer>, ttl: Duration) {
+async fn troubles(server: Arc<AuthServer>, ttl: Duration, story: Arc<Story>) {
     tokio::time::sleep(ttl * 2).await;
     loop {
         server.script_token_endpoint([
@@ -120,6 +120,7 @@ async fn troubles(server: Arc<AuthServer>, ttl: Duration) {
         let standstill = ttl + Duration::from_secs(1);
         let hold = server.hold_api();
         tokio::time::sleep(standstill).await;
+        story.add_news(format!("standstill of {standstill:?}"));
         hold.release();
         tokio::time::sleep((ttl * 5).saturating_sub(standstill)).await;
     }

@@ -36,6 +36,11 @@ impl Story {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1.drain(..).collect()
     }
 
+    /// Adds something that no event reports.
+    pub(crate) fn add_news(&self, news: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.push_back(news);
+    }
+
     pub(crate) fn listener(self: &Arc<Self>) -> impl Fn(&Event) + Send + Sync + 'static {
         let story = Arc::clone(self);
         move |event| {
@@ -64,7 +69,7 @@ impl Story {
                 }
                 Event::Replayed { status, .. } => {
                     counts.replayed += 1;
-                    format!("replayed: {}", status.as_u16())
+                    format!("replayed ({})", status.as_u16())
                 }
                 // Two responses in one window carry two tokens, and only the later one is kept.
                 _ => return,

@@ -100,16 +100,16 @@ impl Ideal {
 
     pub async fn run(&self) {
         let (answered, _) = watch::channel(false);
-        let refused = Arc::new(AtomicUsize::new(0));
+        let rejected = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
         for _ in 0..self.waiters {
-            let (client, refused) = (self.client.clone(), Arc::clone(&refused));
+            let (client, rejected) = (self.client.clone(), Arc::clone(&rejected));
             let mut answer = answered.subscribe();
             tasks.spawn(async move {
                 let response =
                     client.get(ORIGIN).header(AUTHORIZATION, "Bearer old").send().await.unwrap();
                 assert_eq!(response.status(), 401);
-                refused.fetch_add(1, Ordering::SeqCst);
+                rejected.fetch_add(1, Ordering::SeqCst);
                 answer.wait_for(|answered| *answered).await.unwrap();
                 let response =
                     client.get(ORIGIN).header(AUTHORIZATION, "Bearer new").send().await.unwrap();
@@ -117,7 +117,7 @@ impl Ideal {
             });
         }
         // All requests must be rejected before the wait begins.
-        while refused.load(Ordering::SeqCst) < self.waiters {
+        while rejected.load(Ordering::SeqCst) < self.waiters {
             tokio::task::yield_now().await;
         }
         pause(self.delay).await;

@@ -47,7 +47,7 @@ fn main() {
     let sessions: Vec<_> = [1, 10, 100, 1_000, 10_000, 100_000]
         .map(|sessions| (sessions, growth_of_sessions(sessions)))
         .into();
-    report("requests refused at once", &waiters);
+    report("requests rejected at once", &waiters);
     report("the ideal: two bare sends each, one wait for all", &ideal);
     report("sessions made, used and dropped", &sessions);
     let points = |figures: &[(usize, Duration)]| {
@@ -58,7 +58,7 @@ fn main() {
     };
     let series = [
         Series {
-            name: "requests refused at once, one refresh, all replayed",
+            name: "requests rejected at once, one refresh, all replayed",
             colour: "#c2410c",
             points: points(&waiters),
         },
@@ -110,7 +110,7 @@ fn storm_over_sockets(waiters: usize) {
     }
     runs.sort();
     println!(
-        "{waiters} requests over sockets refused at once, a token endpoint that takes {DELAY:?}: one call, all served in"
+        "{waiters} requests over sockets rejected at once, a token endpoint that takes {DELAY:?}: one call, all served in"
     );
     println!(
         "{:.0?} (median), {:.0?} (fastest), of which the connections are a part\n",
@@ -137,7 +137,7 @@ fn storm(waiters: usize) {
         ideal_processor += processor;
     }
     println!(
-        "{waiters} requests refused at once, a token endpoint that takes {DELAY:?}, one thread: one call, all served"
+        "{waiters} requests rejected at once, a token endpoint that takes {DELAY:?}, one thread: one call, all served"
     );
     println!("| | time | on the processor | memory a waiter |");
     println!("| --- | ---: | ---: | ---: |");

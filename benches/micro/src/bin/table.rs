@@ -220,7 +220,7 @@ fn print(counts: Option<&Counts>) {
     println!("\nA request that waits for a refresh: {} bytes.", bytes_of_a_waiter());
     if let Some(counts) = counts {
         println!(
-            "\n| refused at once | instructions a waiter | the ideal: two bare sends each, one wait for all |"
+            "\n| rejected at once | instructions a waiter | the ideal: two bare sends each, one wait for all |"
         );
         println!("| ---: | ---: | ---: |");
         for waiters in ["100", "1000"] {
