@@ -175,7 +175,11 @@ def table(mutants, without):
 
 
 def copy(edits, tree):
-    """The tracked files, with all mutants in them. Their times stay, so that cargo compiles again only what has changed."""
+    """The tracked files, with all mutants in them.
+
+    Times of files stay, so that cargo does not compile the tests again. `src/lib.rs` is new at each run: cargo takes packages at the same
+    place of two workspaces that share a target folder for one, and would use the library without mutants if that was built later.
+    """
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     for file in filter(None, files):
         source, target = ROOT / file, tree / file
@@ -188,10 +192,7 @@ def copy(edits, tree):
     texts["src/lib.rs"] = texts.get("src/lib.rs", (ROOT / "src/lib.rs").read_text()) + "\nmod mutant;\n"
     texts["src/mutant.rs"] = SWITCH
     for file, text in texts.items():
-        original = ROOT / file
-        at = max(path.stat().st_mtime for path in (original, DATA) if path.exists())
         (tree / file).write_text(text)
-        os.utime(tree / file, (at, at))
 
 
 def build(tree, arguments, binaries):
@@ -350,7 +351,7 @@ def main():
         quick = [mutant for mutant in chosen if not any(name.split("::")[0] in MIMIC for name in mutant["killed_by"])]
         chosen = sorted(quick, key=lambda mutant: hashlib.sha256((day + mutant["id"]).encode()).digest())[:arguments.sample]
 
-    # At one path, so that a second run compiles nothing again.
+    # At one path, so that a second run compiles only the crate and its tests.
     tree = pathlib.Path(tempfile.gettempdir(), "reqwest-reauth-promises-" + hashlib.sha256(str(ROOT).encode()).hexdigest()[:8])
     shutil.rmtree(tree, ignore_errors=True)
     copy(edits, tree)
