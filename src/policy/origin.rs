@@ -124,6 +124,21 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_url_has_no_user_info() {
+        let table = [
+            ("https://api.example.com", true),
+            ("https://api.example.com:443/v1?q", true),
+            ("https://user@api.example.com/", false),
+            ("https://api.example.com@evil.example/", false),
+            ("https://api.example.com:8443/", false),
+        ];
+        let origin = Origin::parse("https://api.example.com", false).unwrap();
+        for (url, expected) in table {
+            assert_eq!(origin.covers_plainly(&Url::parse(url).unwrap()), expected, "{url}");
+        }
+    }
+
+    #[test]
     fn what_is_no_safe_origin_is_refused() {
         for bad in [
             "",
