@@ -5,15 +5,18 @@
     scripts/paste.py recipes    the programs of pages whose name starts so
 
 A program is a ```rust block with a `main`. The package has the dependencies that the pages list, not this crate's dev-dependencies. Run as they
-are: blocks without `no_run`. Run against a stand-in on 127.0.0.1 in place of their servers: the others, unless COMPILED_ONLY says why not. A ```text block after "It prints:" is compared with the output. An excerpt (`ignore`, without `main`) has to stand in
+are: blocks without `no_run`. Run against a stand-in on 127.0.0.1 in place of their servers: the others, unless COMPILED_ONLY says why not; with
+a real Redis if `redis-server` is installed. A ```text block after "It prints:" is compared with the output. An excerpt (`ignore`, without `main`) has to stand in
 examples/clients, which CI builds and runs.
 """
 
+import contextlib
 import http.server
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,8 +27,9 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resol
 PACKAGE = TARGET / "paste"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guide").glob("*.md"))]
 BLOCK = re.compile(r"^```(rust[^\n]*)\n(.*?)^```\n(?:\nIt prints:\n\n```text\n(.*?)^```)?", re.M | re.S)
-# Endless; a Redis; a DPoP server; a login.
-COMPILED_ONLY = ("loop {", "RedisStore", "Placement::dpop", "authorization_code")
+# Endless; a DPoP server; a login.
+COMPILED_ONLY = ("loop {", "Placement::dpop", "authorization_code")
+REDIS = "rediss://redis.internal:6379"
 HOSTS = re.compile(r"https://(api\.example\.com|login\.example\.com|api\.github\.com|api\.cloud\.seqera\.io)")
 
 MANIFEST = """\
@@ -75,9 +79,10 @@ class StandIn(http.server.BaseHTTPRequestHandler):
             return 201, {}, {"token": "issued", "expires_at": "2100-01-01T00:00:00Z"}
         if self.path.startswith("/execution"):
             # As Airflow does.
-            known = self.path == "/execution/task-instances/7/heartbeat"
+            wanted = {"/execution/task-instances/7/run": ("PATCH", 200), "/execution/task-instances/7/heartbeat": ("PUT", 204)}
+            method, fine = wanted.get(self.path, (None, 404))
             right = self.headers.get("content-type") == "application/json" and b"pid" in body
-            return 404 if not known else 405 if self.command != "PUT" else 204 if right else 422, {"refreshed-api-token": "next"}, None
+            return 404 if not method else 405 if self.command != method else fine if right else 422, {"refreshed-api-token": "next"}, None
         return 200, {}, {}
 
     def reply(self):
@@ -92,7 +97,7 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
-    do_GET = do_POST = do_PUT = reply
+    do_GET = do_POST = do_PUT = do_PATCH = reply
 
     def log_message(self, *_):
         pass
@@ -120,8 +125,8 @@ def loose_excerpts():
                 yield f"{page.name}: this excerpt is not in examples/clients:\n{text}"
 
 
-def write(chosen, base):
-    """The package, with each program as it stands, and once more with the stand-in's address."""
+def write(chosen, base, redis):
+    """The package, with each program as it stands, and once more with the addresses of what stands in for its servers."""
     examples = PACKAGE / "examples"
     examples.mkdir(parents=True, exist_ok=True)
     for old in examples.glob("*.rs"):
@@ -135,13 +140,29 @@ def write(chosen, base):
         (examples / f"{name}.rs").write_text(text)
         if "no_run" not in fence and "ignore" not in fence:
             to_run[name] = output
-        elif not any(word in text for word in COMPILED_ONLY):
-            local = HOSTS.sub(base, text).replace("/var/run/secrets/tokens/", "token-")
+        elif not any(word in text for word in COMPILED_ONLY) and (redis or REDIS not in text):
+            local = HOSTS.sub(base, text).replace("/var/run/secrets/tokens/", "token-").replace(REDIS, redis)
             # The heartbeat of a job that is over at once may not have sent anything.
             local = local.replace("async fn work() {}", "async fn work() { tokio::time::sleep(Duration::from_secs(1)).await }")
             (examples / f"{name}_run.rs").write_text(local)
             to_run[f"{name}_run"] = ""
     return to_run
+
+
+@contextlib.contextmanager
+def redis_server():
+    """The URL of a Redis server, or an empty string where there is none."""
+    if not shutil.which("redis-server"):
+        yield ""
+        return
+    # One port, as below.
+    command = ["redis-server", "--port", "48438", "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield "redis://127.0.0.1:48438"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def prepare(folder, base):
@@ -161,18 +182,9 @@ def prepare(folder, base):
     }
 
 
-def main():
-    # One port, so that a second run compiles nothing; another one if it is taken.
-    try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 48437), StandIn)
-    except OSError:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    # A program that ends drops its connections.
-    server.handle_error = lambda *_: None
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    chosen = list(programs())
-    base = f"http://127.0.0.1:{server.server_port}"
-    to_run = write(chosen, base)
+def run(chosen, base, redis):
+    """What went wrong, and the programs that were run."""
+    to_run = write(chosen, base, redis)
     environment = {**os.environ, "CARGO_TARGET_DIR": str(TARGET), "RUSTFLAGS": os.environ.get("RUSTFLAGS", "")}
     subprocess.run(["cargo", "build", "--quiet", "--examples"], cwd=PACKAGE, env=environment, check=True)
     faults = list(loose_excerpts())
@@ -192,9 +204,25 @@ def main():
                 faults.append(f"{name} prints:\n{ran.stdout}and not:\n{expected}")
             elif StandIn.seen and not any(status < 300 and "/oauth/" not in path for path, status in StandIn.seen):
                 faults.append(f"{name}: no request that the API accepted: {StandIn.seen}")
+    return faults, to_run
+
+
+def main():
+    # One port, so that a second run compiles nothing; another one if it is taken.
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 48437), StandIn)
+    except OSError:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    # A program that ends drops its connections.
+    server.handle_error = lambda *_: None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    chosen = list(programs())
+    with redis_server() as redis:
+        faults, to_run = run(chosen, f"http://127.0.0.1:{server.server_port}", redis)
     print(*faults, sep="\n", end="\n" if faults else "")
     print(f"{len(chosen)} programs compiled, {len(to_run)} run, {len(faults)} faults")
     sys.exit(1 if faults else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()
