@@ -271,7 +271,8 @@ impl Attempts {
             state.last_status = ended.status.or(state.last_status);
             state.last_asked_wait = asked_wait.or(state.last_asked_wait);
             state.last = Some(ended);
-            context.sending(state.lost && spends);
+            // Until the session has the tokens, they can still be lost.
+            context.sending(spends && (state.lost || failed.is_none()));
             state.attempts
         };
         let Some(failure) = failed else {

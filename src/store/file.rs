@@ -4,7 +4,9 @@ mod trust;
 
 use std::{
     fs::{File, TryLockError},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +19,7 @@ use super::{
     is_same,
     record::{Record, Unreadable},
     sealed::{Sealing, Unopened},
+    sending::{AtRelease, KeepsRecord, RECORD_BYTES, SendRecord},
 };
 use crate::{error::Error, token::Tokens};
 
@@ -86,7 +89,8 @@ const LONGEST_POLL: Duration = Duration::from_millis(50);
 ///   next save first moves it to `<name>.broken` (or `.broken.1` and so on). A file that a later
 ///   version has written is left alone: loads and saves fail.
 /// - The lock is the operating system's, on `<name>.lock` beside the file. It is released when its
-///   holder dies. Never delete that file. Waiting for the lock does not block a thread and can be
+///   holder dies. Never delete that file. During a call to the token endpoint it contains the
+///   SHA-256 of the refresh token, by which the next holder learns that a response was lost. Waiting for the lock does not block a thread and can be
 ///   cancelled at any time. Network file systems share such locks between machines only if
 ///   configured to. For several machines, use a store that is made for it.
 /// - A failure that the processes share is stored in `<name>.failure`, without a secret. It counts
@@ -218,7 +222,7 @@ impl TokenStore for FileStore {
             if let Some(guard) =
                 off_the_async_threads(move || FileGuard::take(Place::make(&path)?)).await?
             {
-                return Ok(StoreLock::holding(guard));
+                return Ok(StoreLock::recording(guard));
             }
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(LONGEST_POLL);
@@ -272,10 +276,11 @@ impl TokenStore for FileStore {
     }
 }
 
-/// The lock on a place, until it is dropped.
+/// The lock on a place, until it is dropped. Its file contains the record of what is sent.
 struct FileGuard {
     file: File,
     place: Place,
+    record: SendRecord,
 }
 
 impl FileGuard {
@@ -285,7 +290,11 @@ impl FileGuard {
         match file.try_lock() {
             // If the lock file was deleted under its holder, there can be a second one. Only the
             // file that now exists counts.
-            Ok(()) if place.is_lock(&file) => Ok(Some(Self { file, place })),
+            Ok(()) if place.is_lock(&file) => {
+                // Without a readable record, the lock serves nevertheless.
+                let found = read_record(&file).ok();
+                Ok(Some(Self { file, place, record: SendRecord::found(found.as_deref()) }))
+            }
             Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => {
                 Err(io_failure(format!("{place} cannot be locked"), error))
@@ -294,8 +303,42 @@ impl FileGuard {
     }
 }
 
+#[async_trait]
+impl KeepsRecord for FileGuard {
+    fn record(&self) -> &SendRecord {
+        &self.record
+    }
+
+    async fn write(self: Arc<Self>, of: String) -> Result<(), Error> {
+        off_the_async_threads(move || {
+            write_record(&self.file, &of).and_then(|()| self.file.sync_data()).map_err(|error| {
+                io_failure(format!("the lock file of {} cannot be written", self.place), error)
+            })
+        })
+        .await
+    }
+}
+
+fn read_record(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(RECORD_BYTES + 1);
+    file.seek(SeekFrom::Start(0))?;
+    file.take(RECORD_BYTES as u64 + 1).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// Each record has the same length, so that it replaces the previous one in a single write.
+fn write_record(mut file: &File, of: &str) -> io::Result<()> {
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(of.as_bytes())
+}
+
 impl Drop for FileGuard {
     fn drop(&mut self) {
+        let _ = match self.record.at_release() {
+            AtRelease::Leave => Ok(()),
+            AtRelease::Remove => self.file.set_len(0),
+            AtRelease::Restore(of) => write_record(&self.file, &of),
+        };
         // Closing would release the lock too, but not before a child process that is being spawned
         // has closed its copy.
         let _ = self.file.unlock();

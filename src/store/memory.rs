@@ -1,9 +1,19 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{OwnedMutexGuard, watch},
+    time::Instant,
+};
 
-use super::{StoreLock, StoredFailure, TokenStore, is_same};
+use super::{
+    StoreLock, StoredFailure, TokenStore, is_same,
+    sending::{AtRelease, KeepsRecord, SendRecord},
+};
 use crate::{error::Error, token::Tokens};
 
 /// A login that is shared by the sessions of a process. Clones are the same store.
@@ -30,6 +40,7 @@ use crate::{error::Error, token::Tokens};
 pub struct MemoryStore {
     held: Arc<watch::Sender<Held>>,
     lock: Arc<tokio::sync::Mutex<()>>,
+    sending: Arc<Mutex<Option<String>>>,
 }
 
 #[derive(Default)]
@@ -62,7 +73,13 @@ impl TokenStore for MemoryStore {
     }
 
     async fn lock(&self) -> Result<StoreLock, Error> {
-        Ok(StoreLock::holding(Arc::clone(&self.lock).lock_owned().await))
+        let turn = Arc::clone(&self.lock).lock_owned().await;
+        let record = {
+            let found = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+            SendRecord::found(found.as_deref().map(str::as_bytes))
+        };
+        let sending = Arc::clone(&self.sending);
+        Ok(StoreLock::recording(MemoryGuard { record, sending, _turn: turn }))
     }
 
     async fn wait_for_change(&self, seen: Option<&Tokens>) -> Result<Option<Tokens>, Error> {
@@ -89,6 +106,41 @@ impl TokenStore for MemoryStore {
             held.failure = kept;
         });
         Ok(())
+    }
+}
+
+/// The lock, until it is dropped.
+struct MemoryGuard {
+    record: SendRecord,
+    sending: Arc<Mutex<Option<String>>>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl MemoryGuard {
+    fn put(&self, of: Option<String>) {
+        *self.sending.lock().unwrap_or_else(PoisonError::into_inner) = of;
+    }
+}
+
+#[async_trait]
+impl KeepsRecord for MemoryGuard {
+    fn record(&self) -> &SendRecord {
+        &self.record
+    }
+
+    async fn write(self: Arc<Self>, of: String) -> Result<(), Error> {
+        self.put(Some(of));
+        Ok(())
+    }
+}
+
+impl Drop for MemoryGuard {
+    fn drop(&mut self) {
+        match self.record.at_release() {
+            AtRelease::Leave => {}
+            AtRelease::Remove => self.put(None),
+            AtRelease::Restore(of) => self.put(Some(of)),
+        }
     }
 }
 

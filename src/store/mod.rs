@@ -9,6 +9,7 @@ mod record;
 #[cfg(feature = "redis")]
 mod redis;
 mod sealed;
+mod sending;
 
 use std::{
     any::Any,
@@ -22,12 +23,16 @@ use async_trait::async_trait;
 
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
+use self::sending::{KeepsRecord, SendRecord};
 pub(crate) use self::{
     failure::is_lock_lapsed,
     mark::{Says, fingerprint},
 };
 pub use self::{file::FileStore, mark::StoredFailure, memory::MemoryStore};
-use crate::{error::Error, token::Tokens};
+use crate::{
+    error::Error,
+    token::{RefreshToken, Tokens},
+};
 
 /// Keeps a session's tokens beyond the process, and shares them with other sessions of the same
 /// login.
@@ -174,17 +179,19 @@ pub struct StoreLock {
     guard: Option<Arc<dyn Any + Send + Sync>>,
     fence: Option<u64>,
     is_held: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+    /// The guard again, if its store records which refresh token is sent.
+    recorder: Option<Arc<dyn KeepsRecord>>,
 }
 
 impl StoreLock {
     /// Returns the lock of a store that needs no lock.
     pub fn none() -> Self {
-        Self { guard: None, fence: None, is_held: None }
+        Self { guard: None, fence: None, is_held: None, recorder: None }
     }
 
     /// Returns a lock that is held as long as `guard` lives.
     pub fn holding<T: Send + Sync + 'static>(guard: T) -> Self {
-        Self { guard: Some(Arc::new(guard)), fence: None, is_held: None }
+        Self { guard: Some(Arc::new(guard)), fence: None, is_held: None, recorder: None }
     }
 
     /// Adds a number that increases with each holder. It lets the store tell a stalled holder from
@@ -222,7 +229,63 @@ impl StoreLock {
 
     /// Returns another share of the lock, for work that continues after its caller is cancelled.
     pub(crate) fn share(&self) -> Self {
-        Self { guard: self.guard.clone(), fence: self.fence, is_held: self.is_held.clone() }
+        Self {
+            guard: self.guard.clone(),
+            fence: self.fence,
+            is_held: self.is_held.clone(),
+            recorder: self.recorder.clone(),
+        }
+    }
+
+    /// Returns a lock whose store records which refresh token is sent.
+    fn recording<T: KeepsRecord + 'static>(guard: T) -> Self {
+        let guard = Arc::new(guard);
+        let recorder = Some(Arc::clone(&guard) as Arc<dyn KeepsRecord>);
+        Self { guard: Some(guard), fence: None, is_held: None, recorder }
+    }
+
+    /// Records that this refresh token is about to be sent.
+    pub(crate) async fn sends(&self, refresh: &RefreshToken) -> Result<(), Error> {
+        let Some(recorder) = &self.recorder else { return Ok(()) };
+        let of = fingerprint(refresh, &[]);
+        if recorder.record().needs(&of) {
+            Arc::clone(recorder).write(of.clone()).await?;
+            recorder.record().writes(&of);
+        }
+        Ok(())
+    }
+
+    /// Whether a previous holder has sent this refresh token and lost the response. `None` if the
+    /// store does not record it.
+    pub(crate) fn is_lost(&self, refresh: &RefreshToken) -> Option<bool> {
+        Some(self.record()?.is_lost(&fingerprint(refresh, &[])))
+    }
+
+    /// Records that the response to each call is known.
+    pub(crate) fn responded(&self) {
+        if let Some(record) = self.record() {
+            record.responded();
+        }
+    }
+
+    /// Records that the token endpoint has issued tokens, and whether they could be stored.
+    pub(crate) fn issued(&self, is_saved: bool) {
+        match self.record() {
+            Some(record) if is_saved => record.forget(),
+            Some(record) => record.is_unsaved(),
+            None => {}
+        }
+    }
+
+    /// Records that the login of each earlier call is replaced or over.
+    pub(crate) fn forget_calls(&self) {
+        if let Some(record) = self.record() {
+            record.forget();
+        }
+    }
+
+    fn record(&self) -> Option<&SendRecord> {
+        self.recorder.as_deref().map(KeepsRecord::record)
     }
 
     /// Returns the guard of [`holding`](Self::holding), if it is a `T`. This gives a store access
@@ -235,8 +298,8 @@ impl StoreLock {
 /// The guard may be foreign code, so a panic of its drop is caught.
 impl Drop for StoreLock {
     fn drop(&mut self) {
-        let guard = self.guard.take();
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(guard)));
+        let held = (self.guard.take(), self.recorder.take());
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(held)));
     }
 }
 

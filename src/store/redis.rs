@@ -243,7 +243,7 @@ impl TokenStore for RedisStore {
                 .map_err(|_| failure("the runtime was shut down before the lock was taken"))??;
             if let Some(held) = taken {
                 let (fence, lease) = (held.fence(), Arc::clone(held.lease()));
-                return Ok(StoreLock::holding(held)
+                return Ok(StoreLock::recording(held)
                     .with_fence(fence)
                     .with_check(move || lease.is_held()));
             }

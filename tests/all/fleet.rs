@@ -45,11 +45,11 @@ fn asked(server: &AuthServer) -> Vec<String> {
 }
 
 /// A process that dies between the token endpoint's response and its own save.
-async fn spend(server: &AuthServer, refresh: &str) {
-    let form = [("grant_type", "refresh_token"), ("refresh_token", refresh), ("worker", "dead")];
-    let answer =
-        reqwest::Client::new().post(server.token_endpoint()).form(&form).send().await.unwrap();
-    assert_eq!(answer.status(), 200);
+fn dies_before_its_save(server: &AuthServer, path: &Path) {
+    let path = path.to_str().unwrap();
+    let mut worker = Worker::start("stall", "dead", server, path, &Tokens::empty());
+    assert_eq!(worker.says().as_deref(), Some("issued"));
+    worker.kill();
 }
 
 async fn stored(store: &impl TokenStore) -> Option<String> {
@@ -401,7 +401,7 @@ async fn a_dead_stored_login_blocks_no_new_one() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_login_spent_by_the_dead_is_reported() {
     for restore in [true, false] {
         for with_day_one in [true, false] {
@@ -410,7 +410,7 @@ async fn a_login_spent_by_the_dead_is_reported() {
             let path = dir.path().join("tokens.json");
             let day_one = worked_on(&server, &path).await;
             let in_store = stored(&FileStore::new(&path)).await.unwrap();
-            spend(&server, &in_store).await;
+            dies_before_its_save(&server, &path);
             server.forget_requests();
             server.expire_now();
 
@@ -442,15 +442,24 @@ async fn a_login_spent_by_the_dead_is_reported() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn survivors_report_possibly_consumed() {
     let server = AuthServer::start().await;
     let store = MemoryStore::default();
-    let session =
+    let alive =
         session(server.login(), server.origin(), "alive").store(store.clone()).build().unwrap();
-    session.refresh().await.unwrap();
-    spend(&server, &stored(&store).await.unwrap()).await;
-    let error = session.refresh().await.unwrap_err();
+    alive.refresh().await.unwrap();
+    // Another one dies between the token endpoint's processing and its response.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let dead = session(Tokens::empty(), server.origin(), "dead").store(store.clone());
+    let dead = dead.restore().await.unwrap();
+    server.script_token_endpoint([Answer::Late(Duration::from_secs(60))]);
+    runtime.spawn(async move { dead.refresh().await });
+    while server.counts().tokens_issued < 2 {
+        tokio::task::yield_now().await;
+    }
+    runtime.shutdown_background();
+    let error = alive.refresh().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LoginRequired);
     assert!(error.possibly_consumed());
     assert_eq!(server.token_calls(), 3);

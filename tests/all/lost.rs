@@ -1,13 +1,25 @@
 //! A refresh token that a call without a response may have spent (contract 5.7), and a refresh
 //! whose runtime is not driven (contract 6.4).
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use crate::support::{
     Api, Issuer, ORIGIN, Turn, answer, held, pair, store::FakeStore, texts, unavailable, url,
 };
-use reqwest_reauth::{Error, ErrorKind, Session, SessionBuilder, Tokens};
-use tokio::runtime::{Builder, Runtime};
+use reqwest_reauth::{
+    Error, ErrorKind, OAuthRefresh, RefreshContext, Refresher, Session, SessionBuilder, Tokens,
+    testing::AuthServer,
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::Notify,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -97,6 +109,40 @@ fn the_mark_outlives_the_runtime() {
     });
     gone.block_on(issuer.until_called(1));
     drop(refresh);
+    drop(gone);
+    assert_eq!(told(here.block_on(session.refresh())), (ErrorKind::LoginRequired, true));
+}
+
+#[test]
+fn a_grant_lost_in_its_refresher_is_told() {
+    /// Has more to do once the token endpoint has issued tokens, and does not end.
+    struct GoesOn(OAuthRefresh, Arc<AtomicBool>, Arc<Notify>);
+
+    #[async_trait::async_trait]
+    impl Refresher for GoesOn {
+        async fn refresh(&self, context: &RefreshContext) -> Result<Tokens, Error> {
+            let tokens = self.0.refresh(context).await?;
+            if !self.1.swap(true, Ordering::SeqCst) {
+                self.2.notify_one();
+                std::future::pending::<()>().await;
+            }
+            Ok(tokens)
+        }
+    }
+
+    let (gone, here) = (thread_runtime(), Runtime::new().unwrap());
+    let server = here.block_on(AuthServer::start());
+    let issued = Arc::new(Notify::new());
+    let refresher = OAuthRefresh::new(server.token_endpoint());
+    let refresher = GoesOn(refresher, Arc::default(), Arc::clone(&issued));
+    let session =
+        Session::builder(server.login()).origin(server.origin()).refresher(refresher).build();
+    let session = session.unwrap();
+    let _refresh = gone.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    gone.block_on(issued.notified());
     drop(gone);
     assert_eq!(told(here.block_on(session.refresh())), (ErrorKind::LoginRequired, true));
 }

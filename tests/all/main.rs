@@ -36,6 +36,7 @@ mod logins;
 mod logout;
 mod long_jobs;
 mod lost;
+mod lost_in_fleet;
 mod many_tasks;
 mod one_client;
 mod origin;

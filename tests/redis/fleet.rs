@@ -10,7 +10,7 @@ use crate::redis_server::Server;
 use crate::workers::{Job, Worker, caller, client, form, refresh_token, session};
 use reqwest_middleware::ClientWithMiddleware;
 use reqwest_reauth::{
-    ErrorKind, Event, RedisStore, SessionBuilder, TokenStore, Tokens,
+    ErrorKind, Event, OAuthRefresh, RedisStore, SessionBuilder, TokenStore, Tokens,
     testing::{Answer, AuthServer, Rotation},
 };
 
@@ -232,4 +232,49 @@ pub(crate) async fn a_killed_holder_blocks_for_one_lease() {
         "one of the others has called, and the other has what it got"
     );
     assert_eq!(server.counts().reuses, 0);
+}
+
+/// The record of the call that is on the wire.
+fn record(redis: &Server) -> Option<String> {
+    redis.ask(&["HGET", "{login}:tokens", "sending"])
+}
+
+/// Killed between the token endpoint's response and the save: the next holder's `invalid_grant`
+/// says so (contract 5.7). So does a failure between the two.
+pub(crate) async fn a_killed_holders_call_is_told() {
+    let redis = Server::start();
+    let server = AuthServer::start().await;
+    let mut worker = Worker::start("stall", "stalled", &server, &redis.url(), &server.login());
+    assert_eq!(worker.says().as_deref(), Some("issued"));
+    worker.kill();
+    assert_eq!(record(&redis).map(|of| of.len()), Some(64));
+    let given = server_tokens(&server);
+    let next = || async {
+        let refresher = OAuthRefresh::new(server.token_endpoint()).max_attempts(1);
+        let next = session(given.clone(), server.origin(), "next").refresher(refresher);
+        let next = next.store(redis.store().await).restore().await.unwrap();
+        next.refresh().await.unwrap_err()
+    };
+    server.script_token_endpoint([Answer::Status(400)]);
+    let error = next().await;
+    assert_eq!(error.kind(), ErrorKind::ClientRejected, "{error:?}");
+    let error = next().await;
+    assert_eq!(error.kind(), ErrorKind::LoginRequired, "{error:?}");
+    assert!(error.possibly_consumed());
+}
+
+pub(crate) async fn a_revoked_login_has_lost_no_call() {
+    let redis = Server::start();
+    let server = AuthServer::start().await;
+    let one = session(server.login(), server.origin(), "one").store(redis.store().await);
+    let one = one.build().unwrap();
+    one.refresh().await.unwrap();
+    while record(&redis).is_some() {
+        // The lock is released behind the refresh.
+        tokio::task::yield_now().await;
+    }
+    server.revoke("login-1");
+    let error = one.refresh().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LoginRequired);
+    assert!(!error.possibly_consumed());
 }

@@ -39,6 +39,8 @@ fn main() {
             a_restarted_redis_changes_nothing,
             a_stalled_holder_adopts_newer_tokens,
             a_killed_holder_blocks_for_one_lease,
+            a_killed_holders_call_is_told,
+            a_revoked_login_has_lost_no_call,
         ]
         store with missing => [
             a_save_is_loaded_from_one_hash_slot,

@@ -421,9 +421,35 @@ impl StoreSync {
         if self.known().is_kept_out() {
             return;
         }
+        if asked.is_some() {
+            // Until they are saved, because the runtime may be shut down during the save.
+            lock.issued(false);
+        }
         let saved = self.save(session, refresh.login(), &lock, tokens).await;
+        if asked.is_some() {
+            lock.issued(saved.is_ok());
+        }
         if saved.is_ok() && tokens.access_token().is_some() {
             self.take_back_heard(session, &lock).await;
+        }
+    }
+
+    /// Records beside the lock that this refresh token is about to be sent. Returns whether the
+    /// lock is still held.
+    pub(in crate::session) async fn records(
+        &self,
+        session: &Session,
+        lock: &StoreLock,
+        refresh: &RefreshToken,
+    ) -> bool {
+        match self.bounded(lock.sends(refresh)).await {
+            Ok(()) => true,
+            Err(error) if is_lock_lapsed(&error) => false,
+            Err(error) => {
+                // If the response is lost, the next process does not learn it.
+                session.emit(&Event::StoreFailed { error });
+                true
+            }
         }
     }
 
@@ -474,6 +500,7 @@ impl StoreSync {
         };
         // Withdrawn before other processes can see the new tokens.
         self.take_back_failure(session, &lock).await;
+        lock.forget_calls();
         // A capture may have saved them already, and another process may have rotated them since.
         if !self.known().is_to_save(login) {
             return Ok(());
@@ -504,6 +531,7 @@ impl StoreSync {
                 *stored = found.filter(|found| self.known().is_same_login(found, held));
             }
             self.bounded(self.store.clear(&lock)).await?;
+            lock.forget_calls();
             let forgotten = forgotten.as_ref().and_then(Tokens::refresh_token);
             self.tell_logout(session, &lock, held.refresh_token().into_iter().chain(forgotten))
                 .await;

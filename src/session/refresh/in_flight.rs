@@ -169,8 +169,18 @@ impl InFlight {
         self.login
     }
 
+    /// Takes over the store's lock, or releases it. The next holder learns whether a response was
+    /// lost.
     pub(in crate::session) fn set_lock(&self, lock: Option<StoreLock>) {
-        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = lock;
+        let before = {
+            let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *held, lock)
+        };
+        if let Some(before) = before
+            && self.unanswered().is_none()
+        {
+            before.responded();
+        }
     }
 }
 

@@ -290,9 +290,14 @@ impl<'a> Search<'a> {
         }
         {
             let mut searched = self.progress.searched();
-            searched.shared |= asked.as_ref().is_some_and(|asked| self.store.is_shared(asked));
+            let lock = self.in_flight.lock();
+            // Without a record, each process that could read the token may have spent it.
+            searched.shared |= asked.as_ref().is_some_and(|asked| {
+                let recorded = lock.as_ref().and_then(|lock| lock.is_lost(asked));
+                recorded.unwrap_or_else(|| self.store.is_shared(asked))
+            });
             // Another process may have held the lock in the meantime.
-            searched.shared |= self.in_flight.lock().is_some_and(|lock| !lock.is_held());
+            searched.shared |= lock.is_some_and(|lock| !lock.is_held());
             searched.tried.extend(asked);
         }
         let look = self.store.look(self.session).await;

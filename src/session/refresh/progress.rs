@@ -9,7 +9,10 @@ use async_trait::async_trait;
 use http::StatusCode;
 
 use super::{
-    super::{Session, persist::Advice},
+    super::{
+        Session,
+        persist::{Advice, StoreSync},
+    },
     in_flight::InFlight,
     obtain::{Next, Search},
     watch::sent_to,
@@ -146,6 +149,19 @@ impl Progress {
         self.search.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Records beside the lock which refresh token is about to be sent. Returns whether the lock is
+    /// still held, if there is one.
+    async fn records(&self, store: &StoreSync) -> bool {
+        let Some(lock) = self.in_flight.lock() else { return true };
+        if !lock.is_held() {
+            return false;
+        }
+        match self.tokens().refresh_token() {
+            Some(refresh) => store.records(&self.session, &lock, refresh).await,
+            None => true,
+        }
+    }
+
     /// Continues with this refresh token.
     pub(super) fn ask_with(&self, refresh: RefreshToken) {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).set_refresh(Some(refresh));
@@ -199,13 +215,14 @@ impl RefreshLog for Progress {
             // The refresher has been told already.
             return false;
         }
-        if self.in_flight.lock().is_none_or(|lock| lock.is_held()) {
+        if self.records(store).await {
             return true;
         }
         let stage = self.stage();
         let next = Search::new(&self.session, store, &self.in_flight, self).lock_again().await;
         self.is_at(stage);
         if matches!(next, Ok(Next::Ask)) {
+            let _ = self.records(store).await;
             return true;
         }
         self.searched().found = Some(next);

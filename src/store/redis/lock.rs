@@ -5,21 +5,31 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
+use async_trait::async_trait;
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout},
 };
 
 use super::{Shared, farewell, link::Question, script::Holder};
-use crate::{error::Error, time::Now};
+use crate::{
+    error::Error,
+    store::{
+        failure::lock_lapsed,
+        sending::{KeepsRecord, SendRecord},
+    },
+    time::Now,
+};
 
 /// The maximum pause between attempts to release the lock.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The lock, until it is dropped.
 pub(super) struct Held {
+    shared: Arc<Shared>,
     fence: u64,
     owner: String,
+    record: Arc<SendRecord>,
     lease: Arc<Lease>,
     /// Dropping it notifies the task.
     _alive: oneshot::Sender<()>,
@@ -28,29 +38,37 @@ pub(super) struct Held {
 impl Held {
     /// Returns `None` while another process holds the lock.
     pub(super) async fn take(shared: Arc<Shared>, lease: Duration) -> Result<Option<Self>, Error> {
-        let mut claim =
-            Claim { shared, owner: format!("{:032x}", fastrand::u128(..)), lease, taken: true };
+        let mut claim = Claim {
+            shared,
+            owner: format!("{:032x}", fastrand::u128(..)),
+            lease,
+            record: Arc::default(),
+            taken: true,
+        };
         let taken = claim.shared.scripts.take(&claim.owner, lease);
         let asked = Now::read();
-        let fence: u64 = match claim.shared.ask(Question::Script(&taken)).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                // Redis may have granted the lock nevertheless.
-                drop(taken);
-                tokio::spawn(claim.release());
-                return Err(error);
-            }
-        };
+        let (fence, found): (u64, Option<Vec<u8>>) =
+            match claim.shared.ask(Question::Script(&taken)).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    // Redis may have granted the lock nevertheless.
+                    drop(taken);
+                    tokio::spawn(claim.release());
+                    return Err(error);
+                }
+            };
         drop(taken);
         if fence == 0 {
             claim.taken = false;
             return Ok(None);
         }
-        let owner = claim.owner.clone();
+        claim.record = Arc::new(SendRecord::found(found.as_deref()));
+        let (shared, owner) = (Arc::clone(&claim.shared), claim.owner.clone());
+        let record = Arc::clone(&claim.record);
         let (alive, dropped) = oneshot::channel();
         let lease = Arc::new(Lease::since(asked, lease));
         tokio::spawn(claim.keep(fence, Arc::clone(&lease), dropped));
-        Ok(Some(Self { fence, owner, lease, _alive: alive }))
+        Ok(Some(Self { shared, fence, owner, record, lease, _alive: alive }))
     }
 
     pub(super) fn fence(&self) -> u64 {
@@ -63,6 +81,19 @@ impl Held {
 
     pub(super) fn lease(&self) -> &Arc<Lease> {
         &self.lease
+    }
+}
+
+#[async_trait]
+impl KeepsRecord for Held {
+    fn record(&self) -> &SendRecord {
+        &self.record
+    }
+
+    async fn write(self: Arc<Self>, of: String) -> Result<(), Error> {
+        let send = self.shared.scripts.send(&self.owner, &of);
+        let kept: bool = self.shared.ask(Question::Script(&send)).await?;
+        if kept { Ok(()) } else { Err(lock_lapsed()) }
     }
 }
 
@@ -103,6 +134,7 @@ struct Claim {
     shared: Arc<Shared>,
     owner: String,
     lease: Duration,
+    record: Arc<SendRecord>,
     taken: bool,
 }
 
@@ -140,7 +172,7 @@ impl Claim {
     async fn release(mut self) {
         let begun = Instant::now();
         loop {
-            let release = self.shared.scripts.release(&self.owner);
+            let release = self.shared.scripts.release(&self.owner, &self.record.at_release());
             let done = self.shared.ask::<bool>(Question::Script(&release)).await;
             if done.is_ok() || begun.elapsed() >= self.lease {
                 break;
@@ -158,8 +190,9 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if self.taken {
             let (shared, owner) = (Arc::clone(&self.shared), std::mem::take(&mut self.owner));
+            let record = self.record.at_release();
             farewell::say(StdInstant::now(), move || {
-                let _ = shared.link.call_blocking::<bool>(&shared.scripts.release(&owner));
+                let _ = shared.link.call_blocking::<bool>(&shared.scripts.release(&owner, &record));
             });
         }
     }

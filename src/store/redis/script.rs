@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::{Cmd, Script, ScriptInvocation};
 
-use crate::store::record::MAX_BYTES;
+use crate::store::{record::MAX_BYTES, sending::AtRelease};
 
 /// The maximum length of a failure in bytes.
 const MAX_FAILURE_BYTES: usize = 4096;
@@ -31,6 +31,7 @@ pub(super) struct Scripts {
     renew: Script,
     release: Script,
     fail: Script,
+    send: Script,
 }
 
 impl Scripts {
@@ -46,6 +47,7 @@ impl Scripts {
             renew: Script::new(RENEW),
             release: Script::new(RELEASE),
             fail: Script::new(FAIL),
+            send: Script::new(SEND),
         }
     }
 
@@ -85,7 +87,16 @@ impl Scripts {
         })
     }
 
-    /// Returns the fence of the new holder, or 0 while another process holds the lock.
+    /// Returns whether the record of the refresh token to be sent was written: only if this owner
+    /// holds the lock.
+    pub(super) fn send(&self, owner: &str, of: &str) -> ScriptInvocation<'_> {
+        self.with_keys(&self.send, |call| {
+            call.arg(owner).arg(of);
+        })
+    }
+
+    /// Returns the fence of the new holder, or 0 while another process holds the lock, and the
+    /// record that the previous holders have left.
     pub(super) fn take(&self, owner: &str, lease: Duration) -> ScriptInvocation<'_> {
         self.with_keys(&self.take, |call| {
             call.arg(owner).arg(millis(lease));
@@ -119,9 +130,14 @@ impl Scripts {
         })
     }
 
-    pub(super) fn release(&self, owner: &str) -> ScriptInvocation<'_> {
+    pub(super) fn release(&self, owner: &str, record: &AtRelease) -> ScriptInvocation<'_> {
+        let (action, of) = match record {
+            AtRelease::Leave => ("leave", ""),
+            AtRelease::Remove => ("remove", ""),
+            AtRelease::Restore(of) => ("restore", of.as_str()),
+        };
         self.with_keys(&self.release, |call| {
-            call.arg(owner).arg(&self.channel);
+            call.arg(owner).arg(&self.channel).arg(action).arg(of);
         })
     }
 
@@ -192,22 +208,24 @@ return 1
 const TAKE: &str = "
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[1] then
-  return 0
+  return {0, false}
 end
+local beside = redis.call('HMGET', KEYS[1], 'fence', 'sending')
+local sending = beside[2] and string.sub(beside[2], 1, 65)
 local given = tonumber(redis.call('GET', KEYS[3]))
 if holder and given then
   redis.call('PEXPIRE', KEYS[2], ARGV[2])
-  return given
+  return {given, sending}
 end
 if not given then
   local now = redis.call('TIME')
   given = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
 end
-local written = tonumber(redis.call('HGET', KEYS[1], 'fence')) or 0
+local written = tonumber(beside[1]) or 0
 local fence = math.max(given, written) + 1
 redis.call('SET', KEYS[3], string.format('%.0f', fence))
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
-return fence
+return {fence, sending}
 ";
 
 const RENEW: &str = "
@@ -221,8 +239,21 @@ return 0
 
 const RELEASE: &str = "
 if redis.call('GET', KEYS[2]) == ARGV[1] then
+  if ARGV[3] == 'remove' then
+    redis.call('HDEL', KEYS[1], 'sending')
+  elseif ARGV[3] == 'restore' then
+    redis.call('HSET', KEYS[1], 'sending', ARGV[4])
+  end
   redis.call('DEL', KEYS[2])
   redis.pcall('PUBLISH', ARGV[2], 'free')
 end
+return 1
+";
+
+const SEND: &str = "
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then
+  return 0
+end
+redis.call('HSET', KEYS[1], 'sending', ARGV[2])
 return 1
 ";
