@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -12,12 +12,17 @@ use crate::support::{
     Api, Issuer, ORIGIN, Turn, answer, error_of, never_asked, outcome_of, pair, unavailable, url,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
-use reqwest_reauth::{ClientBuilderExt, Error, ErrorKind, NotReplayed, Session};
+use reqwest_reauth::{
+    ClientBuilderExt, Error, ErrorKind, Event, NotReplayed, Session, SessionBuilder,
+};
 use reqwest_retry::{
     DefaultRetryableStrategy, RetryTransientMiddleware, Retryable, RetryableStrategy,
     policies::ExponentialBackoff,
 };
-use tokio::time::sleep;
+use tokio::{
+    sync::Notify,
+    time::{advance, sleep},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -246,4 +251,97 @@ async fn a_refresh_of_its_own_is_needed_for_a_pause() {
     let api = Api::accepting(|token| token == "t2");
     assert_eq!(api.client(&session).get(url("/")).send().await.unwrap().status(), 200);
     assert_eq!(issuer.calls(), 2);
+}
+
+// ---- refreshes in the background
+
+/// A session without a cool-down whose token ends in 50 s.
+async fn due(issuer: &Issuer, change: impl FnOnce(SessionBuilder) -> SessionBuilder) -> Session {
+    let tokens = pair("a", "r0").with_expires_in(1000 * SECOND);
+    let session = Session::builder(tokens).origin(ORIGIN).refresher(issuer.clone());
+    let session = change(session.cooldown(Duration::ZERO)).build().unwrap();
+    advance(950 * SECOND).await;
+    session
+}
+
+/// Fails five times, and then works.
+fn down_at_first() -> Api {
+    let asked = AtomicUsize::new(0);
+    Api::new(move |_| {
+        let first = asked.fetch_add(1, Ordering::SeqCst) < 5;
+        async move { answer(if first { 503 } else { 200 }) }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_share_one_background_refresh() {
+    // Each token is due before the third attempt, and has expired before the fourth.
+    let issuer = Issuer::new((0..9).map(|_| Turn::Issue(Duration::ZERO, Some(3 * SECOND))));
+    let api = down_at_first();
+    let session = due(&issuer, |session| session).await;
+    let response = retrying(&api, &session).get(url("/")).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(api.tokens_seen()[1..], ["t1", "t1", "t1", "t1", "t1"]);
+    assert_eq!(issuer.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_background_refresh_is_repeated() {
+    let fails = || Turn::Fail(Duration::ZERO, unavailable());
+    let script = [fails(), fails(), Turn::Issue(Duration::ZERO, Some(3 * SECOND))];
+    let issuer = Issuer::new(script);
+    let api = down_at_first();
+    let session = due(&issuer, |session| session).await;
+    let response = retrying(&api, &session).get(url("/")).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(api.tokens_seen()[3..], ["t3", "t3", "t3"]);
+    assert_eq!(issuer.calls(), 3);
+}
+
+/// A listener that takes its time does not hide how the refresh has ended.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_is_being_told_counts() {
+    let elsewhere =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let failure = Error::new(ErrorKind::ClientRejected, "scripted");
+    let issuer = Issuer::new([Turn::Fail(Duration::ZERO, failure)]);
+    let told = Arc::new(Notify::new());
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let may_go_on = Mutex::new(may_go_on);
+    let listener = {
+        let told = Arc::clone(&told);
+        move |event: &Event| {
+            if let Event::RefreshFailed { .. } = event {
+                told.notify_one();
+                let _ = may_go_on.lock().unwrap().recv();
+            }
+        }
+    };
+    let session =
+        due(&issuer, |session| session.on_event(listener).runtime(elsewhere.handle().clone()))
+            .await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let api = Api::new(move |_| {
+        let (first, told) = (asked.fetch_add(1, Ordering::SeqCst) == 0, Arc::clone(&told));
+        async move {
+            if first {
+                told.notified().await;
+            }
+            answer(if first { 503 } else { 200 })
+        }
+    });
+    let policy = ExponentialBackoff::builder()
+        .retry_bounds(Duration::ZERO, Duration::ZERO)
+        .build_with_max_retries(1);
+    let retry = RetryTransientMiddleware::new_with_policy_and_strategy(policy, Transient);
+    let client = ClientBuilder::new(never_asked())
+        .with(retry)
+        .with_session(session.clone())
+        .with(api.clone())
+        .build();
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    drop(go_on);
+    session.close().await.unwrap();
+    elsewhere.shutdown_background();
+    assert_eq!(issuer.calls(), 1);
 }

@@ -30,6 +30,8 @@ pub(crate) enum Ending {
 /// A refresh in progress, as the session's state holds it.
 pub(crate) struct InFlight {
     outcome: watch::Sender<Option<RefreshResult>>,
+    /// The outcome as soon as it is known. The waiters get it after the listeners.
+    decided: OnceLock<RefreshResult>,
     /// The `login` of the session's state at the start.
     login: u64,
     /// The generation that is being refreshed.
@@ -54,6 +56,7 @@ impl InFlight {
     pub(in crate::session) fn new(login: u64, generation: u64) -> Self {
         Self {
             outcome: watch::Sender::new(None),
+            decided: OnceLock::new(),
             login,
             generation,
             superseded: Notify::new(),
@@ -64,6 +67,12 @@ impl InFlight {
             stands_back: OnceLock::new(),
             work: Work::default(),
         }
+    }
+
+    /// Records the outcome before the session's state shows that the refresh has ended. A request
+    /// that started it then knows how, even while a listener is being told.
+    pub(in crate::session) fn decide(&self, outcome: &RefreshResult) {
+        let _ = self.decided.set(outcome.clone());
     }
 
     /// Releases the waiters, unless they have been released already.
@@ -115,7 +124,7 @@ impl InFlight {
 
     /// The outcome, if there is one.
     pub(in crate::session) fn outcome(&self) -> Option<RefreshResult> {
-        self.outcome.borrow().clone()
+        self.outcome.borrow().clone().or_else(|| self.decided.get().cloned())
     }
 
     /// Records the refresh token that is being sent, or that the response to it is known.

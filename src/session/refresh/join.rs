@@ -145,8 +145,10 @@ impl Session {
             ErrorKind::Unavailable,
             "the runtime of the refresh makes no progress",
         ));
+        let outcome = Err(error.clone());
+        in_flight.decide(&outcome);
         let first = self.end_refresh(in_flight, Some(&error));
-        in_flight.resolve(Err(error.clone()));
+        in_flight.resolve(outcome);
         // Releases its locks. If its runtime is driven again, the refresh sends nothing.
         in_flight.work().cancel();
         if first {

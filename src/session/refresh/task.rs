@@ -223,6 +223,7 @@ impl Guard {
 
     fn finish(&self, outcome: RefreshResult) {
         let Self { session, in_flight } = self;
+        in_flight.decide(&outcome);
         session.end_refresh(in_flight, outcome.as_ref().err());
         in_flight.set_lock(None);
         if let Err(error) = &outcome
