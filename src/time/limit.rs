@@ -124,7 +124,7 @@ fn look_until(
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, net::TcpListener, thread};
+    use std::{io::Write, net::TcpListener, sync::mpsc, thread};
 
     use tokio::{io::AsyncReadExt, sync::oneshot, time::sleep};
 
@@ -234,16 +234,23 @@ mod tests {
     async fn what_the_kernel_holds_is_read() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
+        let (busy, is_busy) = mpsc::channel();
+        let (is_written, written) = mpsc::channel();
         let server = thread::spawn(move || {
             let (mut socket, _) = listener.accept().unwrap();
-            thread::sleep(ms(100));
+            is_busy.recv().unwrap();
             socket.write_all(b"x").unwrap();
+            is_written.send(()).unwrap();
             socket
         });
         let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
         let (response, received) = oneshot::channel();
         tokio::spawn(async move { response.send(socket.read_u8().await.unwrap()) });
-        tokio::spawn(async { thread::sleep(ms(400)) });
+        tokio::spawn(async move {
+            busy.send(()).unwrap();
+            written.recv().unwrap();
+            thread::sleep(ms(400));
+        });
         assert_eq!(within(ms(200), received).await, Ok(Ok(b'x')));
         drop(server.join().unwrap());
     }

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::support::{
@@ -19,6 +19,7 @@ use reqwest_reauth::{
 use tokio::{
     runtime::{Builder, Runtime},
     sync::Notify,
+    time::Instant,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -179,16 +180,18 @@ fn short(issuer: &Issuer) -> SessionBuilder {
 fn an_undriven_call_is_abandoned_once() {
     let issuer = Issuer::new([Turn::Hang]);
     let session = short(&issuer).build().unwrap();
-    let (still, here) = (thread_runtime(), thread_runtime());
+    let (still, here) = (thread_runtime(), paused_runtime());
     let _refresh = still.spawn({
         let session = session.clone();
         async move { session.refresh().await }
     });
     still.block_on(issuer.until_called(1));
-    let begun = Instant::now();
     // The call was on its way.
-    assert_eq!(told(here.block_on(session.refresh())), (ErrorKind::Unavailable, true));
-    assert!(begun.elapsed() >= SECOND);
+    here.block_on(async {
+        let begun = Instant::now();
+        assert_eq!(told(session.refresh().await), (ErrorKind::Unavailable, true));
+        assert_eq!(begun.elapsed(), 2 * SECOND);
+    });
     here.block_on(session.refresh()).unwrap();
     assert_eq!(held(&session), texts("t2", "r2"));
     assert_eq!(issuer.most(), 1);
@@ -198,7 +201,7 @@ fn an_undriven_call_is_abandoned_once() {
 fn an_abandoned_refresh_sends_nothing_later() {
     let issuer = Issuer::new([]);
     let session = short(&issuer).build().unwrap();
-    let (still, here) = (thread_runtime(), thread_runtime());
+    let (still, here) = (thread_runtime(), paused_runtime());
     // The refresh has its place, and is never polled.
     let entered = still.enter();
     let mut refresh = Box::pin(session.refresh());
@@ -221,8 +224,8 @@ fn an_abandoned_refresh_sends_nothing_later() {
 fn an_undriven_refresh_frees_the_store() {
     let issuer = Issuer::new([Turn::Hang]);
     let store = FakeStore::default();
-    let session = short(&issuer).store(store.clone()).store_timeout(SECOND / 100).build().unwrap();
-    let (still, here) = (thread_runtime(), thread_runtime());
+    let session = short(&issuer).store(store.clone()).build().unwrap();
+    let (still, here) = (thread_runtime(), paused_runtime());
     let _refresh = still.spawn({
         let session = session.clone();
         async move { session.refresh().await }
@@ -267,7 +270,7 @@ fn a_synchronous_wrapper_holds_others_up_once() {
 fn a_superseded_refresh_gives_way() {
     let issuer = Issuer::new([Turn::Hang]);
     let session = short(&issuer).build().unwrap();
-    let (still, here) = (thread_runtime(), thread_runtime());
+    let (still, here) = (thread_runtime(), paused_runtime());
     let _refresh = still.spawn({
         let session = session.clone();
         async move { session.refresh().await }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::raw::{Counter, Reply, Server};
-use crate::support::Events;
+use crate::support::{Events, pass};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Method, StatusCode, Version};
@@ -21,7 +21,7 @@ use reqwest_reauth::{
     Outcome, ReplayBody, Session, SessionBuilder, Tokens,
     testing::{Answer, AuthServer},
 };
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, Semaphore};
 
 /// Rejects all tokens except `t1`, `t2` and so on.
 fn strict(seen: &crate::raw::Seen) -> Reply {
@@ -446,21 +446,35 @@ async fn a_transport_error_is_never_replayed() {
     assert_eq!(session.generation(), 1);
 }
 
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn a_requests_own_timeout_is_per_send() {
     // Both sends together take longer than the timeout, each of them less.
-    let server = Server::start(|seen| async move {
-        tokio::time::sleep(Duration::from_millis(2500)).await;
-        strict(&seen)
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let server = Server::start(move |seen| {
+        let gate = Arc::clone(&opened);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            strict(&seen)
+        }
     })
     .await;
     let session = builder(&server).refresher(Counter::default()).build().unwrap();
-    let response = client(&session)
-        .get(server.url("/"))
-        .timeout(Duration::from_millis(4500))
-        .send()
-        .await
-        .unwrap();
+    let request = client(&session).get(server.url("/")).timeout(Duration::from_secs(500)).send();
+    let passing = async {
+        for sends in 1..=2 {
+            until(|| server.count() == sends).await;
+            pass(Duration::from_secs(300)).await;
+            gate.add_permits(1);
+        }
+    };
+    let response = tokio::join!(request, passing).0.unwrap();
     assert_eq!(response.status().as_u16(), 200);
     assert_eq!(server.count(), 2);
 }
@@ -472,12 +486,13 @@ async fn a_requests_own_timeout_bounds_its_replay() {
     })
     .await;
     let session = builder(&server).refresher(Counter::default()).build().unwrap();
-    let error = client(&session)
-        .get(server.url("/"))
-        .timeout(Duration::from_millis(300))
-        .send()
-        .await
-        .unwrap_err();
+    let limit = Duration::from_secs(600);
+    let request = client(&session).get(server.url("/")).timeout(limit).send();
+    let passing = async {
+        until(|| server.count() == 2).await;
+        pass(limit).await;
+    };
+    let error = tokio::join!(request, passing).0.unwrap_err();
     assert!(error.is_timeout() && Error::find_in(&error).is_none(), "{error:?}");
     assert_eq!(server.count(), 2);
 }
@@ -486,17 +501,24 @@ async fn a_requests_own_timeout_bounds_its_replay() {
 async fn a_timeout_bounds_the_wait_for_a_refresh() {
     for choice in [OnRefreshFailure::ReturnError, OnRefreshFailure::ReturnResponse] {
         let server = AuthServer::start().await;
+        let (limit, longer) = (Duration::from_secs(60), Duration::from_secs(600));
+        let refresher = OAuthRefresh::new(server.token_endpoint());
         let session = Session::builder(server.login())
             .origin(server.origin())
-            .refresher(OAuthRefresh::new(server.token_endpoint()))
+            .refresher(refresher.attempt_timeout(longer).deadline(longer))
+            .refresh_timeout(longer)
             .on_refresh_failure(choice)
             .build()
             .unwrap();
         let client = client(&session);
         server.expire_now();
         let hold = server.hold_token_calls();
-        let sent =
-            client.post(server.url("/")).body("x").timeout(Duration::from_millis(500)).send().await;
+        let request = client.post(server.url("/")).body("x").timeout(limit).send();
+        let passing = async {
+            hold.waiting(1).await;
+            pass(limit).await;
+        };
+        let sent = tokio::join!(request, passing).0;
         let error = match sent {
             Ok(response) => {
                 assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
@@ -510,7 +532,6 @@ async fn a_timeout_bounds_the_wait_for_a_refresh() {
         };
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         assert_eq!(error.api_status(), Some(StatusCode::UNAUTHORIZED));
-        hold.waiting(1).await;
         assert_eq!(server.api_hits(), 1);
         assert_eq!(server.token_calls(), 1);
         assert_eq!(session.generation(), 1);

@@ -306,11 +306,24 @@ async fn headers_and_body_share_the_attempt_timeout() {
     let body = r#"{"access_token":"late","refresh_token":"late-refresh"}"#;
     let head = head(200, &["Content-Type: application/json"], Some(body.len()));
     let slow = Reply::Slow(vec![
-        (Duration::from_millis(700), head),
-        (Duration::from_millis(700), body.as_bytes().to_vec()),
+        (Duration::from_secs(70), head),
+        (Duration::from_secs(70), body.as_bytes().to_vec()),
     ]);
     let endpoint = TokenEndpoint::start([slow, Reply::token()]).await;
-    let (result, log) = run(&quick(&endpoint).attempt_timeout(Duration::from_secs(1))).await;
+    let limit = Duration::from_secs(100);
+    let refresher = quick(&endpoint).attempt_timeout(limit).deadline(limit * 100);
+    let passing = async {
+        // The headers come after 70 s, and the limit is over after 101 s.
+        for (stalled, seconds) in [(1, 70), (2, 31)] {
+            endpoint.until_stalled(stalled).await;
+            // What was sent before the stall is read.
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+            pass(Duration::from_secs(seconds)).await;
+        }
+    };
+    let (result, log) = tokio::join!(run(&refresher), passing).0;
     assert_eq!(access(&result.unwrap()), "new-access");
     assert_eq!(log.retried_statuses(), [(1, Some(200))]);
 }

@@ -12,7 +12,7 @@ use tokio::{
 pub(super) enum Reply {
     /// These bytes, then the connection is closed.
     Bytes(Vec<u8>),
-    /// These bytes, each part after its delay.
+    /// These bytes, each part after its delay, in which the response stalls.
     Slow(Vec<(Duration, Vec<u8>)>),
     /// These bytes, then nothing until the client disconnects.
     Stall(Vec<u8>),
@@ -177,6 +177,7 @@ async fn answer(mut stream: TcpStream, reply: Reply, stalled: &watch::Sender<usi
         }
         Reply::Slow(parts) => {
             for (delay, bytes) in parts {
+                stalled.send_modify(|stalled| *stalled += 1);
                 tokio::time::sleep(delay).await;
                 let _ = stream.write_all(&bytes).await;
             }
