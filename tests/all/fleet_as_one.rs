@@ -357,6 +357,9 @@ async fn a_token_that_another_brought_is_on_trial() {
 
 // ---- on a file
 
+/// A cool-down in real time that outlasts the test, however busy the machine is.
+const LONG: Duration = Duration::from_secs(300);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fleet_on_a_file_makes_one_call() {
     let (server, dir) = (AuthServer::start().await, tempfile::tempdir().unwrap());
@@ -400,7 +403,7 @@ async fn a_fleet_on_a_file_shares_an_outage() {
         let refresher = oauth(&server).max_attempts(attempts);
         let refresher = refresher.backoff(Duration::from_millis(1), Duration::from_millis(1));
         let builder = Session::builder(given.clone()).origin(server.origin());
-        builder.refresher(refresher).store(FileStore::new(&path)).build().unwrap()
+        builder.cooldown(LONG).refresher(refresher).store(FileStore::new(&path)).build().unwrap()
     };
     let members: Vec<_> = (0..20).map(|_| session()).collect();
     let results = refresh_all(&members).await;
@@ -416,13 +419,13 @@ async fn an_old_failure_on_a_file_counts_no_more() {
     let session = || {
         let builder = Session::builder(server.login()).origin(server.origin());
         let refresher = oauth(&server).max_attempts(1);
-        builder.refresher(refresher).store(FileStore::new(&path)).build().unwrap()
+        builder.cooldown(LONG).refresher(refresher).store(FileStore::new(&path)).build().unwrap()
     };
     server.script_token_endpoint([Answer::Status(503)]);
     session().refresh().await.unwrap_err();
     assert_eq!(session().refresh().await.unwrap_err().kind(), ErrorKind::CoolingDown);
     let file =
         std::fs::File::options().write(true).open(dir.path().join("tokens.json.failure")).unwrap();
-    file.set_modified(std::time::SystemTime::now() - COOLDOWN * 2).unwrap();
+    file.set_modified(std::time::SystemTime::now() - LONG * 2).unwrap();
     session().refresh().await.unwrap();
 }
