@@ -43,6 +43,10 @@ use crate::{
 /// failing store never fails a request: the session reports
 /// [`Event::StoreFailed`](crate::Event::StoreFailed), and retries the save before the next
 /// rotation.
+///
+/// The repository's `examples/postgres_store` has two complete implementations, which share a login
+/// in PostgreSQL and in a Kubernetes-like secret. `testing::store_conformance` (feature `test-util`)
+/// tests an implementation.
 #[async_trait]
 pub trait TokenStore: Send + Sync + 'static {
     /// Returns the stored tokens, or `None` if there are none.
