@@ -16,7 +16,7 @@ use url::Url;
 use super::{
     OnRefreshFailure, Session,
     refresh::{Ending, Join},
-    state::{Phase, Since, State, Step, cooling_down, step_while_cooling_down},
+    state::{Since, State},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -505,75 +505,4 @@ fn response_for(url: &Url, status: StatusCode, headers: &HeaderMap) -> Option<Re
         http::Response::builder().status(status).url(url.clone()).body(Vec::new()).ok()?;
     response.headers_mut().clone_from(headers);
     Some(response.into())
-}
-
-/// The decisions of a state before it returns a credential.
-impl State {
-    pub(super) fn for_credential(&self, at_least: Option<Duration>, now: Instant) -> Step {
-        if let Phase::Closed = self.phase {
-            return Step::Fail(Error::of(ErrorKind::Closed));
-        }
-        if self.access.is_none() {
-            return self.step_without_token(now);
-        }
-        if self.is_usable(now) {
-            return match self.should_refresh(now) {
-                Step::Go | Step::GoAndRenew if self.is_too_short(at_least, now) => Step::Wait,
-                step => step,
-            };
-        }
-        match &self.phase {
-            _ if self.in_flight.is_some() => Step::Wait,
-            _ if !self.renewable => Step::Go,
-            Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
-            Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
-            _ if self.is_withheld(now) => Step::Fail(cooling_down(&Error::new(
-                ErrorKind::Unavailable,
-                "the api rejected the latest token",
-            ))),
-            // The token arrived expired, and so would another one.
-            _ if !self.known_rejected && self.is_paused_for_expiry(now) => Step::Go,
-            _ => Step::Wait,
-        }
-    }
-
-    /// Decides before a request that needs this much lifetime left.
-    pub(super) fn should_refresh_valid_for(&self, at_least: Duration, now: Instant) -> Step {
-        match self.should_refresh(now) {
-            Step::Go | Step::GoAndRenew
-                if self.is_usable(now) && self.is_too_short(Some(at_least), now) =>
-            {
-                Step::Wait
-            }
-            step => step,
-        }
-    }
-
-    /// Whether the token is valid, as far as the session knows.
-    pub(crate) fn is_usable(&self, now: Instant) -> bool {
-        self.access.is_some() && !self.known_rejected && !self.is_expired(now)
-    }
-
-    /// Whether the API rejected the token and would reject another one too (contract 3.6).
-    fn is_withheld(&self, now: Instant) -> bool {
-        self.known_rejected && self.rejections_start_no_refresh(now)
-    }
-
-    /// Whether a refresh should obtain a longer lifetime. This happens at most once per cool-down.
-    fn is_too_short(&self, at_least: Option<Duration>, now: Instant) -> bool {
-        let (Some(at_least), Some(lifetime)) = (at_least, self.lifetime) else {
-            return false;
-        };
-        if lifetime.until.saturating_duration_since(now) >= at_least {
-            return false;
-        }
-        if self.in_flight.is_some() {
-            return true;
-        }
-        let issued_lately = self.issued_pause.is_some_and(|until| now < until);
-        let whole = lifetime.until.saturating_duration_since(lifetime.from);
-        let all_are_short = self.issued_pause.is_some() && whole < at_least;
-        let first_half = now.saturating_duration_since(lifetime.from) < whole / 2;
-        self.may_renew(now) && !issued_lately && !(all_are_short && first_half)
-    }
 }

@@ -15,9 +15,6 @@ use crate::{
     token::{AccessToken, Lifetime, RefreshToken, Tokens},
 };
 
-/// The longest cool-down that a token endpoint can ask for.
-const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
-
 /// The state of a session. See [`Session::state`](super::Session::state).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -111,18 +108,6 @@ pub(super) enum Phase {
     Closed,
 }
 
-/// What a request, or a caller of [`Session`](super::Session), does next.
-pub(super) enum Step {
-    /// Go on with the current token: send the request, or return the response.
-    Go,
-    /// Go on, and refresh in the background.
-    GoAndRenew,
-    /// Wait for the refresh. Start it if none is in progress.
-    Wait,
-    /// Fail with this error.
-    Fail(Error),
-}
-
 /// What happened to the token of a request since it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Since {
@@ -172,7 +157,7 @@ impl State {
         }
     }
 
-    // ---- decisions
+    // ---- what a request reads
 
     /// Whether a request can be sent without further checks, which is almost always so. `now` is
     /// called only if time matters.
@@ -190,100 +175,6 @@ impl State {
                 now() < due && self.wall.is_none_or(|on_wall| wall() < on_wall.due)
             }
             _ => true,
-        }
-    }
-
-    /// Decides before a request is sent. A request with a valid token does not wait for a refresh,
-    /// unless the API has rejected that token.
-    pub(super) fn should_refresh(&self, now: Instant) -> Step {
-        if let Phase::Closed = self.phase {
-            return Step::Fail(Error::of(ErrorKind::Closed));
-        }
-        if self.access.is_none() {
-            return self.step_without_token(now);
-        }
-        if !self.is_expired(now) {
-            return match self.in_flight {
-                Some(_) if self.rejected || self.renew_first => Step::Wait,
-                None if self.renew_first && self.may_renew_rejected(now) => Step::Wait,
-                None if !self.renew_first && self.is_due(now) && self.may_renew(now) => {
-                    Step::GoAndRenew
-                }
-                _ => Step::Go,
-            };
-        }
-        match &self.phase {
-            _ if self.in_flight.is_some() => Step::Wait,
-            _ if !self.renewable => Step::Go,
-            Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
-            Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
-            _ if self.is_paused_for_expiry(now) => Step::Go,
-            _ => Step::Wait,
-        }
-    }
-
-    pub(super) fn step_without_token(&self, now: Instant) -> Step {
-        match &self.phase {
-            Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
-            _ if self.in_flight.is_some() => Step::Wait,
-            Phase::CoolingDown { until, cause } if now < *until => {
-                Step::Fail(if cause.nothing_to_ask_with() {
-                    cause.clone()
-                } else {
-                    cooling_down(cause)
-                })
-            }
-            _ if self.renewable => Step::Wait,
-            _ => Step::Fail(no_token()),
-        }
-    }
-
-    /// Decides after the API rejected a token of generation `sent`.
-    pub(super) fn should_refresh_after_rejection(&self, sent: u64, now: Instant) -> Step {
-        match &self.phase {
-            Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
-            Phase::LoginRequired(cause) if self.access.is_none() => Step::Fail(cause.clone()),
-            // The current token was not rejected, so the same decision applies as before any
-            // request.
-            _ if self.generation != sent && self.access.is_some() => match self.should_refresh(now)
-            {
-                Step::GoAndRenew => Step::Go,
-                step => step,
-            },
-            _ if self.in_flight.is_some() => Step::Wait,
-            _ if !self.renewable => Step::Go,
-            Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
-            Phase::CoolingDown { until, cause } if now < *until => step_while_cooling_down(cause),
-            _ if self.rejections_start_no_refresh(now) => Step::Go,
-            _ => Step::Wait,
-        }
-    }
-
-    /// Whether the token was issued recently, so that a rejection does not mean that another token
-    /// would be accepted (contract 3.6).
-    pub(super) fn rejections_start_no_refresh(&self, now: Instant) -> bool {
-        self.probation.is_some_and(|until| now < until)
-            || self.replay_pause.is_some_and(|until| now < until)
-    }
-
-    /// Whether a token that the user of a credential rejected may be refreshed for that reason.
-    fn may_renew_rejected(&self, now: Instant) -> bool {
-        let allowed = match &self.phase {
-            Phase::Open => true,
-            Phase::CoolingDown { until, .. } => *until <= now,
-            Phase::LoginRequired(_) | Phase::Closed => false,
-        };
-        self.renewable && allowed && !self.rejections_start_no_refresh(now)
-    }
-
-    /// Decides for [`Session::refresh`](super::Session::refresh), whatever the state of the token
-    /// and the cool-down.
-    pub(super) fn on_demand(&self) -> Step {
-        match &self.phase {
-            Phase::Closed => Step::Fail(Error::of(ErrorKind::Closed)),
-            Phase::LoginRequired(cause) => Step::Fail(cause.clone()),
-            _ if self.in_flight.is_some() || self.renewable => Step::Wait,
-            _ => Step::Fail(no_token()),
         }
     }
 
@@ -373,26 +264,8 @@ impl State {
         }
     }
 
-    fn is_due(&self, now: Instant) -> bool {
+    pub(super) fn is_due(&self, now: Instant) -> bool {
         self.due.is_some_and(|due| due <= now)
-    }
-
-    /// Whether a background refresh may start.
-    pub(super) fn may_renew(&self, now: Instant) -> bool {
-        let allowed = match &self.phase {
-            Phase::Open => true,
-            Phase::CoolingDown { until, .. } => *until <= now,
-            Phase::LoginRequired(_) | Phase::Closed => false,
-        };
-        let broken = self.broken_pause.is_some_and(|until| now < until);
-        self.renewable && allowed && !broken && !self.is_paused_for_expiry(now)
-    }
-
-    /// Whether the token arrived expired and was issued recently, so that another refresh would not
-    /// help.
-    pub(super) fn is_paused_for_expiry(&self, now: Instant) -> bool {
-        self.lifetime.is_some_and(|lifetime| lifetime.until <= lifetime.from)
-            && self.issued_pause.is_some_and(|until| now < until)
     }
 
     /// The state for [`Session::state`](super::Session::state). It is computed on each call,
@@ -474,76 +347,6 @@ impl State {
         }
     }
 
-    /// Records a failed refresh.
-    pub(super) fn fail(&mut self, error: &Error, now: Instant, cooldown: Duration) {
-        if matches!(self.phase, Phase::Closed) {
-            return;
-        }
-        if matches!(error.kind(), ErrorKind::ClientRejected | ErrorKind::BadResponse) {
-            self.failures = self.failures.saturating_add(1);
-        }
-        let cooldown = match error.kind() {
-            ErrorKind::ClientRejected | ErrorKind::BadResponse => doubled(cooldown, self.failures),
-            _ => cooldown,
-        };
-        let pause = now.checked_add(cooldown).unwrap_or(now + LONGEST_COOLDOWN);
-        self.phase = match error.kind() {
-            ErrorKind::LoginRequired if !error.nothing_to_ask_with() => {
-                Phase::LoginRequired(error.clone())
-            }
-            // The failure says nothing about the token endpoint, so the next request may try again.
-            ErrorKind::Internal => {
-                self.broken_pause = Some(pause);
-                Phase::Open
-            }
-            _ => {
-                let asked = error.retry_after().unwrap_or_default().min(LONGEST_COOLDOWN);
-                Phase::CoolingDown { until: pause.max(now + asked), cause: error.clone() }
-            }
-        };
-    }
-
-    /// Records that the refresher has nothing new. If the current token is unusable, this counts as
-    /// a failed refresh. Otherwise the next background refresh starts after the cool-down.
-    pub(super) fn no_news(&mut self, now: Instant, cooldown: Duration) -> Option<Error> {
-        let useless = self.rejected || self.access.is_none() || self.is_expired(now);
-        self.rejected = false;
-        if useless {
-            let error = Error::new(ErrorKind::Unavailable, "there is no newer token");
-            self.fail(&error, now, cooldown);
-            return Some(error);
-        }
-        self.broken_pause = now.checked_add(cooldown);
-        None
-    }
-
-    /// Records that another process has failed. No call is made to the token endpoint until then.
-    pub(super) fn stand_back(&mut self, cause: &Error, until: Instant) {
-        if !matches!(self.phase, Phase::Closed) {
-            self.phase = Phase::CoolingDown { until, cause: cause.clone() };
-        }
-    }
-
-    /// Extends a cool-down to at least this long.
-    pub(super) fn lengthen_cooldown(&mut self, now: Instant, least: Duration) {
-        let Some(earliest) = now.checked_add(least) else { return };
-        if let Phase::CoolingDown { until, .. } = &mut self.phase {
-            *until = earliest.max(*until);
-        }
-        if let Some(until) = &mut self.broken_pause {
-            *until = earliest.max(*until);
-        }
-    }
-
-    /// Applies the refresher's limit of the cool-down.
-    pub(super) fn shorten_cooldown(&mut self, now: Instant, longest: Duration) {
-        if let (Phase::CoolingDown { until, .. }, Some(latest)) =
-            (&mut self.phase, now.checked_add(longest))
-        {
-            *until = latest.min(*until);
-        }
-    }
-
     /// Starts a new login. Returns the refresh that it supersedes.
     pub(super) fn replace(
         &mut self,
@@ -614,32 +417,6 @@ pub(super) fn no_token() -> Error {
 /// Unlike the error of [`no_token`], this one is not suppressed in favour of a rejected response.
 pub(super) fn logged_out() -> Error {
     Error::new(ErrorKind::LoginRequired, "the session was cleared")
-}
-
-/// Without a refresh token the session cannot refresh, so it goes on with its current token.
-pub(super) fn step_while_cooling_down(cause: &Error) -> Step {
-    if cause.nothing_to_ask_with() { Step::Go } else { Step::Fail(cooling_down(cause)) }
-}
-
-/// One cool-down, then two, four, and so on, up to five minutes, because a misconfiguration is
-/// rarely fixed quickly.
-fn doubled(cooldown: Duration, failures: u32) -> Duration {
-    let factor = 1 << failures.saturating_sub(1).min(31);
-    cooldown.saturating_mul(factor).min(LONGEST_COOLDOWN.max(cooldown))
-}
-
-pub(super) fn cooling_down(cause: &Error) -> Error {
-    let mut error = Error::new(ErrorKind::CoolingDown, cause.clone());
-    if let Some(status) = cause.status() {
-        error = error.with_status(status);
-    }
-    if let Some(wait) = cause.retry_after() {
-        error = error.with_retry_after(wait);
-    }
-    if let Some(host) = cause.token_endpoint() {
-        error = error.with_token_endpoint(|| std::sync::Arc::clone(host));
-    }
-    error
 }
 
 #[cfg(test)]

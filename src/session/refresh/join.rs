@@ -7,7 +7,8 @@ use tokio::{runtime::Handle, time::Instant};
 use super::{
     super::{
         Session,
-        state::{Phase, State, Step},
+        decisions::Step,
+        state::{Phase, State},
     },
     in_flight::{Ending, InFlight, RefreshResult},
     task,

@@ -10,7 +10,7 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
-    super::{Session, can_refresh, persist::Advice, state::cooling_down},
+    super::{Session, can_refresh, cooldown::cooling_down, persist::Advice},
     in_flight::InFlight,
     obtain::{Next, Search},
     progress::Progress,

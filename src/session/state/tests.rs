@@ -1,6 +1,9 @@
 //! A table of cases for each decision.
 
-use super::*;
+use super::{
+    super::{cooldown::cooling_down, decisions::Step},
+    *,
+};
 use crate::time::suspend;
 
 const SECOND: Duration = Duration::from_secs(1);
