@@ -20,6 +20,7 @@ mod decisions;
 mod expiry;
 mod interleave;
 mod logout;
+mod observe;
 mod persist;
 mod refresh;
 mod runtime;
