@@ -1,7 +1,7 @@
 //! A session's use of its store.
 //!
 //! - `known` is what the session knows about the store, and what is left to save.
-//! - `sync` locks, loads and saves.
+//! - `sync` locks and loads, and `save` saves.
 //! - `background` saves captured tokens without delaying the requests that brought them.
 //! - `marks` decides what the session does about the failure of another process.
 //! - `fleet` loads and shares such failures.
@@ -10,6 +10,7 @@ mod background;
 mod fleet;
 mod known;
 mod marks;
+mod save;
 mod sync;
 
 pub(super) use self::{
