@@ -21,6 +21,7 @@ mod fallback;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod grant;
+mod json;
 mod parameters;
 mod proof;
 mod reading;

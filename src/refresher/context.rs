@@ -20,7 +20,7 @@ use crate::{
     token::{RefreshToken, Tokens},
 };
 
-/// A refresh in progress, as its [`Refresher`] sees it.
+/// A refresh in progress, as its [`Refresher`](crate::Refresher) sees it.
 pub struct RefreshContext {
     log: Arc<dyn RefreshLog>,
     failed_attempts: Arc<AtomicU32>,
