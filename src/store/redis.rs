@@ -45,9 +45,9 @@ const AFTER_NEWS: Duration = Duration::from_secs(1);
 ///
 /// The store uses four keys in one hash slot. For the key `k` they are `{k}:tokens`, a hash with
 /// the JSON document of [`FileStore`](crate::FileStore); `{k}:lock`; `{k}:fence`; and
-/// `{k}:failure`, which contains no secret. Only the lock and the failure expire, so choose a Redis
-/// that does not evict keys. The tokens are not encrypted. In a Redis Cluster the store follows its
-/// keys to their node, and the URL can be that of any node.
+/// `{k}:failure`, which contains no secret. Only the lock and the failure expire. The tokens are not
+/// encrypted. In a Redis Cluster the store follows its keys to their node, and the URL can be that
+/// of any node.
 ///
 /// - The lock is a [lease](Self::lease). It is renewed at a third of its length while it is held,
 ///   and released when it is dropped. Other processes wait for its end only if the holder dies or
@@ -76,8 +76,22 @@ const AFTER_NEWS: Duration = Duration::from_secs(1);
 /// If another process refreshes first, it sends the previous token, and a strict token endpoint
 /// then ends the whole login.
 ///
-/// No login is lost if a restart loses the scripts, if keys are evicted, or if Redis does not
-/// respond for up to two seconds.
+/// No login is lost if a restart loses the scripts, or if Redis does not respond for up to two
+/// seconds.
+///
+/// # Eviction
+///
+/// Set `maxmemory-policy noeviction`. A full Redis then rejects the lock, and a refresh token that
+/// rotates is not sent. With `allkeys-lru` and similar policies, the tokens, the lock and the fence
+/// can disappear at any time. The next refresh of a session that holds the login stores it again,
+/// and without such a session it is lost. If the lock is evicted during a refresh, a second process
+/// may send the same refresh token. `volatile-lru` can evict the lock as well.
+///
+/// # Passwords
+///
+/// Redis keeps a connection signed in after its user's password has changed. A later connection
+/// fails with [`Store`](ErrorKind::Store), and so does each refresh of a token that rotates, until
+/// the process starts with a URL that has the new password.
 ///
 /// # Defaults
 ///

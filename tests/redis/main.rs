@@ -8,6 +8,7 @@ mod trials;
 #[path = "../support/workers.rs"]
 mod workers;
 
+mod admin;
 mod as_one;
 mod faults;
 mod fleet;
@@ -18,6 +19,12 @@ use libtest_mimic::Arguments;
 fn main() {
     let missing = redis_server::missing();
     let mut tests = trials::trials![
+        admin with missing.clone() => [
+            a_changed_password_spends_nothing,
+            an_evicted_login_is_stored_again,
+            a_full_redis_spends_nothing,
+            a_bound_login_is_shared_by_its_key,
+        ]
         as_one with missing.clone() => [
             a_waiter_costs_eight_commands,
             an_outage_costs_eight_commands,

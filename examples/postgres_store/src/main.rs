@@ -40,6 +40,8 @@ async fn main() -> Result {
 
     store_conformance(|| async { store("conformance") }).await;
     passed("PostgreSQL: the conformance suite");
+    keeps_the_key(&store("key")).await?;
+    passed("PostgreSQL: a bound login names its key");
     keeps_failures(&store("failures")).await?;
     passed("PostgreSQL: a failure is kept, and ends by itself");
     waits_with_a_limit(&store("wait"), &store("wait").longest_wait(COOLDOWN)).await?;
@@ -61,13 +63,15 @@ async fn main() -> Result {
     let secret = |name: &str| SecretStore::new(dir.path().join(name));
     store_conformance(|| async { secret("conformance") }).await;
     passed("secret: the conformance suite");
+    keeps_the_key(&secret("key")).await?;
+    passed("secret: a bound login names its key");
     two_sessions_make_one_call(secret("two"), secret("two")).await?;
     passed("secret: two sessions on two stores make one call");
     has_the_layout_of_a_secret(&dir.path().join("layout")).await?;
     passed("secret: the layout, the modes, and what a crash leaves behind");
     a_reader_sees_no_gap(&dir.path().join("readers")).await?;
     passed("secret: a reader finds a login at any time");
-    println!("13 passed, 0 failed");
+    println!("15 passed, 0 failed");
     Ok(())
 }
 
@@ -82,6 +86,14 @@ async fn administer(postgres: &Server, statements: &str) -> Result {
     client.batch_execute(statements).await?;
     drop(client);
     Ok(connection.await??)
+}
+
+async fn keeps_the_key(store: &impl TokenStore) -> Result {
+    let bound = Tokens::new("a")?.with_key_thumbprint("of-the-key");
+    store.save(&store.lock().await?, &bound).await?;
+    let found = store.load().await?;
+    assert_eq!(found.as_ref().and_then(Tokens::key_thumbprint), Some("of-the-key"));
+    Ok(())
 }
 
 async fn keeps_failures(store: &PostgresStore) -> Result {

@@ -280,10 +280,9 @@ impl Holder {
     }
 
     async fn write_failure(&self, failure: &StoredFailure) -> Result<(), Error> {
-        let lifetime = failure.lifetime();
-        let text = (lifetime != Some(Duration::ZERO)).then(|| failure.as_str());
-        // By the server's clock, so that the clocks of the processes do not matter.
-        let seconds = lifetime.map(|lifetime| lifetime.as_secs_f64());
+        // By the server's clock, so that the clocks of the processes do not matter. A failure that
+        // lives for zero seconds withdraws the previous one, because it is never read.
+        let seconds = failure.lifetime().map(|lifetime| lifetime.as_secs_f64());
         let updated = self
             .connection
             .client
@@ -291,7 +290,7 @@ impl Holder {
                 "UPDATE reauth_logins
              SET failure = $3, failure_until = now() + make_interval(secs => $4)
              WHERE login = $1 AND generation = $2",
-                &[&self.login, &self.generation, &text, &seconds],
+                &[&self.login, &self.generation, &failure.as_str(), &seconds],
             )
             .await;
         self.written(updated)
