@@ -273,6 +273,9 @@ impl Error {
 
     /// Returns whether a call whose response never arrived may have spent the refresh token. The
     /// call may have been made by this process or, with a store, by a process that died.
+    ///
+    /// The stores of this crate record which refresh token is being sent. With a store of your own,
+    /// this is also `true` for any other refresh token that is or was in the store.
     pub fn possibly_consumed(&self) -> bool {
         self.0.possibly_consumed
     }

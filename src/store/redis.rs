@@ -44,10 +44,10 @@ const AFTER_NEWS: Duration = Duration::from_secs(1);
 /// feature `redis`.
 ///
 /// The store uses four keys in one hash slot. For the key `k` they are `{k}:tokens`, a hash with
-/// the JSON document of [`FileStore`](crate::FileStore); `{k}:lock`; `{k}:fence`; and
-/// `{k}:failure`, which contains no secret. Only the lock and the failure expire. The tokens are not
-/// encrypted. In a Redis Cluster the store follows its keys to their node, and the URL can be that
-/// of any node.
+/// the JSON document of [`FileStore`](crate::FileStore) and, during a call to the token endpoint,
+/// the SHA-256 of the refresh token; `{k}:lock`; `{k}:fence`; and `{k}:failure`, which contains no
+/// secret. Only the lock and the failure expire. The tokens are not encrypted. In a Redis Cluster
+/// the store follows its keys to their node, and the URL can be that of any node.
 ///
 /// - The lock is a [lease](Self::lease). It is renewed at a third of its length while it is held,
 ///   and released when it is dropped. Other processes wait for its end only if the holder dies or
