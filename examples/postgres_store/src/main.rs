@@ -293,6 +293,8 @@ async fn has_the_layout_of_a_secret(dir: &Path) -> Result {
     assert_eq!(mode(dir)?, 0o700);
     assert_eq!(mode(&dir.join("login.json"))?, 0o600);
 
+    let other = SecretStore::new(dir.with_file_name("other")).lock().await?;
+    store.save(&other, &Tokens::new("x")?).await.expect_err("another directory's lock");
     fs::remove_file(dir.join(".lock"))?;
     store.save(&lock, &Tokens::new("late")?).await.expect_err("the lock file was deleted");
     assert_eq!(access_token(&store).await?.as_deref(), Some("second"));
