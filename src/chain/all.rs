@@ -1,6 +1,9 @@
 //! The four middleware as one, for a client that uses them all.
 
-use std::future::{Future, ready};
+use std::{
+    future::{Future, poll_fn, ready},
+    task::Poll,
+};
 
 use http::Extensions;
 use reqwest::{Request, Response};
@@ -44,20 +47,32 @@ impl Middleware for Chain {
         Self: 'future,
     {
         let source = &self.source;
+        // Allocated first, because the request would otherwise be moved twice, for 55 instructions.
+        let room = Box::new_uninit();
         let mut held = Held::Request(request);
         // Each step is a separate function, because anything it borrows here would stay in the
         // future while the request is in progress.
-        Box::pin(async move {
+        let sending: Box<_> = Box::write(room, async move {
             let mut signed = None;
-            let sending = begin(source, &mut held, &mut signed, &mut *extensions, next.clone());
-            let response = sending.await?;
-            let Some(signed) = &signed else { return Ok(response) };
-            let (response, is_done) = end(response, signed, source);
+            let mut sending = begin(source, &mut held, &mut signed, &mut *extensions, next.clone());
+            let (mut is_done, signed) = (true, &signed);
+            let is_done_now = &mut is_done;
+            // The response is inspected before `await` moves it. It is moved once instead of three
+            // times, for 60 instructions.
+            let result = poll_fn(move |context| {
+                let mut polled = sending.as_mut().poll(context);
+                if let (Poll::Ready(Ok(response)), Some(signed)) = (&mut polled, signed) {
+                    *is_done_now = end(response, signed, source);
+                }
+                polled
+            })
+            .await;
             if is_done {
-                return Ok(response);
+                return result;
             }
-            Box::pin(up(response, &mut held, source, extensions, next)).await
-        })
+            Box::pin(up(result?, &mut held, source, extensions, next)).await
+        });
+        Box::into_pin(sending)
     }
 }
 
@@ -71,9 +86,8 @@ fn begin<'a>(
     next: Next<'a>,
 ) -> Handling<'a> {
     let mut taken = held.take();
-    held.make_room();
-    if let (Held::Request(request), Held::Copy(copy)) = (&mut taken, held) {
-        *signed = prepare(source, request, extensions, copy);
+    if let Held::Request(request) = &mut taken {
+        *signed = prepare(source, request, extensions, held);
     }
     match taken {
         Held::Request(request) if signed.is_some() => next.run(request, extensions),
@@ -92,7 +106,7 @@ fn prepare<'a>(
     source: &'a SessionSource,
     request: &mut Request,
     extensions: &Extensions,
-    copy: &mut Copy,
+    held: &mut Held,
 ) -> Option<Signed<'a>> {
     let session = source.find(extensions).ok()?;
     // Such a URL has no user info, which would take the place of our header.
@@ -112,10 +126,14 @@ fn prepare<'a>(
     let header = state.header_to_send().ok()?.clone();
     let signature = state.signature();
     drop(state);
-    if copy.fill_and_find(request, Some(placement.name())) && !session.overrides_authorization() {
+    // A name that is not there is appended, which takes fewer instructions than to insert it.
+    if !held.keep(request, placement.name()) {
+        request.headers_mut().append(placement.name(), header);
+    } else if session.overrides_authorization() {
+        request.headers_mut().insert(placement.name(), header);
+    } else {
         return None;
     }
-    request.headers_mut().insert(placement.name(), header);
     Some(Signed {
         session,
         signature,
@@ -127,16 +145,16 @@ fn prepare<'a>(
 
 /// Whether none of the four has to inspect the response.
 #[inline]
-fn end(mut response: Response, signed: &Signed<'_>, source: &SessionSource) -> (Response, bool) {
-    signed.check_where_it_went(&response);
-    if signed.needs_note(&response) && !signed.has_no_news(&mut response) {
-        signed.leave_note(&mut response, Proof::Fine);
-        return (response, false);
+fn end(response: &mut Response, signed: &Signed<'_>, source: &SessionSource) -> bool {
+    signed.check_where_it_went(response);
+    if signed.needs_note(response) && !signed.has_no_news(response) {
+        signed.leave_note(response, Proof::Fine);
+        return false;
     }
     if let Found::Brought(_) = signed.session {
-        capture::conceal_own(source, &mut response);
+        capture::conceal_own(source, response);
     }
-    (response, true)
+    true
 }
 
 /// Does the work of the four after a request, from the innermost on. Not an `async fn`, which would
