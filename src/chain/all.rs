@@ -1,9 +1,6 @@
 //! The four middleware as one, for a client that uses them all.
 
-use std::{
-    future::{Future, poll_fn, ready},
-    task::Poll,
-};
+use std::future::{Future, ready};
 
 use http::Extensions;
 use reqwest::{Request, Response};
@@ -14,17 +11,13 @@ use super::{
     SessionSource,
     authorize::{self, Signed},
     buffer, capture,
-    copy::{Copy, Held},
+    copy::Copy,
     refresh,
     replay::{self, After, Again, ReplayBody, SendAgain},
     sent::Proof,
     source::{Found, Handling, Pinned},
 };
-use crate::{
-    anonymous::Anonymous,
-    error::{Error, ErrorKind},
-    valid_for::ValidFor,
-};
+use crate::{anonymous::Anonymous, valid_for::ValidFor};
 
 /// The four middleware as one. A request that passes straight through costs one future and one
 /// entry in the client's list, instead of four of each.
@@ -36,7 +29,7 @@ pub(super) struct Chain {
 impl Middleware for Chain {
     fn handle<'this, 'extensions, 'next, 'future>(
         &'this self,
-        request: Request,
+        mut request: Request,
         extensions: &'extensions mut Extensions,
         next: Next<'next>,
     ) -> Handling<'future>
@@ -47,55 +40,30 @@ impl Middleware for Chain {
         Self: 'future,
     {
         let source = &self.source;
-        // Allocated first, because the request would otherwise be moved twice, for 55 instructions.
+        // Allocated first, because the request would otherwise be moved twice: 55 instructions.
         let room = Box::new_uninit();
-        let mut held = Held::Request(request);
         // Each step is a separate function, because anything it borrows here would stay in the
         // future while the request is in progress.
-        let sending: Box<_> = Box::write(room, async move {
-            let mut signed = None;
-            let mut sending = begin(source, &mut held, &mut signed, &mut *extensions, next.clone());
-            let (mut is_done, signed) = (true, &signed);
-            let is_done_now = &mut is_done;
-            // The response is inspected before `await` moves it. It is moved once instead of three
-            // times, for 60 instructions.
-            let result = poll_fn(move |context| {
-                let mut polled = sending.as_mut().poll(context);
-                if let (Poll::Ready(Ok(response)), Some(signed)) = (&mut polled, signed) {
-                    *is_done_now = end(response, signed, source);
+        let future: Box<_> = Box::write(room, async move {
+            let mut copy = Copy::default();
+            let signed = prepare(source, &mut request, extensions, &mut copy);
+            let sending = if signed.is_some() {
+                next.clone().run(request, &mut *extensions)
+            } else {
+                Box::pin(send(source, request, &mut *extensions, next.clone()))
+            };
+            let rest = {
+                // The block ends before the next `await`, so that the response, which is borrowed
+                // here, is not stored in the future.
+                let mut result = sending.await;
+                if is_done(&mut result, &signed, source) {
+                    return result;
                 }
-                polled
-            })
-            .await;
-            if is_done {
-                return result;
-            }
-            Box::pin(up(result?, &mut held, source, extensions, next)).await
+                Box::pin(up(result?, &mut copy, source, extensions, next))
+            };
+            rest.await
         });
-        Box::into_pin(sending)
-    }
-}
-
-/// Sends the request. If `signed` is empty afterwards, nothing is left to do.
-#[inline]
-fn begin<'a>(
-    source: &'a SessionSource,
-    held: &mut Held,
-    signed: &mut Option<Signed<'a>>,
-    extensions: &'a mut Extensions,
-    next: Next<'a>,
-) -> Handling<'a> {
-    let mut taken = held.take();
-    if let Held::Request(request) = &mut taken {
-        *signed = prepare(source, request, extensions, held);
-    }
-    match taken {
-        Held::Request(request) if signed.is_some() => next.run(request, extensions),
-        Held::Request(request) => Box::pin(send(source, request, extensions, next)),
-        Held::Copy(_) | Held::Nothing => {
-            let error = Error::new(ErrorKind::Internal, "the request was sent before");
-            Box::pin(ready(Err(error.into())))
-        }
+        Box::into_pin(future)
     }
 }
 
@@ -106,7 +74,7 @@ fn prepare<'a>(
     source: &'a SessionSource,
     request: &mut Request,
     extensions: &Extensions,
-    held: &mut Held,
+    copy: &mut Copy,
 ) -> Option<Signed<'a>> {
     let session = source.find(extensions).ok()?;
     // Such a URL has no user info, which would take the place of our header.
@@ -124,16 +92,16 @@ fn prepare<'a>(
         return None;
     }
     let header = state.header_to_send().ok()?.clone();
-    let signature = state.signature();
-    drop(state);
     // A name that is not there is appended, which takes fewer instructions than to insert it.
-    if !held.keep(request, placement.name()) {
+    if !copy.fill_and_find(request, Some(placement.name())) {
         request.headers_mut().append(placement.name(), header);
     } else if session.overrides_authorization() {
         request.headers_mut().insert(placement.name(), header);
     } else {
         return None;
     }
+    let signature = state.signature();
+    drop(state);
     Some(Signed {
         session,
         signature,
@@ -145,7 +113,12 @@ fn prepare<'a>(
 
 /// Whether none of the four has to inspect the response.
 #[inline]
-fn end(response: &mut Response, signed: &Signed<'_>, source: &SessionSource) -> bool {
+fn is_done(
+    result: &mut Result<Response>,
+    signed: &Option<Signed<'_>>,
+    source: &SessionSource,
+) -> bool {
+    let (Ok(response), Some(signed)) = (result, signed) else { return true };
     signed.check_where_it_went(response);
     if signed.needs_note(response) && !signed.has_no_news(response) {
         signed.leave_note(response, Proof::Fine);
@@ -162,14 +135,13 @@ fn end(response: &mut Response, signed: &Signed<'_>, source: &SessionSource) -> 
 #[cold]
 fn up<'a>(
     mut response: Response,
-    held: &'a mut Held,
+    copy: &'a mut Copy,
     source: &'a SessionSource,
     extensions: &'a mut Extensions,
     next: Next<'a>,
 ) -> impl Future<Output = Result<Response>> + Send + 'a {
     capture::up(source, &mut response);
     async move {
-        let Some(copy) = held.copy() else { return Ok(response) };
         let response = refresh::up(response, extensions, copy.timeout()).await?;
         replay(response, Again::from(copy), source, extensions, next).await
     }

@@ -79,7 +79,9 @@ pub(super) fn send<'a>(
     extensions: &'a mut Extensions,
     next: Next<'a>,
 ) -> Handling<'a> {
-    Box::pin(async move {
+    // Allocated first, because the request would otherwise be moved twice.
+    let room = Box::new_uninit();
+    let future: Box<_> = Box::write(room, async move {
         let signed = match sign(source, &mut request, extensions) {
             Ok(signed) => signed,
             Err(error) => unsigned(source, &request, extensions, error)?,
@@ -97,7 +99,8 @@ pub(super) fn send<'a>(
             signed.leave_note(&mut response, Proof::Fine);
         }
         Ok(response)
-    })
+    });
+    Box::into_pin(future)
 }
 
 /// Handles a request that the session cannot sign. If the caller has set the header, the request is

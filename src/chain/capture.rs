@@ -75,14 +75,17 @@ impl Middleware for Capture {
         Self: 'future,
     {
         let source = &self.source;
-        Box::pin(async move {
+        // Allocated first, because the request would otherwise be moved twice.
+        let room = Box::new_uninit();
+        let future: Box<_> = Box::write(room, async move {
             if source.leaves_alone(&request, extensions) {
                 return Box::pin(unsigned(source, request, extensions, next)).await;
             }
             let mut response = next.run(request, extensions).await?;
             up(source, &mut response);
             Ok(response)
-        })
+        });
+        Box::into_pin(future)
     }
 }
 

@@ -1,10 +1,10 @@
 //! The copy from which a request is replayed. It is rarely used.
 //!
 //! The copy is text in one piece of memory, which is parsed only on use. All requests pay for the
-//! copy, but only the few that are replayed pay for the parsing. The copy of a small request uses
-//! the memory of the request itself, inside the future that sends it.
+//! copy, but only the few that are replayed pay for the parsing. The copy of a small request has no
+//! memory of its own, and lies in the future that sends it.
 
-use std::{mem, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
@@ -14,9 +14,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::policy::has_header;
 
-/// Text up to this length is stored in the copy itself. With a byte more, [`Held`] would need memory
-/// for a tag beside the request.
-const ROOM: usize = 175;
+/// Text up to this length is stored in the copy itself. The future of a request then takes 700 bytes.
+const ROOM: usize = 167;
 /// A body up to this length is copied too, because `reqwest` can share a body only by copying the
 /// whole request.
 const SMALL_BODY: usize = 4 * 1024;
@@ -24,36 +23,6 @@ const SMALL_BODY: usize = 4 * 1024;
 /// sensitive.
 const LENGTHS: usize = 8;
 const SENSITIVE: u64 = 1 << 63;
-
-/// A request before it is sent, and its copy afterwards, in the same memory.
-pub(super) enum Held {
-    Request(Request),
-    Copy(Copy),
-    Nothing,
-}
-
-impl Held {
-    /// Takes the request, which makes room for its copy.
-    #[inline]
-    pub(super) fn take(&mut self) -> Self {
-        mem::replace(self, Self::Nothing)
-    }
-
-    /// Keeps a copy of a request that was taken, and returns whether it has a header of this name.
-    #[inline]
-    pub(super) fn keep(&mut self, request: &Request, own: &HeaderName) -> bool {
-        *self = Self::Copy(Copy::default());
-        self.copy().is_some_and(|copy| copy.fill_and_find(request, Some(own)))
-    }
-
-    #[inline]
-    pub(super) fn copy(&mut self) -> Option<&mut Copy> {
-        match self {
-            Self::Copy(copy) => Some(copy),
-            Self::Request(_) | Self::Nothing => None,
-        }
-    }
-}
 
 #[derive(Default)]
 pub(super) struct Copy {
@@ -93,7 +62,8 @@ impl Copy {
     }
 
     /// Copies a request, and returns whether it has a header of this name.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "for 50 instructions of each request")]
     pub(super) fn fill_and_find(&mut self, request: &Request, own: Option<&HeaderName>) -> bool {
         self.timeout = request.timeout().copied();
         self.version = request.version();
@@ -107,10 +77,18 @@ impl Copy {
             return own.is_some_and(|own| has_header(request.headers(), own));
         }
         let own = own.map_or("", HeaderName::as_str);
-        self.method.clone_from(request.method());
+        // Not `clone_from`, which is not inlined.
+        let method = request.method().clone();
+        self.method = method;
         if let Some(has_own) = self.write(request, own) {
             return has_own;
         }
+        self.write_long(request, own)
+    }
+
+    /// Writes text that is longer than the copy itself.
+    #[cold]
+    fn write_long(&mut self, request: &Request, own: &str) -> bool {
         self.wipe_text();
         self.text = Text::Heap(vec![0; length(request)].into());
         self.write(request, own).unwrap_or_else(|| {
@@ -120,6 +98,8 @@ impl Copy {
     }
 
     /// Returns whether the request has a header of that name, or `None` if the text has no room.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "for 30 instructions")]
     fn write(&mut self, request: &Request, own: &str) -> Option<bool> {
         let whole = self.text.room();
         let length = whole.len();
@@ -331,13 +311,6 @@ mod tests {
                 assert_eq!(has_own, name == AUTHORIZATION, "{name} {body}");
             }
         }
-    }
-
-    #[cfg(target_pointer_width = "64")]
-    #[test]
-    fn the_copy_lies_where_the_request_was() {
-        let (request, copy) = (size_of::<Request>(), size_of::<Copy>());
-        assert_eq!(size_of::<Held>(), request.max(copy));
     }
 
     #[test]

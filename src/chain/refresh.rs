@@ -93,7 +93,9 @@ impl Middleware for Refresh {
         Self: 'future,
     {
         let source = &self.source;
-        Box::pin(async move {
+        // Allocated first, because the request would otherwise be moved twice.
+        let room = Box::new_uninit();
+        let future: Box<_> = Box::write(room, async move {
             // A quiet session has no question about any request, so almost no request is inspected
             // further.
             if !asks_nothing(source, extensions) {
@@ -105,7 +107,8 @@ impl Middleware for Refresh {
                 return Ok(response);
             }
             Box::pin(up(response, extensions, limit)).await
-        })
+        });
+        Box::into_pin(future)
     }
 }
 

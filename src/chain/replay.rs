@@ -108,7 +108,9 @@ impl Middleware for Replay {
         Self: 'future,
     {
         let source = &self.source;
-        Box::pin(async move {
+        // Allocated first, because the request would otherwise be moved twice.
+        let room = Box::new_uninit();
+        let future: Box<_> = Box::write(room, async move {
             if source.leaves_alone(&request, extensions) {
                 give_first_body(&mut request, extensions)?;
                 return next.run(request, extensions).await;
@@ -123,7 +125,8 @@ impl Middleware for Replay {
                 return Ok(response);
             }
             Box::pin(up(response, again, source, extensions, next)).await
-        })
+        });
+        Box::into_pin(future)
     }
 }
 

@@ -139,6 +139,7 @@ impl Placement {
     }
 
     /// The name of the header.
+    #[inline]
     pub(crate) fn name(&self) -> &HeaderName {
         match &self.0 {
             Kind::Header(Ok(name)) => name,
@@ -169,9 +170,9 @@ impl Placement {
     }
 
     /// Whether reqwest keeps the header on a redirect to another host.
+    #[inline]
     pub(crate) fn survives_redirects(&self) -> bool {
-        let dropped = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
-        matches!(&self.0, Kind::Header(Ok(name)) if !dropped.contains(name))
+        matches!(&self.0, Kind::Header(Ok(name)) if is_kept_on_redirect(name))
     }
 
     /// Whether user info in the URL takes the place of this header, because reqwest turns it into
@@ -188,6 +189,11 @@ impl Default for Placement {
     fn default() -> Self {
         Self::bearer()
     }
+}
+
+#[cold]
+fn is_kept_on_redirect(name: &HeaderName) -> bool {
+    ![header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION].contains(name)
 }
 
 #[cfg(test)]

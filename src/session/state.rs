@@ -208,7 +208,8 @@ impl State {
     }
 
     /// What a request that is signed with this state's token remembers of the state.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "its fields are then moved once")]
     pub(crate) fn signature(&self) -> Signature {
         Signature {
             generation: self.generation,
