@@ -92,7 +92,6 @@ fn prepare<'a>(
         return None;
     }
     let header = state.header_to_send().ok()?.clone();
-    // A name that is not there is appended, which takes fewer instructions than to insert it.
     if !copy.fill_and_find(request, Some(placement.name())) {
         request.headers_mut().append(placement.name(), header);
     } else if session.overrides_authorization() {

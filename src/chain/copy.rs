@@ -30,8 +30,8 @@ pub(super) struct Copy {
     method: Method,
     timeout: Option<Duration>,
     /// The end of the URL, which is at the start of the text.
-    url: u32,
-    end: u32,
+    url: usize,
+    end: usize,
     version: Version,
     body: Kept,
 }
@@ -119,8 +119,8 @@ impl Copy {
             to.copy_from_slice(value);
             rest = after;
         }
-        self.url = u32::try_from(url.len()).ok()?;
-        self.end = u32::try_from(length - rest.len()).ok()?;
+        self.url = url.len();
+        self.end = length - rest.len();
         Some(has_own)
     }
 
@@ -137,7 +137,7 @@ impl Copy {
             Text::Here(bytes) => &bytes[..],
             Text::Heap(bytes) => bytes,
         };
-        let (url, end) = (self.url as usize, self.end as usize);
+        let (url, end) = (self.url, self.end);
         // The values are stored in separate memory, which is wiped like the copy.
         let text = Bytes::from_owner(Wiped(Zeroizing::new(text.get(..end)?.to_vec())));
         let text_of_url = std::str::from_utf8(text.get(..url)?).ok()?;
@@ -296,7 +296,7 @@ mod tests {
             let mut copy = Copy::default();
             assert!(!copy.fill_and_find(&request(&url), Some(&AUTHORIZATION)));
             assert_eq!(matches!(copy.text, Text::Here(_)), fits, "{more}");
-            assert_eq!(copy.end as usize, 24 + more);
+            assert_eq!(copy.end, 24 + more);
         }
     }
 
