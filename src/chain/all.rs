@@ -56,7 +56,8 @@ impl Middleware for Chain {
                 // The block ends before the next `await`, so that the response, which is borrowed
                 // here, is not stored in the future.
                 let mut result = sending.await;
-                if is_done(&mut result, &signed, source) {
+                let Some(signed) = &signed else { return result };
+                if is_done(&mut result, signed, source) {
                     return result;
                 }
                 Box::pin(up(result?, &mut copy, source, extensions, next))
@@ -112,12 +113,8 @@ fn prepare<'a>(
 
 /// Whether none of the four has to inspect the response.
 #[inline]
-fn is_done(
-    result: &mut Result<Response>,
-    signed: &Option<Signed<'_>>,
-    source: &SessionSource,
-) -> bool {
-    let (Ok(response), Some(signed)) = (result, signed) else { return true };
+fn is_done(result: &mut Result<Response>, signed: &Signed<'_>, source: &SessionSource) -> bool {
+    let Ok(response) = result else { return true };
     signed.check_where_it_went(response);
     if signed.needs_note(response) && !signed.has_no_news(response) {
         signed.leave_note(response, Proof::Fine);
