@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Session, state::State};
+use super::{Session, persist::StoreSync, state::State};
 use crate::{
     event::Event,
     token::{Arrival, Tokens},
@@ -24,13 +24,13 @@ impl Session {
         let Some(found) = self.within(store.find_login(self, &state.tokens())).await else {
             return;
         };
-        if let Some(generation) = self.adopt_login(&state, &found) {
+        if let Some(generation) = self.adopt_login(store, &state, &found) {
             self.emit(&Event::StoredLoginAdopted { generation });
         }
     }
 
     /// Returns `None` if the session has changed in the meantime.
-    fn adopt_login(&self, seen: &State, found: &Tokens) -> Option<u64> {
+    fn adopt_login(&self, store: &StoreSync, seen: &State, found: &Tokens) -> Option<u64> {
         let lifetime = found.lifetime(Arrival::Handed);
         let due = self.due(lifetime);
         self.update(|state| {
@@ -38,6 +38,7 @@ impl Session {
                 return None;
             }
             state.replace(found, lifetime, due);
+            store.adopts(state.login, found);
             Some(state.generation)
         })
     }

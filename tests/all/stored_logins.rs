@@ -89,6 +89,22 @@ async fn a_stored_login_ends_login_required() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_adopted_login_is_refreshed_and_saved() {
+    let (issuer, store) = (Issuer::new([dead()]), FakeStore::default());
+    let session = builder(Tokens::from_refresh_token("r0").unwrap(), &issuer, &store);
+    let session = session.build().unwrap();
+    let client = Api::accepting(|token| token == "t2").client(&session);
+    client.get(url("/")).send().await.unwrap_err();
+    store.put(pair("new", "rn"));
+    tokio::time::advance(COOLDOWN).await;
+    // The adopted token is rejected, and renewed like any other.
+    assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    assert_eq!(issuer.asked(), [Some("r0".to_owned()), Some("rn".to_owned())]);
+    assert_eq!(held(&session), texts("t2", "r2"));
+    assert_eq!(store.held(), Some(texts("t2", "r2")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_dead_login_is_not_adopted() {
     let (issuer, store) = (Issuer::new([dead()]), FakeStore::holding(pair("t0", "r0")));
     let session = builder(pair("t0", "r0"), &issuer, &store).build().unwrap();

@@ -326,6 +326,14 @@ impl Known {
         self.given = tokens.refresh_token().cloned();
     }
 
+    /// Records that the session adopts the login that the store holds. Nothing is left to save.
+    pub(super) fn adopts(&mut self, login: u64, tokens: &Tokens) {
+        (self.unsaved, self.candidate, self.given) = (None, None, None);
+        (self.announced, self.replaces, self.dirty) = (false, false, false);
+        self.holds(tokens);
+        self.login = login;
+    }
+
     /// Records that the session holds these tokens, so they are not spent, whatever was known
     /// before.
     fn holds(&mut self, tokens: &Tokens) {

@@ -310,6 +310,12 @@ impl StoreSync {
         self.known().announce(login, tokens);
     }
 
+    /// Records that the session adopts another login of the store. Called before the session's
+    /// state shows it.
+    pub(in crate::session) fn adopts(&self, login: u64, tokens: &Tokens) {
+        self.known().adopts(login, tokens);
+    }
+
     /// Records that a logout begins. Called before the session's state shows it.
     pub(in crate::session) fn logs_out(&self, login: u64) {
         self.known().logs_out(login);
