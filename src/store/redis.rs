@@ -89,9 +89,10 @@ const AFTER_NEWS: Duration = Duration::from_secs(1);
 ///
 /// # Passwords
 ///
-/// Redis keeps a connection signed in after its user's password has changed. A later connection
-/// fails with [`Store`](ErrorKind::Store), and so does each refresh of a token that rotates, until
-/// the process starts with a URL that has the new password.
+/// Redis keeps a connection signed in after its user's password has changed, but the store may
+/// replace its connection at any time. The next connection fails with [`Store`](ErrorKind::Store),
+/// and so does each refresh of a token that rotates, until the process starts with a URL that has
+/// the new password. A lock that is held at that moment ends with its lease.
 ///
 /// # Defaults
 ///
