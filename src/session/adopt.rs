@@ -11,22 +11,24 @@ use crate::{
 impl Session {
     /// If the login is over, looks for another one in the store: at most once per cool-down,
     /// without the store's lock, and without a call to the token endpoint. The `store_timeout`
-    /// bounds it.
-    pub(crate) async fn look_for_login(&self) {
-        let Some(store) = self.0.store.as_deref() else { return };
+    /// bounds it. Returns whether it has adopted one.
+    pub(crate) async fn look_for_login(&self) -> bool {
+        let Some(store) = self.0.store.as_deref() else { return false };
         let state = self.load_full();
         if !state.may_look_for_login()
             || self.is_within_own_work()
             || !store.may_look_for_login(Instant::now(), self.0.cooldown)
         {
-            return;
+            return false;
         }
         let Some(found) = self.within(store.find_login(self, &state.tokens())).await else {
-            return;
+            return false;
         };
-        if let Some(generation) = self.adopt_login(store, &state, &found) {
+        let adopted = self.adopt_login(store, &state, &found);
+        if let Some(generation) = adopted {
             self.emit(&Event::StoredLoginAdopted { generation });
         }
+        adopted.is_some()
     }
 
     /// Returns `None` if the session has changed in the meantime.

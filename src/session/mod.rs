@@ -185,6 +185,9 @@ impl Session {
     /// cool-down. Returns the new tokens. A failure that another process has shared through the
     /// store still counts.
     ///
+    /// In [`LoginRequired`](SessionState::LoginRequired), a login that another process has stored
+    /// is returned without a call to the token endpoint.
+    ///
     /// # Errors
     /// - The error of the refresh.
     /// - [`LoginRequired`](ErrorKind::LoginRequired), without a call to the token endpoint, if the
@@ -199,7 +202,12 @@ impl Session {
                 "a refresh was requested from within the session's own refresher or store",
             ));
         }
-        self.look_for_login().await;
+        if self.look_for_login().await {
+            let adopted = self.load();
+            if adopted.access.is_some() && !adopted.is_expired(Instant::now()) {
+                return Ok(adopted.tokens());
+            }
+        }
         self.forget_failures();
         match self.join(|state, _| state.on_demand(), None) {
             Join::Wait(waiter) => {

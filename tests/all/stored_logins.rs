@@ -105,6 +105,21 @@ async fn an_adopted_login_is_refreshed_and_saved() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refresh_adopts_a_login_without_a_call() {
+    let (issuer, store) = (Issuer::new([dead()]), FakeStore::default());
+    let session = builder(Tokens::from_refresh_token("r0").unwrap(), &issuer, &store);
+    let session = session.build().unwrap();
+    session.refresh().await.unwrap_err();
+    store.put(pair("new", "rn"));
+    tokio::time::advance(COOLDOWN).await;
+    let tokens = session.refresh().await.unwrap();
+    assert_eq!(tokens.access_token().unwrap().expose_secret(), "new");
+    assert_eq!(issuer.asked().len(), 1);
+    session.refresh().await.unwrap();
+    assert_eq!(issuer.asked().last().unwrap().as_deref(), Some("rn"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_dead_login_is_not_adopted() {
     let (issuer, store) = (Issuer::new([dead()]), FakeStore::holding(pair("t0", "r0")));
     let session = builder(pair("t0", "r0"), &issuer, &store).build().unwrap();
