@@ -137,7 +137,7 @@ pub(super) fn period_cut(session: Option<&str>, asked: Duration, period: Duratio
 mod tests {
     use std::{
         io,
-        sync::{Arc, Mutex, MutexGuard, PoisonError},
+        sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
         time::Duration,
     };
 
@@ -214,6 +214,14 @@ mod tests {
         }
     }
 
+    /// As in `tests/support`.
+    fn every_thread_may_listen() {
+        static KEPT: LazyLock<[tracing::Dispatch; 2]> = LazyLock::new(|| {
+            std::array::from_fn(|_| tracing::Dispatch::new(tracing_subscriber::registry()))
+        });
+        LazyLock::force(&KEPT);
+    }
+
     /// The lines that `tell` logs.
     fn logged(tell: impl FnOnce()) -> Vec<String> {
         let log = Log::default();
@@ -223,6 +231,7 @@ mod tests {
             .with_ansi(false)
             .without_time();
         let subscriber = subscriber.with_writer(move || to.clone()).finish();
+        every_thread_may_listen();
         tracing::subscriber::with_default(subscriber, tell);
         let text = String::from_utf8_lossy(&log.lock()).into_owned();
         text.lines().map(|line| line.trim().to_owned()).collect()

@@ -21,7 +21,9 @@ use reqwest_reauth::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::heartbeat::{Api, SECOND, after_beat, heartbeat, session, wants_t1};
-use crate::support::{Issuer, ORIGIN, Turn, answer, never_asked, unavailable, url};
+use crate::support::{
+    Issuer, ORIGIN, Turn, answer, every_thread_may_listen, never_asked, unavailable, url,
+};
 
 fn by_server(stopped: &Stopped, expected: &str) -> bool {
     matches!(stopped, Stopped::ByServer { reason, .. } if reason == expected)
@@ -714,10 +716,8 @@ impl Log {
         let subscriber = tracing_subscriber::fmt().with_ansi(false).without_time();
         let subscriber = subscriber.with_max_level(tracing::Level::DEBUG);
         let subscriber = subscriber.with_writer(move || log.clone()).finish();
-        let guard = tracing::subscriber::set_default(subscriber);
-        // Another test may have reached the same line a moment ago, without a subscriber.
-        tracing::callsite::rebuild_interest_cache();
-        guard
+        every_thread_may_listen();
+        tracing::subscriber::set_default(subscriber)
     }
 }
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::support::{
-    Api, Events, Issuer, ORIGIN, Turn, answer, error_of, held, outcome_of, pair, settle,
-    silence_scripted_panics, texts, unavailable, url,
+    Api, Events, Issuer, ORIGIN, Turn, answer, error_of, every_thread_may_listen, held, outcome_of,
+    pair, settle, silence_scripted_panics, texts, unavailable, url,
 };
 use async_trait::async_trait;
 use reqwest_middleware::ClientWithMiddleware;
@@ -303,6 +303,7 @@ impl tracing::Subscriber for Broken {
 #[tokio::test(start_paused = true)]
 async fn a_subscriber_that_panics_changes_nothing() {
     silence_scripted_panics();
+    every_thread_may_listen();
     let _broken = tracing::subscriber::set_default(Broken);
     let issuer = Issuer::new([Turn::Panic, Turn::Fail(Duration::ZERO, unavailable())]);
     let events = Events::default();
@@ -322,6 +323,7 @@ async fn a_subscriber_that_panics_changes_nothing() {
 #[test]
 fn a_subscriber_that_panics_aborts_nothing() {
     silence_scripted_panics();
+    every_thread_may_listen();
     let broken = tracing::Dispatch::new(Broken);
     let issuer = Issuer::new([Turn::Hang]);
     let session = builder(issuer.clone()).build().unwrap();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::raw::{Counter, Reply, Server};
-use crate::support::Events;
+use crate::support::{Events, every_thread_may_listen};
 use reqwest_reauth::{
     Anonymous, Authorize, Capture, Event, Placement, Refresh, Replay, Session, SessionBuilder,
     Tokens, reqwest_middleware::ClientBuilder, same_origin_redirects,
@@ -35,6 +35,7 @@ impl Log {
             .without_time()
             .with_writer(move || to.clone())
             .finish();
+        every_thread_may_listen();
         tracing::subscriber::set_default(subscriber)
     }
 

@@ -89,6 +89,15 @@ impl Api {
     }
 }
 
+/// Lets each test read its own log. While a process has at most one subscriber, tracing asks only
+/// the thread that first reaches a log line whether anybody listens, and remembers that for all.
+pub fn every_thread_may_listen() {
+    static KEPT: LazyLock<[tracing::Dispatch; 2]> = LazyLock::new(|| {
+        std::array::from_fn(|_| tracing::Dispatch::new(tracing_subscriber::registry()))
+    });
+    LazyLock::force(&KEPT);
+}
+
 /// The client under a faked API. All tests share one, because with TLS each new client reads all of
 /// the system's certificates.
 pub fn never_asked() -> reqwest::Client {
