@@ -43,14 +43,16 @@ edition = "2024"
 [dependencies]
 futures-util = "0.3"
 # Without a feature it keeps secrets in memory.
+metrics-exporter-prometheus = {{ version = "0.18", default-features = false }}
 keyring = {{ version = "3", default-features = false }}
 jsonwebtoken = {{ version = "11", features = ["aws_lc_rs", "use_pem"] }}
 reqwest = {{ version = "0.13", features = ["multipart", "stream"] }}
 reqwest-middleware = "0.5"
-reqwest-reauth = {{ path = "{root}", features = ["dpop", "redis", "test-util"] }}
+reqwest-reauth = {{ path = "{root}", features = ["dpop", "metrics", "redis", "test-util"] }}
 serde = {{ version = "1", features = ["derive"] }}
 serde_json = "1"
 tokio = {{ version = "1", features = ["full"] }}
+tracing-subscriber = {{ version = "0.3", features = ["env-filter"] }}
 """
 
 
@@ -177,6 +179,7 @@ def prepare(folder, base):
         **os.environ,
         **{"REFRESH_TOKEN": "refresh-token", "CLIENT_SECRET": "secret", "GITHUB_APP_ID": "1", "GITHUB_INSTALLATION_ID": "2"},
         **{"TOWER_ACCESS_TOKEN": "expired", "TOWER_REFRESH_TOKEN": "refresh-token", "HOSTNAME": "here"},
+        **{"LOGIN_KEY": "0123456789abcdef" * 4},
         **{"EXECUTION_API": f"{base}/execution/", "TASK_INSTANCE_ID": "7", "TOKEN": "first"},
         **{"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
     }

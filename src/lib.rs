@@ -1,8 +1,9 @@
 //! Keeps a [`reqwest`] client signed in.
 //!
 //! Jobs run for hours; access tokens live for minutes. Wrap your client in this chain of
-//! [`reqwest-middleware`](reqwest_middleware), and your code no longer fails when the API rejects a
-//! token, or replaces it through the response header `Refreshed-API-Token`.
+//! [`reqwest-middleware`](reqwest_middleware). When the API rejects a token, or replaces it through
+//! the response header `Refreshed-API-Token`, your code sees one successful response, unless the
+//! token cannot be renewed.
 //!
 //! ```text
 //! client.send()
@@ -48,7 +49,8 @@
 //! - **Failures of the token endpoint are distinguished.** A 502 is retried with backoff and
 //!   `Retry-After`. After `invalid_grant` the session makes no more calls until it gets a new
 //!   login. After any other failure it makes no more calls for a cool-down (10 s by default).
-//! - **A late response never undoes a newer token**, and only the API itself can replace a token.
+//! - **A late response never undoes a newer token**, and responses from other origins cannot
+//!   replace one.
 //! - **A rejected request is replayed at most once**, in full and with another token, or not at
 //!   all. A streamed body is never sent empty or truncated.
 //! - **A timer never discards a response that has arrived**, even if the process was stopped or the
@@ -59,11 +61,11 @@
 //!
 //! - The chain does not retry requests that fail for other reasons. `reqwest-retry` does, outside
 //!   the chain.
-//! - There is no login flow. Your program obtains the first tokens, and passes later ones to
-//!   [`Session::replace_tokens`].
+//! - There is no login flow. Your program obtains the first tokens, and passes those of a later
+//!   login to [`Session::replace_tokens`].
 //! - If the process dies between the token endpoint's response and the save of the new refresh
-//!   token, a server without a grace period for spent refresh tokens ends the login. If the spent
-//!   token was in the store, the next process fails with
+//!   token, a server without a grace period for spent refresh tokens ends the login. The error of
+//!   the next process that shares the store says so:
 //!   [`possibly_consumed`](Error::possibly_consumed).
 //! - Copies of a token in the buffers of the HTTP stack are not wiped.
 //!

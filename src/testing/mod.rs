@@ -73,7 +73,6 @@
 //! Access tokens are JWTs, signed by HS256 with the key in [`AuthServer::signing_key`]. A test can
 //! therefore create its own tokens, or verify the server's with any library. The server does not
 //! use the cryptography of `jsonwebtoken`, so the choice of its backend is yours.
-//! without `jsonwebtoken`'s cryptography, and leaves the choice of its backend to you.
 
 mod answer;
 mod api;
