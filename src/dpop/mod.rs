@@ -4,6 +4,7 @@
 //! input, and `nonce` keeps the newest nonce of each server. All decisions are pure. Only a
 //! signature is awaited, because a signer may be a device.
 
+mod alg;
 mod jwk;
 mod key;
 mod nonce;
@@ -17,10 +18,13 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use url::Url;
 
-pub use self::key::{DpopAlg, DpopKey, DpopKeyPem};
 use self::nonce::Nonces;
 pub(crate) use self::nonce::{
     Challenge, Role, USE_DPOP_NONCE, api_challenge, dpop_error, says_use_nonce,
+};
+pub use self::{
+    alg::DpopAlg,
+    key::{DpopKey, DpopKeyPem},
 };
 use crate::{error::Error, token::AccessToken};
 

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::{
+    alg::DpopAlg,
     jwk::Jwk,
-    key::{DpopAlg, DpopKey},
+    key::DpopKey,
     nonce::{Challenge, Nonces, Role, api_challenge, nonce_in, says_use_nonce},
     proof::{Claims, header, signing_input},
 };

@@ -4,8 +4,7 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::SystemTime};
 
 use http::StatusCode;
 
-use super::beat::BoxError;
-use crate::error::Error;
+use crate::error::{BoxError, Error};
 
 /// The health of a heartbeat.
 #[derive(Clone, Debug, Default)]
