@@ -8,7 +8,6 @@
 //! see a body that breaks off. And a client that the user passed in must keep its own middleware.
 
 use std::{
-    error::Error as StdError,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -26,13 +25,14 @@ use zeroize::Zeroizing;
 
 use super::{
     classify::{Judgement, Verdict, date},
-    failure::Failure,
+    failure::{Cause, Failure},
     proof::Prover,
     reading::judge_by,
     request::{self, CallError, CallFailed},
     response::Members,
     retry::{AskedWait, Next, Pace},
     settings::Settings,
+    wire::RawResponse,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -40,8 +40,6 @@ use crate::{
     time::{Limit, wall},
     token::{RefreshToken, Tokens},
 };
-
-pub(super) type Cause = Box<dyn StdError + Send + Sync>;
 
 #[derive(Clone)]
 pub(super) struct Attempts(Arc<Inner>);
@@ -87,23 +85,6 @@ pub(super) struct Failed {
     pub(super) error: Error,
     /// The login is over, or there is none. A fallback refresher may take over.
     pub(super) is_over: bool,
-}
-
-/// A refresh token from a damaged body and the token before it, until a grant shows which of them
-/// is valid.
-#[derive(Clone, Default)]
-pub(super) struct Doubt(Arc<Mutex<Option<(RefreshToken, RefreshToken)>>>);
-
-impl Doubt {
-    fn set(&self, new: RefreshToken, before: RefreshToken) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((new, before));
-    }
-
-    /// Returns the token that `asked_with` has replaced, and clears the doubt.
-    fn take(&self, asked_with: Option<&RefreshToken>) -> Option<RefreshToken> {
-        let mut doubt = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        doubt.take_if(|(new, _)| Some(&*new) == asked_with).map(|(_, before)| before)
-    }
 }
 
 /// A new refresh token in a response without a grant.
@@ -374,7 +355,7 @@ impl Ended {
 impl Inner {
     fn judged(
         &self,
-        response: Result<request::RawResponse, CallError>,
+        response: Result<RawResponse, CallError>,
         asked_with: Option<&RefreshToken>,
     ) -> (Ended, Option<Rotated>) {
         match response {

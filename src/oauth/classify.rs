@@ -12,9 +12,9 @@ use super::{
     codes::{by_code, by_status, is_no_bearer_type},
     cookies::TokenCookies,
     failure::Failure,
-    request::RawResponse,
     response::Members,
     retry::AskedWait,
+    wire::RawResponse,
 };
 use crate::{
     time::asked_wait,

@@ -3,9 +3,9 @@
 use zeroize::Zeroizing;
 
 use super::{
-    attempts::{Cause, Inner, State},
+    attempts::{Inner, State},
     codes::known_code,
-    failure::Failure,
+    failure::{Cause, Failure},
     parameters::Parameter,
     redact::Secrets,
     request,
@@ -114,23 +114,5 @@ impl Settings {
             .filter(|value| value.len() >= SHORTEST_SECRET_PARAM)
             .for_each(|value| secrets.add(value));
         secrets
-    }
-}
-
-/// Turns an error of the user's own middleware into a cause that repeats no secret.
-pub(super) fn foreign(error: &reqwest_middleware::Error, secrets: &Secrets) -> Cause {
-    if let Some(ours) = Error::find_in(error) {
-        return Box::new(ours.clone());
-    }
-    let text = match error {
-        reqwest_middleware::Error::Middleware(error) => format!("{error:#}"),
-        reqwest_middleware::Error::Reqwest(_) => String::new(),
-    };
-    match secrets.clean(&text) {
-        Some(text) => format!("the client's middleware failed: {text}").into(),
-        None => {
-            "the client's middleware failed, and its error text contains a secret and is left out"
-                .into()
-        }
     }
 }

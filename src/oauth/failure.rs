@@ -1,6 +1,11 @@
 //! The ways in which an attempt can fail.
 
+use std::error::Error as StdError;
+
 use crate::error::ErrorKind;
+
+/// The source of the error of a refresh. Its text repeats no secret.
+pub(super) type Cause = Box<dyn StdError + Send + Sync>;
 
 /// How an attempt failed. It decides whether another attempt follows, and otherwise the kind of the
 /// error.

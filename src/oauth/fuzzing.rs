@@ -11,7 +11,7 @@ use super::{
     cookies::TokenCookies,
     reading::judge_by,
     redact::Secrets,
-    request::RawResponse,
+    wire::RawResponse,
 };
 use crate::{
     time::asked_wait,

@@ -15,9 +15,11 @@ mod body;
 mod classify;
 mod codes;
 mod cookies;
+mod doubt;
 mod error;
 mod failure;
 mod fallback;
+mod form;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod grant;
@@ -34,6 +36,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod wire;
 
 use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
 

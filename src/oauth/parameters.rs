@@ -5,7 +5,10 @@ use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{attempts::Cause, failure::Failure, redact::Secrets};
+use super::{
+    failure::{Cause, Failure},
+    redact::Secrets,
+};
 use crate::{
     catch_panic::catch_panic,
     error::{BoxError, Error, ErrorKind},

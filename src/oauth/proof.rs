@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use url::Url;
 
-use super::{grant::TokenRequest, parameters::NotMade, request::RawResponse};
+use super::{
+    parameters::NotMade,
+    wire::{RawResponse, TokenRequest},
+};
 #[cfg(feature = "dpop")]
 use crate::dpop::{DPOP, Dpop, Role, USE_DPOP_NONCE, dpop_error, says_use_nonce};
 use crate::refresher::RefreshContext;

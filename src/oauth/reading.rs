@@ -18,8 +18,8 @@ use super::{
     classify::{Judgement, NO_ACCESS_TOKEN, Verdict, judge, verdict},
     cookies::TokenCookies,
     failure::Failure,
-    request::RawResponse,
     response::Members,
+    wire::RawResponse,
 };
 use crate::{
     time::wall,

@@ -7,7 +7,8 @@ use base64::{
 };
 use zeroize::Zeroizing;
 
-use crate::error::printable;
+use super::failure::Cause;
+use crate::error::{Error, printable};
 
 /// The length in characters of a piece of a secret that a text must not contain. A shorter secret
 /// is searched for whole.
@@ -84,6 +85,24 @@ fn percent_decoded(text: &str) -> Zeroizing<String> {
         }
     }
     Zeroizing::new(String::from_utf8_lossy(&out).into_owned())
+}
+
+/// Turns an error of the user's own middleware into a cause that repeats no secret.
+pub(super) fn foreign(error: &reqwest_middleware::Error, secrets: &Secrets) -> Cause {
+    if let Some(ours) = Error::find_in(error) {
+        return Box::new(ours.clone());
+    }
+    let text = match error {
+        reqwest_middleware::Error::Middleware(error) => format!("{error:#}"),
+        reqwest_middleware::Error::Reqwest(_) => String::new(),
+    };
+    match secrets.clean(&text) {
+        Some(text) => format!("the client's middleware failed: {text}").into(),
+        None => {
+            "the client's middleware failed, and its error text contains a secret and is left out"
+                .into()
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,39 +15,20 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{
-    attempts::Cause,
     body::{BODY_LIMIT, Body, End, append},
-    error::foreign,
-    failure::Failure,
-    grant::TokenRequest,
+    failure::{Cause, Failure},
     parameters::NotMade,
     proof::{Carried, Prover},
-    redact::Secrets,
+    redact::{Secrets, foreign},
     settings::{ClientAuth, Settings},
     transport::{self, Named, Transport, unwrapped},
+    wire::{RawResponse, TokenRequest},
 };
 use crate::{
     anonymous::Anonymous,
     error::{Error, ErrorKind},
     time::Limit,
 };
-
-pub(super) struct RawResponse {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Body,
-    /// Whether the tokens are bound to a key, so that another token type is a downgrade (RFC 9449
-    /// §5).
-    pub(super) is_bound: bool,
-    /// Whether the endpoint demanded a nonce before it accepted the call.
-    pub(super) was_challenged: bool,
-}
-
-impl RawResponse {
-    pub(super) fn new(status: StatusCode, headers: HeaderMap, body: Body) -> Self {
-        Self { status, headers, body, is_bound: false, was_challenged: false }
-    }
-}
 
 pub(super) enum CallError {
     NotMade(NotMade),

@@ -18,10 +18,11 @@ use super::{
     failure::Failure,
     host_and_port,
     proof::Prover,
-    request::{self, CallFailed, RawResponse},
+    request::{self, CallFailed},
     response::Members,
     retry::{AskedWait, Next, Pace},
     settings::Settings,
+    wire::RawResponse,
 };
 use crate::{
     error::Error,

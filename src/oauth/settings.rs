@@ -9,7 +9,7 @@ use reqwest_middleware::ClientWithMiddleware;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{attempts::Doubt, grant::Grant, parameters::Parameter, reading::Rule, retry::Pace};
+use super::{doubt::Doubt, grant::Grant, parameters::Parameter, reading::Rule, retry::Pace};
 use crate::{
     error::{Error, ErrorKind},
     policy::is_loopback,

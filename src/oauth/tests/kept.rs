@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::super::{
     body::{Body, End},
     reading::judge_by,
-    request::RawResponse,
+    wire::RawResponse,
 };
 use crate::token::RefreshToken;
 
