@@ -1,14 +1,10 @@
 //! Saves captured tokens in the background, so that requests do not wait.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
-
-use tokio::time::Instant;
+use std::sync::Arc;
 
 use super::{
     super::{Session, refresh::Work},
+    saver::Saver,
     sync::{Look, StoreSync},
 };
 use crate::event::Event;
@@ -39,34 +35,6 @@ impl StoreSync {
     }
 }
 
-/// A background save, for those who wait for the store's lock. Its runtime may no longer be driven.
-pub(super) struct Saver {
-    work: Work,
-    /// The start of the current round.
-    began: Mutex<Instant>,
-}
-
-impl AsRef<Work> for Saver {
-    fn as_ref(&self) -> &Work {
-        &self.work
-    }
-}
-
-impl Saver {
-    fn begins(&self) {
-        *self.began.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    /// Cancels the save, with its locks, if its round takes longer than any round on a running
-    /// runtime. Its tokens are left to the next save.
-    pub(super) fn end_if_older_than(&self, longest: Duration) {
-        let began = *self.began.lock().unwrap_or_else(PoisonError::into_inner);
-        if began.elapsed() >= longest {
-            self.work.cancel();
-        }
-    }
-}
-
 /// Saves captured tokens, always the newest, until nothing is left to save.
 struct BackgroundSave {
     session: Session,
@@ -78,8 +46,7 @@ impl BackgroundSave {
         if let Some(store) = &session.0.store {
             store.savers.send_modify(|savers| *savers += 1);
         }
-        let saver = Saver { work: Work::default(), began: Mutex::new(Instant::now()) };
-        Self { session, saver: Arc::new(saver) }
+        Self { session, saver: Arc::new(Saver::new()) }
     }
 
     async fn work(&self) {

@@ -14,8 +14,8 @@ use tokio::{
 
 use super::{
     super::{Session, interleave::lock},
-    background::Saver,
     known::Known,
+    saver::Saver,
 };
 use crate::{
     catch_panic::{StorePanicked, catch_panic},
