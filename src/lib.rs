@@ -116,6 +116,7 @@ mod refresher;
 mod retry;
 mod secret_file;
 mod session;
+mod session_state;
 mod store;
 mod telemetry;
 #[cfg(feature = "test-util")]
@@ -137,7 +138,8 @@ pub use outcome::Outcome;
 pub use policy::{CaptureFrom, Placement, Reply, Verdict, same_origin_redirects};
 pub use refresher::{RefreshContext, Refresher, refresh_with};
 pub use retry::{AuthRetryStrategy, is_retryable};
-pub use session::{Credential, OnRefreshFailure, Session, SessionBuilder, SessionState};
+pub use session::{Credential, OnRefreshFailure, Session, SessionBuilder};
+pub use session_state::SessionState;
 #[cfg(feature = "redis")]
 pub use store::RedisStore;
 pub use store::{FileStore, MemoryStore, StoreLock, StoredFailure, TokenStore};

@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{
     error::{ErrorKind, printable},
-    session::{Session, SessionState},
+    session::Session,
+    session_state::SessionState,
     telemetry::{BeatTold, EndTold, Telemetry},
     time::wall,
 };

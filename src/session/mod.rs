@@ -49,7 +49,6 @@ use url::Url;
 pub use self::{
     builder::{OnRefreshFailure, SessionBuilder},
     credential::Credential,
-    state::SessionState,
 };
 use self::{
     persist::StoreSync,
@@ -69,6 +68,7 @@ use crate::{
     event::{Event, Listeners},
     policy::{Channels, Origin, Placement, Verdict},
     refresher::Refresher,
+    session_state::SessionState,
     telemetry::Telemetry,
     time::{Now, within},
     token::{Arrival, Lifetime, Tokens},

@@ -3,7 +3,7 @@
 //! A published [`State`] is immutable. Requests read it with one atomic load, and writers publish a
 //! changed copy.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
@@ -11,40 +11,10 @@ use tokio::time::Instant;
 use super::{expiry::OnWall, refresh::InFlight, signature::Signature};
 use crate::{
     error::{Error, ErrorKind},
+    session_state::SessionState,
     time::{Now, wall},
     token::{AccessToken, Lifetime, RefreshToken, Tokens},
 };
-
-/// The state of a session. See [`Session::state`](super::Session::state).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum SessionState {
-    /// The session has a token, or can obtain one.
-    Active,
-    /// A refresh is in progress.
-    Refreshing,
-    /// A refresh failed, and the session makes no call to the token endpoint for a while.
-    CoolingDown,
-    /// The token cannot be refreshed, or there is none, until
-    /// [`Session::replace_tokens`](super::Session::replace_tokens). An access token that is still
-    /// valid is sent until it expires.
-    LoginRequired,
-    /// The session is closed.
-    Closed,
-}
-
-/// The text for logs, such as `cooling down`.
-impl fmt::Display for SessionState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Active => "active",
-            Self::Refreshing => "refreshing",
-            Self::CoolingDown => "cooling down",
-            Self::LoginRequired => "login required",
-            Self::Closed => "closed",
-        })
-    }
-}
 
 #[derive(Clone)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]

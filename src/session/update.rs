@@ -8,11 +8,12 @@ use super::{
     Inner, Session, can_refresh, expiry,
     interleave::{self, lock},
     refresh::InFlight,
-    state::{Phase, SessionState, State, no_token},
+    state::{Phase, State, no_token},
 };
 use crate::{
     error::Error,
     refresher::Refresher,
+    session_state::SessionState,
     store::Says,
     time::Now,
     token::{Arrival, Lifetime, RefreshToken, Tokens},

@@ -13,7 +13,7 @@ use metrics::{
 use crate::{
     error::{Error, ErrorKind},
     event::{CaptureIgnored, Event, NotReplayed},
-    session::SessionState,
+    session_state::SessionState,
 };
 
 /// Describes each metric to the recorder. Every session repeats this, because a recorder that is

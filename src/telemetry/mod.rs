@@ -27,7 +27,7 @@ use crate::{
     catch_panic::StorePanicked,
     error::{Error, ErrorKind},
     event::Event,
-    session::SessionState,
+    session_state::SessionState,
 };
 
 /// The telemetry of a session, or of a heartbeat without a session.
