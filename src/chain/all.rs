@@ -8,13 +8,12 @@ use reqwest_middleware::{Middleware, Next, Result};
 use tokio::time::Instant;
 
 use super::{
-    SessionSource,
-    authorize::{self, Signed},
-    buffer, capture,
+    SessionSource, authorize, buffer, capture,
     copy::Copy,
     refresh,
     replay::{self, After, Again, ReplayBody, SendAgain},
     sent::Proof,
+    signed::Signed,
     source::{Found, Handling, Pinned},
 };
 use crate::{anonymous::Anonymous, valid_for::ValidFor};

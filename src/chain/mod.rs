@@ -29,6 +29,7 @@ mod proof;
 mod refresh;
 mod replay;
 mod sent;
+mod signed;
 mod source;
 
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};

@@ -8,7 +8,7 @@ use reqwest::{Body, Request, Response, ResponseBuilderExt as _};
 use reqwest_middleware::{Next, Result};
 use url::Url;
 
-use super::{authorize::Signed, buffer::Begun, sent::Proof};
+use super::{buffer::Begun, sent::Proof, signed::Signed};
 use crate::{
     dpop::{Carried, Challenge, DPOP, Dpop, Role, api_challenge, says_use_nonce},
     error::{Error, ErrorKind},

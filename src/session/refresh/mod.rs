@@ -3,15 +3,18 @@
 //! - `join` decides whether a caller goes on, waits or fails.
 //! - `in_flight` is what the waiters and the refresh share.
 //! - `task` is the refresh itself.
-//! - `obtain` gets its tokens, `watch` waits for the lock or for the tokens of another process, and
-//!   `progress` receives the reports of its refresher.
+//! - `obtain` gets its tokens: `search` looks for a refresh token in the session and in the store, and
+//!   `watch` waits for the lock or for the tokens of another process.
+//! - `progress` is how far it is, and `log` receives the reports of its refresher.
 //! - `turn` prevents two calls at once, and `work` lets waiters on another runtime end a refresh
 //!   that has stopped.
 
 mod in_flight;
 mod join;
+mod log;
 mod obtain;
 mod progress;
+mod search;
 mod task;
 mod turn;
 mod watch;

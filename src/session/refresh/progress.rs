@@ -1,25 +1,13 @@
-//! The progress of a refresh, and the reports of its refresher to the session.
+//! The progress of a refresh.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-
-use async_trait::async_trait;
-use http::StatusCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    super::{
-        Session,
-        persist::{Advice, StoreSync},
-    },
+    super::{Session, persist::StoreSync},
     in_flight::InFlight,
-    obtain::{Next, Search},
-    watch::sent_to,
 };
 use crate::{
     error::{Error, ErrorKind},
-    event::Event,
     refresher::RefreshLog,
     time::Limit,
     token::{RefreshToken, Tokens},
@@ -27,11 +15,11 @@ use crate::{
 
 /// The session's end of a [`RefreshContext`](crate::RefreshContext).
 pub(super) struct Progress {
-    session: Session,
-    in_flight: Arc<InFlight>,
+    pub(super) session: Session,
+    pub(super) in_flight: Arc<InFlight>,
     limit: Limit,
     /// The tokens for the call to the token endpoint.
-    asked: Mutex<Tokens>,
+    pub(super) asked: Mutex<Tokens>,
     /// The session's refresh token, without one that a response has brought since.
     held: Mutex<Option<RefreshToken>>,
     stage: Mutex<Stage>,
@@ -54,6 +42,17 @@ pub(super) struct Searched {
     pub(super) heeds: bool,
     /// The refresh token that the refresher kept last.
     pub(super) kept: Option<RefreshToken>,
+}
+
+/// What follows after the store was read.
+pub(super) enum Next {
+    /// The store holds tokens that make the call unnecessary.
+    Take(Tokens),
+    /// Call the token endpoint with the current refresh token.
+    Ask,
+    /// Make no call. A later login has been announced, and the stored tokens say nothing about this
+    /// one.
+    Superseded,
 }
 
 /// What a refresh is doing, for the error when its time is up.
@@ -86,7 +85,7 @@ impl Progress {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
     }
 
-    fn stage(&self) -> Stage {
+    pub(super) fn stage(&self) -> Stage {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -151,7 +150,7 @@ impl Progress {
 
     /// Records beside the lock which refresh token is about to be sent. Returns whether the lock is
     /// still held, if there is one.
-    async fn records(&self, store: &StoreSync) -> bool {
+    pub(super) async fn records(&self, store: &StoreSync) -> bool {
         let Some(lock) = self.in_flight.lock() else { return true };
         if !lock.is_held() {
             return false;
@@ -165,89 +164,5 @@ impl Progress {
     /// Continues with this refresh token.
     pub(super) fn ask_with(&self, refresh: RefreshToken) {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).set_refresh(Some(refresh));
-    }
-}
-
-#[async_trait]
-impl RefreshLog for Progress {
-    fn tokens(&self) -> Tokens {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    #[cfg(feature = "dpop")]
-    fn dpop(&self) -> Option<Arc<crate::dpop::Dpop>> {
-        self.session.dpop().cloned()
-    }
-
-    fn retrying(&self, failed_attempt: u32, delay: Duration, status: Option<StatusCode>) {
-        self.is_at(Stage::Asking { failed_attempts: failed_attempt });
-        self.session.emit(&Event::RefreshRetrying { attempt: failed_attempt, delay, status });
-    }
-
-    fn sending(&self, maybe_sent: bool) {
-        let asked = self.tokens().refresh_token().cloned().filter(|_| maybe_sent);
-        self.in_flight.set_unanswered(asked);
-    }
-
-    async fn keep(&self, refresh_token: RefreshToken) {
-        let asked = RefreshLog::tokens(self).refresh_token().cloned();
-        self.searched().kept = Some(refresh_token.clone());
-        let kept = self.hold(refresh_token.clone());
-        self.ask_with(refresh_token);
-        if let Some(tokens) = kept {
-            self.session.save_under(&self.in_flight, asked.as_ref(), &tokens).await;
-        }
-    }
-
-    fn known_dead(&self) -> Option<Error> {
-        let store = self.session.0.store.as_deref()?;
-        let sent_to = sent_to(self.session.0.refresher.as_deref()?)?;
-        let asked = self.tokens();
-        match store.advice(asked.refresh_token(), Some(&sent_to)) {
-            Advice::Dead(error) => Some(error),
-            _ => None,
-        }
-    }
-
-    async fn may_ask(&self) -> bool {
-        let Some(store) = self.session.0.store.as_deref() else { return true };
-        if self.searched().found.is_some() {
-            // The refresher has been told already.
-            return false;
-        }
-        if self.records(store).await {
-            return true;
-        }
-        let stage = self.stage();
-        let next = Search::new(&self.session, store, &self.in_flight, self).lock_again().await;
-        self.is_at(stage);
-        if matches!(next, Ok(Next::Ask)) {
-            let _ = self.records(store).await;
-            return true;
-        }
-        self.searched().found = Some(next);
-        false
-    }
-
-    async fn may_fall_back(&self) -> bool {
-        let Some(store) = self.session.0.store.as_deref() else {
-            self.searched().tried.extend(self.tokens().refresh_token().cloned());
-            let Some(held) = self.captured_meanwhile() else { return true };
-            self.ask_with(held);
-            self.searched().found = Some(Ok(Next::Ask));
-            return false;
-        };
-        let found = Search::new(&self.session, store, &self.in_flight, self).look_again().await;
-        let nothing = found.is_none();
-        self.searched().found = found.map(Ok);
-        nothing
-    }
-
-    fn fell_back(&self, error: &Error) {
-        self.session.emit(&Event::FellBack { error: error.to_string().into() });
-    }
-
-    fn forget_refresh_token(&self) {
-        self.searched().forgets = true;
     }
 }

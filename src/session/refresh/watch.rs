@@ -12,13 +12,13 @@ use tokio::time::sleep;
 use super::{
     super::{Session, can_refresh, cooldown::cooling_down, persist::Advice},
     in_flight::InFlight,
-    obtain::{Next, Search},
-    progress::Progress,
+    progress::{Next, Progress},
+    search::{Search, Waited},
 };
 use crate::{
     error::Error,
     refresher::{RefreshLog, Refresher},
-    store::{Says, StoreLock, fingerprint},
+    store::{Says, fingerprint},
     token::Tokens,
 };
 
@@ -27,13 +27,6 @@ const HEAD_START: Duration = Duration::from_millis(20);
 /// The first pause between calls of a store that reports changes where there are none.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// The result of a wait for the lock.
-pub(super) enum Waited {
-    Locked(Result<StoreLock, Error>),
-    /// Another process has stored tokens, so no call is needed.
-    Stored(Tokens),
-}
 
 /// Shares a failure that concerns the other processes too, before the lock is released.
 pub(super) async fn tell(
