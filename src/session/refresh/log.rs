@@ -1,9 +1,6 @@
 //! The reports of a refresher to its session.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::PoisonError, time::Duration};
 
 use async_trait::async_trait;
 use http::StatusCode;
@@ -28,7 +25,7 @@ impl RefreshLog for Progress {
     }
 
     #[cfg(feature = "dpop")]
-    fn dpop(&self) -> Option<Arc<crate::dpop::Dpop>> {
+    fn dpop(&self) -> Option<std::sync::Arc<crate::dpop::Dpop>> {
         self.session.dpop().cloned()
     }
 
