@@ -29,11 +29,12 @@ each line is a beat:
     token endpoint:   an attempt to refresh failed and is repeated
     refreshed         the token endpoint brought a token
     replayed          a rejected beat or request of the job was sent again
-                      with another token, and got this status
+                      with another token, and got this status (the job
+                      asks for 200, 404 and 409)
     lost              the beat failed, and why";
 
 pub(crate) fn head(paint: &Paint) -> String {
-    paint.faint("   time  status  generation")
+    paint.faint("   time  status  generation  then")
 }
 
 pub(crate) fn line(
