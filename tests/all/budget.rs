@@ -13,7 +13,7 @@ use crate::support::{
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use reqwest_reauth::{
-    ClientBuilderExt, Error, ErrorKind, Event, NotReplayed, Session, SessionBuilder,
+    ClientBuilderExt, Error, ErrorKind, Event, NotReplayed, Session, SessionBuilder, SessionState,
 };
 use reqwest_retry::{
     DefaultRetryableStrategy, RetryTransientMiddleware, Retryable, RetryableStrategy,
@@ -340,6 +340,8 @@ async fn an_end_that_is_being_told_counts() {
         .with(api.clone())
         .build();
     assert_eq!(client.get(url("/")).send().await.unwrap().status(), 200);
+    // The first refresh has ended, and the second attempt has started no other.
+    assert_ne!(session.state(), SessionState::Refreshing);
     drop(go_on);
     session.close().await.unwrap();
     elsewhere.shutdown_background();
