@@ -3,10 +3,11 @@
 //! | file | content |
 //! | --- | --- |
 //! | `builder` | the settings |
-//! | `state` `expiry` `update` | pure decisions and transitions, when a token is due, and the only writer of the state |
+//! | `decisions` `state` `cooldown` `expiry` | pure: what a request does, how the state changes, when a token is due |
+//! | `update` | the only writer of the state |
 //! | `refresh` `persist` | one refresh at a time, and the session's use of its store |
 //! | `capture` `adopt` | tokens from responses, and logins of other processes |
-//! | `credential` `scope` | tokens for other clients, and the session of a task |
+//! | `credential` `observe` `scope` | tokens for other clients, what they report, and the session of a task |
 //! | `logout` `changes` `timer` | logout, and how others wait for a change |
 //! | `runtime` `within` | where the session's work runs, and how it avoids waiting for itself |
 
