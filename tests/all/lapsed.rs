@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -21,18 +21,28 @@ use reqwest_reauth::{
     testing::{Answer, AuthServer, Dpop, Recorded},
 };
 
-/// A store whose n-th lock check reports a lapsed lock. By then something else has happened.
+/// A store whose n-th lock check reports a lapsed lock, and the next one too if it lapses `twice`.
+/// By then something else has happened.
 #[derive(Clone)]
 struct Lapsing {
     store: FakeStore,
     left: Arc<AtomicUsize>,
+    twice: bool,
+    /// Whether no lock is held any more when it is looked at.
+    never: Arc<AtomicBool>,
     meanwhile: Arc<dyn Fn(&FakeStore) + Send + Sync>,
 }
 
 impl Lapsing {
     fn at(look: usize, meanwhile: impl Fn(&FakeStore) + Send + Sync + 'static) -> Self {
         let left = Arc::new(AtomicUsize::new(look));
-        Self { store: FakeStore::default(), left, meanwhile: Arc::new(meanwhile) }
+        Self {
+            store: FakeStore::default(),
+            left,
+            twice: false,
+            never: Arc::default(),
+            meanwhile: Arc::new(meanwhile),
+        }
     }
 
     fn locks(&self) -> usize {
@@ -57,12 +67,14 @@ impl TokenStore for Lapsing {
     async fn lock(&self) -> Result<StoreLock, Error> {
         let (left, store, meanwhile) =
             (Arc::clone(&self.left), self.store.clone(), Arc::clone(&self.meanwhile));
+        let (twice, never) = (self.twice, Arc::clone(&self.never));
         let is_held = move || {
-            let lapses = left.fetch_sub(1, SeqCst) == 1;
+            let left = left.fetch_sub(1, SeqCst);
+            let lapses = left == 1 || twice && left == 0;
             if lapses {
                 meanwhile(&store);
             }
-            !lapses
+            !lapses && !never.load(SeqCst)
         };
         Ok(self.store.lock().await?.with_check(is_held))
     }
@@ -124,6 +136,34 @@ async fn a_lapsed_lock_is_taken_again() {
     assert_eq!(store.locks(), 2);
     store.store.assert_orderly();
     assert!(store.store.is_free());
+}
+
+#[tokio::test]
+async fn a_lock_that_lapses_again_is_taken_again() {
+    let server = AuthServer::start().await;
+    let mut store = Lapsing::at(BEFORE_THE_SECOND_ATTEMPT, |_| {});
+    store.twice = true;
+    server.script_token_endpoint([Answer::Status(503)]);
+    let session = session(&server, &store, server.login());
+    session.refresh().await.unwrap();
+    assert_eq!(server.token_calls(), 2);
+    assert_eq!(store.locks(), 3, "nothing is sent under the second lock");
+    store.store.assert_orderly();
+    assert!(store.store.is_free());
+}
+
+#[tokio::test]
+async fn a_rotating_token_needs_a_lock_that_holds() {
+    let server = AuthServer::start().await;
+    let store = Lapsing::at(usize::MAX, |_| {});
+    let session = session(&server, &store, server.login());
+    // Known to rotate from now on.
+    session.refresh().await.unwrap();
+    store.never.store(true, SeqCst);
+    let error = session.refresh().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Store);
+    assert!(error.is_transient());
+    assert_eq!(server.token_calls(), 1);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use http::StatusCode;
 use super::{
     super::persist::Advice,
     progress::{Next, Progress, Stage},
-    search::Search,
+    search::{Search, needs_the_store},
     watch::sent_to,
 };
 use crate::{
@@ -17,6 +17,9 @@ use crate::{
     refresher::RefreshLog,
     token::{RefreshToken, Tokens},
 };
+
+/// How often the store's lock is taken again for one call, if it lapses at once.
+const LOCKS: usize = 3;
 
 #[async_trait]
 impl RefreshLog for Progress {
@@ -65,18 +68,23 @@ impl RefreshLog for Progress {
             // The refresher has been told already.
             return false;
         }
-        if self.records(store).await {
-            return true;
-        }
         let stage = self.stage();
-        let next = Search::new(&self.session, store, &self.in_flight, self).lock_again().await;
-        self.is_at(stage);
-        if matches!(next, Ok(Next::Ask)) {
-            let _ = self.records(store).await;
-            return true;
+        for _ in 0..LOCKS {
+            if self.records(store).await {
+                return true;
+            }
+            let next = Search::new(&self.session, store, &self.in_flight, self).lock_again().await;
+            self.is_at(stage);
+            if !matches!(next, Ok(Next::Ask)) {
+                self.searched().found = Some(next);
+                return false;
+            }
         }
-        self.searched().found = Some(next);
-        false
+        let may = self.records(store).await || !store.is_needed();
+        if !may {
+            self.searched().found = Some(Err(needs_the_store()));
+        }
+        may
     }
 
     async fn may_fall_back(&self) -> bool {

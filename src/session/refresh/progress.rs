@@ -31,8 +31,8 @@ pub(super) struct Progress {
 pub(super) struct Searched {
     /// The rejected refresh tokens.
     pub(super) tried: Vec<RefreshToken>,
-    /// Whether one of them is or was in the store, so that another process may have spent it and
-    /// died.
+    /// Whether another process may have spent one of them and lost the response: the record beside
+    /// the lock says so, the store has no record, or the lock was lost for a while.
     pub(super) shared: bool,
     /// What was found when the refresher asked whether it may continue or fall back.
     pub(super) found: Option<Result<Next, Error>>,

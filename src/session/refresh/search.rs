@@ -110,11 +110,7 @@ impl<'a> Search<'a> {
         let is_alone = !is_locked || matches!(look, Look::Failed);
         let has_refresh = self.progress.tokens().refresh_token().is_some();
         if is_alone && has_refresh && self.store.is_needed() {
-            return Err(Error::new(
-                ErrorKind::Store,
-                "the refresh token rotates and is not sent while the store cannot be locked and read",
-            )
-            .with_transient());
+            return Err(needs_the_store());
         }
         if matches!(look, Look::Same) && self.store.has_unsaved() {
             // The last save failed. Its tokens must be stored before the refresh token is spent.
@@ -139,7 +135,7 @@ impl<'a> Search<'a> {
         {
             return Err(error);
         }
-        // A process that died may have spent the token without leaving a trace.
+        // Known from a record, or assumed: not every store has one.
         let maybe_spent = self.progress.searched().shared && !error.nothing_to_ask_with();
         Err(if maybe_spent { error.with_possibly_consumed() } else { error })
     }
@@ -195,4 +191,10 @@ impl<'a> Search<'a> {
         self.progress.ask_with(refresh.clone());
         Some(Next::Ask)
     }
+}
+
+/// Contract 10.1.
+pub(super) fn needs_the_store() -> Error {
+    let why = "the refresh token rotates and is not sent while the store cannot be locked and read";
+    Error::new(ErrorKind::Store, why).with_transient()
 }
