@@ -169,10 +169,17 @@ impl Job {
         let session = session(self.given.clone(), &self.api, &self.name).store(store);
         match self.task.as_str() {
             "rotate" => rotate(session).await,
+            "rotate aloud" => rotate(session.on_event(tell_retries)).await,
             "serve" => serve(session, &self.api).await,
             "stall" => stall(session, &self.api).await,
             task => panic!("no such task: {task}"),
         }
+    }
+}
+
+fn tell_retries(event: &Event) {
+    if let Event::RefreshRetrying { .. } = event {
+        say("retries");
     }
 }
 
