@@ -13,8 +13,9 @@ pub enum SessionState {
     /// A refresh failed, and the session makes no call to the token endpoint for a while.
     CoolingDown,
     /// The token cannot be refreshed, or there is none, until
-    /// [`Session::replace_tokens`](crate::Session::replace_tokens). An access token that is still
-    /// valid is sent until it expires.
+    /// [`Session::replace_tokens`](crate::Session::replace_tokens), or until a request finds a login
+    /// that another process has stored. An access token that is still valid is sent until it
+    /// expires.
     LoginRequired,
     /// The session is closed.
     Closed,

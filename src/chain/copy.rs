@@ -14,7 +14,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::policy::has_header;
 
-/// Text up to this length is stored in the copy itself. The future of a request then takes 700 bytes.
+/// Text up to this length is stored in the copy itself. The future of a request then takes 700
+/// bytes.
 const ROOM: usize = 167;
 /// A body up to this length is copied too, because `reqwest` can share a body only by copying the
 /// whole request.

@@ -18,7 +18,8 @@ impl Session {
     /// ([`SessionBuilder::rejected_if`](crate::SessionBuilder::rejected_if) included).
     ///
     /// The verdict alone does not reject the token. Pass it on with [`reject`](Self::reject), or as
-    /// a [`Reply`](crate::Reply) through [`Verdict::reply`]. `url` is the URL of the response, after redirects.
+    /// a [`Reply`](crate::Reply) through [`Verdict::reply`]. `url` is the URL of the response, after
+    /// redirects.
     /// If that URL is outside the session's origins, or if the credential belongs to another
     /// session, nothing is captured and nothing counts as a rejection.
     ///

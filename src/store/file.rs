@@ -90,9 +90,10 @@ const LONGEST_POLL: Duration = Duration::from_millis(50);
 ///   version has written is left alone: loads and saves fail.
 /// - The lock is the operating system's, on `<name>.lock` beside the file. It is released when its
 ///   holder dies. Never delete that file. During a call to the token endpoint it contains the
-///   SHA-256 of the refresh token, by which the next holder learns that a response was lost. Waiting for the lock does not block a thread and can be
-///   cancelled at any time. Network file systems share such locks between machines only if
-///   configured to. For several machines, use a store that is made for it.
+///   SHA-256 of the refresh token, by which the next holder learns that a response was lost. Waiting
+///   for the lock does not block a thread and can be cancelled at any time. Network file systems
+///   share such locks between machines only if configured to. For several machines, use a store that
+///   is made for it.
 /// - A failure that the processes share is stored in `<name>.failure`, without a secret. It counts
 ///   for its own lifetime from the time at which that file was written.
 #[derive(Clone, Debug)]
