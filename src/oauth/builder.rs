@@ -1,4 +1,4 @@
-//! The settings of an [`OAuthRefresh`].
+//! The constructors and settings of an [`OAuthRefresh`].
 
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
@@ -8,22 +8,93 @@ use zeroize::Zeroizing;
 
 use super::{
     OAuthRefresh,
+    grant::Grant,
     parameters::Parameter,
     reading::{Reading, TokenResponse},
-    settings::{ClientAuth, Other},
+    settings::{ClientAuth, Other, Settings},
 };
 use crate::{error::BoxError, refresher::Refresher};
 
 impl OAuthRefresh {
+    /// Creates a refresher that sends the session's refresh token to this token endpoint.
+    ///
+    /// The URL must be absolute, use `https` (or `http` on loopback), and have no user info and no
+    /// fragment. [`SessionBuilder::build`](crate::SessionBuilder::build) reports a URL that cannot
+    /// work as [`InvalidConfig`](crate::ErrorKind::InvalidConfig), like any other setting below.
+    pub fn new(token_endpoint: impl AsRef<str>) -> Self {
+        Self::of(token_endpoint.as_ref(), Grant::RefreshToken)
+    }
+
+    /// Creates a refresher that uses the client's own credentials (RFC 6749 §4.4), for service
+    /// accounts. Its session starts with [`Tokens::empty`](crate::Tokens::empty).
+    ///
+    /// Attempts, backoff, deadline and error kinds are the same as with a refresh token. These
+    /// points differ:
+    ///
+    /// - A refresh token in the response is ignored (§4.4.3).
+    /// - A lost response spends nothing, so no error reports
+    ///   [`possibly_consumed`](crate::Error::possibly_consumed).
+    /// - No code ends the login. `invalid_grant` and similar codes become
+    ///   [`ClientRejected`](crate::ErrorKind::ClientRejected) with a cool-down, because the next
+    ///   call may have a new assertion.
+    ///
+    /// [`Session::clear`](crate::Session::clear) ends such a session too, until
+    /// [`replace_tokens(Tokens::empty())`](crate::Session::replace_tokens).
+    ///
+    /// ```
+    /// use reqwest_reauth::{Error, OAuthRefresh, Session, Tokens};
+    ///
+    /// fn main() -> Result<(), Error> {
+    ///     let session = Session::builder(Tokens::empty())
+    ///         .origin("https://api.example.com")
+    ///         .refresher(
+    ///             OAuthRefresh::client_credentials("https://login.example.com/oauth/token")
+    ///                 .client_secret_basic("my-service", "my secret")
+    ///                 .scope("jobs:read"),
+    ///         )
+    ///         .build()?;
+    ///     let client = session.wrap(reqwest::Client::new());
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn client_credentials(token_endpoint: impl AsRef<str>) -> Self {
+        Self::of(token_endpoint.as_ref(), Grant::Named("client_credentials".to_owned()))
+    }
+
+    /// Creates a refresher that uses an extension grant (RFC 6749 §4.5), for example token exchange
+    /// (RFC 8693) or the JWT bearer grant (RFC 7523).
+    ///
+    /// Add the members that the grant needs with [`param`](Self::param),
+    /// [`param_with`](Self::param_with) and [`param_file`](Self::param_file). Everything else is as
+    /// with [`client_credentials`](Self::client_credentials).
+    ///
+    /// A grant type that is empty or `refresh_token` is
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig). Use [`new`](Self::new) for refresh
+    /// tokens.
+    ///
+    /// ```
+    /// use reqwest_reauth::OAuthRefresh;
+    ///
+    /// let refresher = OAuthRefresh::grant(
+    ///     "https://login.example.com/oauth/token",
+    ///     "urn:ietf:params:oauth:grant-type:token-exchange",
+    /// )
+    /// .param("subject_token_type", "urn:ietf:params:oauth:token-type:jwt")
+    /// .param_file("subject_token", "/var/run/secrets/tokens/exchange");
+    /// ```
+    pub fn grant(token_endpoint: impl AsRef<str>, grant_type: impl Into<String>) -> Self {
+        Self::of(token_endpoint.as_ref(), Grant::Named(grant_type.into()))
+    }
+
     /// Sets a fallback refresher. It runs within the same refresh if this refresher finds that a
     /// new login is required, or has no refresh token. Default: none.
     ///
     /// Before the fallback runs, the session reads the store again: if another process has stored
     /// newer tokens, the session uses those. The fallback runs under this refresher's
-    /// [`deadline`](Self::deadline). Its [`RefreshContext`] has no refresh token, because a refresh
-    /// token goes only to the endpoint that issued it. The session reports the switch as
-    /// [`Event::FellBack`](crate::Event::FellBack). If the fallback fails too, its error is
-    /// returned, with the attempts of both.
+    /// [`deadline`](Self::deadline). Its [`RefreshContext`](crate::RefreshContext) has no refresh
+    /// token, because a refresh token goes only to the endpoint that issued it. The session reports
+    /// the switch as [`Event::FellBack`](crate::Event::FellBack). If the fallback fails too, its
+    /// error is returned, with the attempts of both.
     ///
     /// After the fallback has obtained a token, the session discards the refresh token, unless the
     /// code was `login_required`, `interaction_required` or `consent_required`.
@@ -66,7 +137,7 @@ impl OAuthRefresh {
     ///
     /// If the client follows a redirect to another origin, the response is not used. The refresh
     /// then fails with [`ClientRejected`](crate::ErrorKind::ClientRejected) and
-    /// [`Error::possibly_consumed`].
+    /// [`Error::possibly_consumed`](crate::Error::possibly_consumed).
     ///
     /// Default: one client for the whole process. It follows no redirects, keeps no idle
     /// connections, decodes no compressed bodies and does not retry by itself.
@@ -163,9 +234,9 @@ impl OAuthRefresh {
     ///
     /// An error fails the attempt, which is then retried as if the connection had failed. After the
     /// last attempt, the refresh fails with [`Unavailable`](crate::ErrorKind::Unavailable). An
-    /// error that is an [`Error`] of the kind [`InvalidConfig`](crate::ErrorKind::InvalidConfig),
-    /// or has such an error as its source, ends the refresh at once. A panic becomes
-    /// [`Internal`](crate::ErrorKind::Internal).
+    /// error that is an [`Error`](crate::Error) of the kind
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), or has such an error as its source, ends
+    /// the refresh at once. A panic becomes [`Internal`](crate::ErrorKind::Internal).
     pub fn param_with<F, Fut>(self, name: impl Into<String>, make: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -213,8 +284,8 @@ impl OAuthRefresh {
     }
 
     /// Sets the longest `Retry-After` that a refresh waits for. Default: 30 s. If the token
-    /// endpoint asks for more, the refresh fails at once, and [`Error::retry_after`] returns the
-    /// requested wait.
+    /// endpoint asks for more, the refresh fails at once, and
+    /// [`Error::retry_after`](crate::Error::retry_after) returns the requested wait.
     pub fn max_retry_after(self, limit: Duration) -> Self {
         self.with(|settings| settings.pace.max_retry_after = limit)
     }
@@ -226,7 +297,8 @@ impl OAuthRefresh {
     /// The token endpoint may already have spent the refresh token. Many servers accept a spent
     /// token for some more seconds. Others (such as `oidc-provider`) revoke the whole login
     /// instead. Pass `false` for those: the refresh then fails with
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) and [`Error::possibly_consumed`].
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) and
+    /// [`Error::possibly_consumed`](crate::Error::possibly_consumed).
     pub fn retry_lost(self, yes: bool) -> Self {
         self.with(|settings| settings.pace.retry_lost = yes)
     }
@@ -272,5 +344,14 @@ impl OAuthRefresh {
         rule: impl Fn(&TokenResponse, Reading) -> Reading + Send + Sync + 'static,
     ) -> Self {
         self.with(|settings| settings.read_response = Some(Arc::new(rule)))
+    }
+
+    fn of(token_endpoint: &str, grant: Grant) -> Self {
+        Self(Arc::new(Settings::new(token_endpoint, grant)))
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
+        set(Arc::make_mut(&mut self.0));
+        self
     }
 }

@@ -49,7 +49,6 @@ use tokio::time::Instant;
 pub use self::reading::{Reading, TokenResponse};
 use self::{
     attempts::{Attempts, Failed},
-    grant::Grant,
     settings::Settings,
 };
 use crate::{
@@ -122,86 +121,6 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct OAuthRefresh(Arc<Settings>);
-
-impl OAuthRefresh {
-    /// Creates a refresher that sends the session's refresh token to this token endpoint.
-    ///
-    /// The URL must be absolute, use `https` (or `http` on loopback), and have no user info and no
-    /// fragment. [`SessionBuilder::build`](crate::SessionBuilder::build) reports a URL that cannot
-    /// work as [`InvalidConfig`](crate::ErrorKind::InvalidConfig), like any other setting below.
-    pub fn new(token_endpoint: impl AsRef<str>) -> Self {
-        Self::of(token_endpoint.as_ref(), Grant::RefreshToken)
-    }
-
-    /// Creates a refresher that uses the client's own credentials (RFC 6749 §4.4), for service
-    /// accounts. Its session starts with [`Tokens::empty`].
-    ///
-    /// Attempts, backoff, deadline and error kinds are the same as with a refresh token. These
-    /// points differ:
-    ///
-    /// - A refresh token in the response is ignored (§4.4.3).
-    /// - A lost response spends nothing, so no error reports
-    ///   [`possibly_consumed`](Error::possibly_consumed).
-    /// - No code ends the login. `invalid_grant` and similar codes become
-    ///   [`ClientRejected`](crate::ErrorKind::ClientRejected) with a cool-down, because the next
-    ///   call may have a new assertion.
-    ///
-    /// [`Session::clear`](crate::Session::clear) ends such a session too, until
-    /// [`replace_tokens(Tokens::empty())`](crate::Session::replace_tokens).
-    /// ```
-    /// use reqwest_reauth::{Error, OAuthRefresh, Session, Tokens};
-    ///
-    /// fn main() -> Result<(), Error> {
-    ///     let session = Session::builder(Tokens::empty())
-    ///         .origin("https://api.example.com")
-    ///         .refresher(
-    ///             OAuthRefresh::client_credentials("https://login.example.com/oauth/token")
-    ///                 .client_secret_basic("my-service", "my secret")
-    ///                 .scope("jobs:read"),
-    ///         )
-    ///         .build()?;
-    ///     let client = session.wrap(reqwest::Client::new());
-    ///     Ok(())
-    /// }
-    /// ```
-    pub fn client_credentials(token_endpoint: impl AsRef<str>) -> Self {
-        Self::of(token_endpoint.as_ref(), Grant::Named("client_credentials".to_owned()))
-    }
-
-    /// Creates a refresher that uses an extension grant (RFC 6749 §4.5), for example token exchange
-    /// (RFC 8693) or the JWT bearer grant (RFC 7523).
-    ///
-    /// Add the members that the grant needs with [`param`](Self::param),
-    /// [`param_with`](Self::param_with) and [`param_file`](Self::param_file). Everything else is as
-    /// with [`client_credentials`](Self::client_credentials).
-    ///
-    /// A grant type that is empty or `refresh_token` is
-    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig). Use [`new`](Self::new) for refresh
-    /// tokens.
-    ///
-    /// ```
-    /// use reqwest_reauth::OAuthRefresh;
-    ///
-    /// let refresher = OAuthRefresh::grant(
-    ///     "https://login.example.com/oauth/token",
-    ///     "urn:ietf:params:oauth:grant-type:token-exchange",
-    /// )
-    /// .param("subject_token_type", "urn:ietf:params:oauth:token-type:jwt")
-    /// .param_file("subject_token", "/var/run/secrets/tokens/exchange");
-    /// ```
-    pub fn grant(token_endpoint: impl AsRef<str>, grant_type: impl Into<String>) -> Self {
-        Self::of(token_endpoint.as_ref(), Grant::Named(grant_type.into()))
-    }
-
-    fn of(token_endpoint: &str, grant: Grant) -> Self {
-        Self(Arc::new(Settings::new(token_endpoint, grant)))
-    }
-
-    fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
-        set(Arc::make_mut(&mut self.0));
-        self
-    }
-}
 
 #[async_trait]
 impl Refresher for OAuthRefresh {

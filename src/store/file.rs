@@ -327,10 +327,12 @@ fn read_record(mut file: &File) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Each record has the same length, so that it replaces the previous one in a single write.
+/// Each record has the same length, so that it replaces the previous one in a single write. The
+/// file may contain something else before the first.
 fn write_record(mut file: &File, of: &str) -> io::Result<()> {
     file.seek(SeekFrom::Start(0))?;
-    file.write_all(of.as_bytes())
+    file.write_all(of.as_bytes())?;
+    file.set_len(RECORD_BYTES as u64)
 }
 
 impl Drop for FileGuard {

@@ -83,6 +83,18 @@ fn a_call_that_the_dead_has_lost_is_told() {
 }
 
 #[test]
+fn other_text_in_the_lock_file_hides_no_call() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokens.json.lock"), "x".repeat(200)).unwrap();
+    let store: Store = Arc::new(FileStore::new(dir.path().join("tokens.json")));
+    runtime().block_on(async {
+        store.save(&store.lock().await.unwrap(), &pair("t0", "r0")).await.unwrap();
+    });
+    dies_in_its_call(&store);
+    next_is(&store, LOST);
+}
+
+#[test]
 fn a_revoked_login_has_lost_no_call() {
     for (store, _dir) in stores() {
         refresh(&store, Turn::Issue(Duration::ZERO, None)).unwrap();
