@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
 };
 
 use metrics::{
@@ -198,7 +199,7 @@ fn metrics_are_named_and_described() {
 fn refreshes_and_captures_are_counted() {
     let counts = counted(async {
         let server = AuthServer::start().await;
-        let step = std::time::Duration::from_millis(1);
+        let step = Duration::from_millis(1);
         let refresher = OAuthRefresh::new(server.token_endpoint()).backoff(step, step);
         let session = Session::builder(server.login())
             .origin(server.origin())
@@ -279,6 +280,25 @@ fn an_overtaken_refresh_is_no_failure() {
     assert_eq!(counts, [("reauth.wait.duration{}".to_owned(), 1)]);
 }
 
+/// Otherwise a token endpoint that hangs would hide the longest waits.
+#[test]
+fn a_wait_that_is_cut_short_is_counted() {
+    let counts = counted(async {
+        let server = AuthServer::start().await;
+        let session = Session::builder(server.login()).origin(server.origin());
+        let session = session.refresher(refresh_with(|_| std::future::pending()));
+        let session = session.wait_timeout(Duration::from_millis(1)).build().unwrap();
+        server.expire_now();
+        let client = session.wrap(reqwest::Client::new());
+        client.get(server.url("/")).send().await.unwrap_err();
+        // Supersedes the refresh, which would otherwise be counted when its runtime is dropped.
+        session.replace_tokens(Tokens::new("another").unwrap()).await.unwrap();
+    });
+    let expected =
+        [("reauth.requests.failed{error.type=timed_out}", 1), ("reauth.wait.duration{}", 1)];
+    assert_eq!(counts, expected.map(|(name, count)| (name.to_owned(), count)));
+}
+
 #[test]
 fn failed_beats_are_counted_by_reason() {
     let counts = counted(async {
@@ -315,7 +335,7 @@ fn failed_beats_are_counted_by_reason() {
         once(to(without_token, url.clone())).await;
         once(to(plain.clone(), "http://127.0.0.1:0/".to_owned())).await;
         let hold = server.hold_api();
-        once(to(plain.clone(), url).timeout(std::time::Duration::from_millis(1))).await;
+        once(to(plain.clone(), url).timeout(Duration::from_millis(1))).await;
         hold.release();
         once(Heartbeat::new(plain, |_| panic!("a closure that panics"))).await;
     });

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{
     SessionSource, authorize, buffer, capture,
     copy::Copy,
-    refresh,
+    refresh::{self, Rejected},
     replay::{self, After, Again, ReplayBody, SendAgain},
     sent::Proof,
     signed::Signed,
@@ -135,9 +135,11 @@ fn up<'a>(
     extensions: &'a mut Extensions,
     next: Next<'a>,
 ) -> impl Future<Output = Result<Response>> + Send + 'a {
-    capture::up(source, &mut response);
+    let rejected = inspect(source, None, &mut response, extensions);
     async move {
-        let response = refresh::up(response, extensions, copy.timeout()).await?;
+        if let Some(rejected) = &rejected {
+            response = rejected.end(rejected.wait(copy.timeout()).await, response)?;
+        }
         replay(response, Again::from(copy), source, extensions, next).await
     }
 }
@@ -158,7 +160,12 @@ async fn send(
     buffer::read(source, &mut request, extensions).await?;
     let mut copy = Copy::default();
     let again = Again::of(&mut request, extensions, &mut copy)?;
-    let response = send_once(source, request, extensions, next.clone()).await?;
+    let limit = request.timeout().copied();
+    let (signed, sending) = sign_and_send(source, request, &mut *extensions, next.clone());
+    let mut response = sending.await?;
+    if let Some(rejected) = inspect(source, signed.as_ref(), &mut response, extensions) {
+        response = Box::pin(rejected.finish(response, limit)).await?;
+    }
     replay(response, again, source, extensions, next).await
 }
 
@@ -173,54 +180,90 @@ fn replay<'a>(
 ) -> Handling<'a> {
     match replay::after(response, &mut again, extensions) {
         After::Return(response) => Box::pin(ready(Ok(response))),
-        After::SendAgain(sending) => Box::pin(send_again(sending, again, source, extensions, next)),
-    }
-}
-
-async fn send_again(
-    mut sending: Box<SendAgain>,
-    mut again: Again<'_>,
-    source: &SessionSource,
-    extensions: &mut Extensions,
-    next: Next<'_>,
-) -> Result<Response> {
-    loop {
-        let (request, sent, drained) = sending.begin();
-        drained.await;
-        let mut pinned = Pinned::to(&sent.session, source, extensions);
-        let response = send_once(source, request, &mut pinned, next.clone()).await;
-        drop(pinned);
-        match replay::after(sent.end(response)?, &mut again, extensions) {
-            After::Return(response) => return Ok(response),
-            After::SendAgain(next_one) => sending = next_one,
+        After::SendAgain(sending) => {
+            // Allocated first, because the request would otherwise be moved twice.
+            let room = Box::new_uninit();
+            let future = send_again(sending, again, source, extensions, next);
+            let future: Box<_> = Box::write(room, future);
+            Box::into_pin(future)
         }
     }
 }
 
-/// `Refresh`, `Capture` and `Authorize`.
-async fn send_once(
+#[allow(clippy::manual_async_fn, reason = "an async fn would store each argument twice")]
+fn send_again<'a>(
+    mut sending: SendAgain,
+    mut again: Again<'a>,
+    source: &'a SessionSource,
+    extensions: &'a mut Extensions,
+    next: Next<'a>,
+) -> impl Future<Output = Result<Response>> + Send + 'a {
+    async move {
+        loop {
+            replay::drain(&mut sending.response).await;
+            drop(sending.response);
+            let limit = sending.request.timeout().copied();
+            let result = {
+                let mut extensions = Pinned::to(&sending.resend.session, source, extensions);
+                let (signed, sent) =
+                    sign_and_send(source, sending.request, &mut extensions, next.clone());
+                match sent.await {
+                    Ok(mut response) => {
+                        match inspect(source, signed.as_ref(), &mut response, &mut extensions) {
+                            Some(rejected) => Box::pin(rejected.finish(response, limit)).await,
+                            None => Ok(response),
+                        }
+                    }
+                    Err(error) => Err(error),
+                }
+            };
+            match replay::after(sending.resend.end(result)?, &mut again, extensions) {
+                After::Return(response) => return Ok(response),
+                After::SendAgain(next_one) => sending = next_one,
+            }
+        }
+    }
+}
+
+/// `Refresh` and `Authorize` on the way to the server.
+fn sign_and_send<'a: 'b, 'b>(
+    source: &'a SessionSource,
+    request: Request,
+    extensions: &'b mut Extensions,
+    next: Next<'b>,
+) -> (Option<Signed<'a>>, Handling<'b>) {
+    if refresh::asks_nothing(source, extensions) {
+        authorize::start(source, request, extensions, next)
+    } else {
+        (None, Box::pin(ask_and_send(source, request, extensions, next)))
+    }
+}
+
+#[cold]
+async fn ask_and_send(
     source: &SessionSource,
     request: Request,
     extensions: &mut Extensions,
     next: Next<'_>,
 ) -> Result<Response> {
-    let limit = request.timeout().copied();
-    // Boxed, because almost no request needs it.
-    let ready = if refresh::asks_nothing(source, extensions) {
-        None
-    } else {
-        Box::pin(refresh::before(source, &request, extensions)).await?
+    let Some(ready) = refresh::before(source, &request, extensions).await? else {
+        return authorize::send(source, request, extensions, next).await;
     };
-    let mut response = match &ready {
-        Some(ready) => {
-            let mut extensions = Pinned::to(&ready.session, source, extensions);
-            authorize::send(source, request, &mut extensions, next).await?
-        }
-        None => authorize::send(source, request, extensions, next).await?,
-    };
-    capture::up(source, &mut response);
-    if let Some(ready) = ready {
-        response = ready.note(response);
+    let mut extensions = Pinned::to(&ready.session, source, extensions);
+    let response = authorize::send(source, request, &mut extensions, next).await?;
+    Ok(ready.note(response))
+}
+
+/// `Authorize`, `Capture` and `Refresh` on the way back.
+fn inspect(
+    source: &SessionSource,
+    signed: Option<&Signed<'_>>,
+    response: &mut Response,
+    extensions: &mut Extensions,
+) -> Option<Rejected> {
+    if let Some(signed) = signed {
+        signed.inspect(response);
     }
-    refresh::up(response, extensions, limit).await
+    capture::up(source, response);
+    Rejected::of(response, extensions)
 }

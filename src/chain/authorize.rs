@@ -1,10 +1,12 @@
+use std::future::ready;
+
 use http::{Extensions, header::Entry};
 use reqwest::Request;
 use reqwest_middleware::{Middleware, Next, Result};
 
 #[cfg(feature = "dpop")]
 use super::proof;
-use super::{SessionSource, sent::Proof, signed::Signed, source::Handling};
+use super::{SessionSource, signed::Signed, source::Handling};
 use crate::{anonymous::Anonymous, error::Error, session::Session, telemetry::request_failed};
 
 /// Attaches the token to requests to the session's origins, in the session's
@@ -83,13 +85,30 @@ pub(super) fn send<'a>(
             return Box::pin(proof::send(signed, request, extensions, next)).await;
         }
         let mut response = next.run(request, extensions).await?;
-        signed.check_where_it_went(&response);
-        if signed.needs_note(&response) {
-            signed.leave_note(&mut response, Proof::Fine);
-        }
+        signed.inspect(&mut response);
         Ok(response)
     });
     Box::into_pin(future)
+}
+
+/// Starts to send a request at once, without memory of its own. The response must be
+/// [inspected](Signed::inspect) if there is something to inspect it with.
+pub(super) fn start<'a: 'b, 'b>(
+    source: &'a SessionSource,
+    mut request: Request,
+    extensions: &'b mut Extensions,
+    next: Next<'b>,
+) -> (Option<Signed<'a>>, Handling<'b>) {
+    let signed = sign(source, &mut request, extensions)
+        .or_else(|error| unsigned(source, &request, extensions, error));
+    match signed {
+        #[cfg(feature = "dpop")]
+        Ok(Some(signed)) if signed.session.dpop().is_some() => {
+            (None, Box::pin(proof::send(signed, request, extensions, next)))
+        }
+        Ok(signed) => (signed, next.run(request, extensions)),
+        Err(error) => (None, Box::pin(ready(Err(error)))),
+    }
 }
 
 /// Handles a request that the session cannot sign. If the caller has set the header, the request is

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    session::{Ending, Join, OnRefreshFailure, Session},
+    session::{Ending, Join, OnRefreshFailure, Session, Waiter},
     telemetry::request_failed,
     valid_for::ValidFor,
 };
@@ -214,7 +214,7 @@ pub(super) async fn before(
                     budget.refresh = Some(waiter.clone());
                     extensions.insert(budget.clone());
                 }
-                match session.wait_within(&waiter, limit).await {
+                match session.wait(&waiter, session.wait_limit(limit)).await {
                     Ok(Ending::Refreshed) => refreshed = true,
                     Ok(Ending::Superseded) => continue,
                     // Not even the store holds a refresh token, so the request is sent with the
@@ -238,59 +238,94 @@ pub(super) fn up(
     mut response: Response,
     extensions: &mut Extensions,
     limit: Option<Duration>,
-) -> impl Future<Output = Result<Response>> + Send + '_ {
-    let joined = join(&mut response, extensions);
+) -> impl Future<Output = Result<Response>> + Send + use<> {
+    let rejected = Rejected::of(&mut response, extensions);
     async move {
-        let (session, waiter) = match joined {
-            None | Some((_, Join::Go { .. })) => return Ok(response),
-            Some((session, Join::Fail(error))) => return failed(&session, error, response),
-            Some((session, Join::Wait(waiter))) => (session, waiter),
-        };
-        match session.wait_within(&waiter, limit).await {
-            Ok(ending) => {
-                if ending == Ending::Refreshed {
-                    note_outcome(&mut response, |outcome| outcome.refreshed = true);
-                }
-                Ok(response)
-            }
-            // Not even the store holds a refresh token, so the response is returned unchanged.
-            Err(error) if error.nothing_to_ask_with() => Ok(response),
-            Err(error) => failed(&session, error, response),
+        match &rejected {
+            Some(rejected) => rejected.end(rejected.wait(limit).await, response),
+            None => Ok(response),
         }
     }
 }
 
-/// The refresh that the request has to wait for after this response, or `None` if the response is
-/// returned to the caller.
-fn join(response: &mut Response, extensions: &mut Extensions) -> Option<(Session, Join)> {
-    let mut sent = response.extensions().get::<Sent>().cloned()?;
-    let generation = sent.signature.generation();
-    if !sent.is_rejected(response) {
-        let says_nothing = sent.proof != Proof::Fine || is_inconclusive(response.status());
-        if sent.signature.is_on_probation() && !says_nothing {
-            sent.session.accepted(generation);
+/// A response for which the session has to get a new token.
+pub(super) struct Rejected {
+    session: Session,
+    /// The refresh to wait for, or why there is none.
+    refresh: std::result::Result<Waiter, Error>,
+}
+
+impl Rejected {
+    /// Starts or joins a refresh. Returns `None` if the response is returned to the caller.
+    pub(super) fn of(response: &mut Response, extensions: &mut Extensions) -> Option<Self> {
+        let mut sent = response.extensions().get::<Sent>().cloned()?;
+        let generation = sent.signature.generation();
+        if !sent.is_rejected(response) {
+            let says_nothing = sent.proof != Proof::Fine || is_inconclusive(response.status());
+            if sent.signature.is_on_probation() && !says_nothing {
+                sent.session.accepted(generation);
+            }
+            return None;
         }
-        return None;
+        let session = sent.session;
+        let budget = extensions.get_or_insert_default::<Budget>();
+        budget.rejection = Some((generation, response.status()));
+        if budget.replayed {
+            session.mark_rejected(generation);
+            session.replay_rejected(generation);
+            return None;
+        }
+        if session.is_within_own_work() {
+            session.mark_rejected(generation);
+            return None;
+        }
+        let refresh = match session.after_rejection(generation, &budget.allowance()) {
+            Join::Go { .. } => return None,
+            Join::Wait(waiter) => Ok(waiter),
+            Join::Fail(error) => Err(error),
+        };
+        if let Ok(waiter) = &refresh
+            && waiter.started
+        {
+            budget.refresh = Some(waiter.clone());
+        }
+        Some(Self { session, refresh })
     }
-    let session = sent.session;
-    let budget = extensions.get_or_insert_default::<Budget>();
-    budget.rejection = Some((generation, response.status()));
-    if budget.replayed {
-        session.mark_rejected(generation);
-        session.replay_rejected(generation);
-        return None;
+
+    /// Waits for the refresh.
+    pub(super) async fn wait(&self, limit: Option<Duration>) -> std::result::Result<Ending, Error> {
+        match &self.refresh {
+            Ok(waiter) => self.session.wait(waiter, self.session.wait_limit(limit)).await,
+            Err(error) => Err(error.clone()),
+        }
     }
-    if session.is_within_own_work() {
-        session.mark_rejected(generation);
-        return None;
+
+    /// Waits for the refresh, and notes in the response how it has ended.
+    pub(super) async fn finish(
+        self,
+        response: Response,
+        limit: Option<Duration>,
+    ) -> Result<Response> {
+        self.end(self.wait(limit).await, response)
     }
-    let join = session.after_rejection(generation, &budget.allowance());
-    if let Join::Wait(waiter) = &join
-        && waiter.started
-    {
-        budget.refresh = Some(waiter.clone());
+
+    /// Notes in the response how the refresh has ended, or fails with its error.
+    pub(super) fn end(
+        &self,
+        ended: std::result::Result<Ending, Error>,
+        mut response: Response,
+    ) -> Result<Response> {
+        match ended {
+            Ok(Ending::Refreshed) => {
+                note_outcome(&mut response, |outcome| outcome.refreshed = true);
+                Ok(response)
+            }
+            Ok(Ending::Superseded) => Ok(response),
+            // Not even the store holds a refresh token, so the response is returned unchanged.
+            Err(error) if self.refresh.is_ok() && error.nothing_to_ask_with() => Ok(response),
+            Err(error) => failed(&self.session, error, response),
+        }
     }
-    Some((session, join))
 }
 
 /// Whether a response says nothing about the token, because the server is down or overloaded.

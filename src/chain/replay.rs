@@ -1,7 +1,5 @@
 use std::{
-    fmt,
-    future::Future,
-    io,
+    fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -141,28 +139,37 @@ async fn up(
     loop {
         match after(response, &mut again, extensions) {
             After::Return(response) => return Ok(response),
-            After::SendAgain(sending) => {
-                let (request, sending, drained) = sending.begin();
-                drained.await;
-                let mut pinned = Pinned::to(&sending.session, source, extensions);
-                response = sending.end(next.clone().run(request, &mut pinned).await)?;
+            After::SendAgain(mut sending) => {
+                drain(&mut sending.response).await;
+                drop(sending.response);
+                let mut pinned = Pinned::to(&sending.resend.session, source, extensions);
+                let sent = next.clone().run(sending.request, &mut pinned);
+                response = sending.resend.end(sent.await)?;
             }
         }
     }
 }
 
 /// What happens to a response.
+#[allow(clippy::large_enum_variant, reason = "it is moved into a future at once")]
 pub(super) enum After {
     Return(Response),
-    SendAgain(Box<SendAgain>),
+    SendAgain(SendAgain),
 }
 
 /// A request to send again, and the response that the caller does not get.
 pub(super) struct SendAgain {
-    session: Session,
-    request: Request,
-    response: Response,
-    why: Why,
+    pub(super) request: Request,
+    pub(super) response: Response,
+    pub(super) resend: Resend,
+}
+
+impl SendAgain {
+    fn new(session: Session, request: Request, response: Response, why: Why) -> Self {
+        let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
+        let resend = Resend { session, status: response.status(), before, why };
+        Self { request, response, resend }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -214,7 +221,7 @@ pub(super) fn after(
     budget.replayed = true;
     again.repeated = false;
     let why = Why::Rejected { generation: state.generation() };
-    After::SendAgain(Box::new(SendAgain { session, request, response, why }))
+    After::SendAgain(SendAgain::new(session, request, response, why))
 }
 
 /// Repeats each send once with a nonce. A server that demands a nonce again would otherwise cause
@@ -227,31 +234,21 @@ fn with_nonce(session: Session, response: Response, again: &mut Again<'_>) -> Af
         Ok(request) => {
             session.telemetry().nonce_repeat();
             let why = Why::WantsNonce;
-            After::SendAgain(Box::new(SendAgain { session, request, response, why }))
+            After::SendAgain(SendAgain::new(session, request, response, why))
         }
         Err(reason) => After::Return(not_replayed(&session, reason, response)),
     }
 }
 
-impl SendAgain {
-    /// Returns the request to send, and a future that reads the response to its end first.
-    pub(super) fn begin(self) -> (Request, SendingAgain, impl Future<Output = ()> + Send) {
-        let Self { session, request, response, why } = self;
-        let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
-        let status = response.status();
-        (request, SendingAgain { session, status, before, why }, drain(response))
-    }
-}
-
 /// What is kept of the first response while the request is sent again.
-pub(super) struct SendingAgain {
+pub(super) struct Resend {
     pub(super) session: Session,
     status: StatusCode,
     before: Outcome,
     why: Why,
 }
 
-impl SendingAgain {
+impl Resend {
     pub(super) fn end(self, result: Result<Response>) -> Result<Response> {
         let Self { session, status, before, why } = self;
         let mut response = result.map_err(|error| with_rejection(error, status))?;
@@ -295,7 +292,7 @@ fn not_replayed(session: &Session, reason: NotReplayed, mut response: Response) 
 
 /// Reads a short rest of the body, so that the connection can be reused.
 #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
-async fn drain(mut response: Response) {
+pub(super) async fn drain(response: &mut Response) {
     let read = async {
         let mut left = DRAIN_BYTES;
         while let Ok(Some(chunk)) = response.chunk().await
@@ -447,7 +444,7 @@ mod tests {
             counted.fetch_add(chunk.len(), Ordering::Relaxed);
             Ok::<_, io::Error>(chunk)
         });
-        drain(http::Response::new(Body::wrap_stream(chunks)).into()).await;
+        drain(&mut http::Response::new(Body::wrap_stream(chunks)).into()).await;
         let read = read.load(Ordering::Relaxed);
         assert!(read >= DRAIN_BYTES, "{read}");
         assert!(read <= DRAIN_BYTES + 2 * CHUNK, "{read}");

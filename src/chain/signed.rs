@@ -23,6 +23,14 @@ pub(super) struct Signed<'a> {
 }
 
 impl Signed<'_> {
+    /// Leaves a note in the response if another middleware needs it.
+    pub(super) fn inspect(&self, response: &mut Response) {
+        self.check_where_it_went(response);
+        if self.needs_note(response) {
+            self.leave_note(response, Proof::Fine);
+        }
+    }
+
     /// Whether one of the other middleware has to inspect this response. That is rare.
     #[inline]
     pub(super) fn needs_note(&self, response: &Response) -> bool {

@@ -341,7 +341,7 @@ impl Session {
                 Join::Fail(error) => return Err(error),
                 Join::Wait(waiter) => waiter,
             };
-            match self.wait_within(&waiter, None).await {
+            match self.wait(&waiter, self.wait_limit(None)).await {
                 Ok(Ending::Refreshed | Ending::Superseded) => {}
                 // Not even the store holds a refresh token.
                 Err(error) if error.nothing_to_ask_with() => break,

@@ -212,7 +212,7 @@ impl Session {
         self.forget_failures();
         match self.join(|state, _| state.on_demand(), None) {
             Join::Wait(waiter) => {
-                self.wait(&waiter).await?;
+                self.wait(&waiter, None).await?;
             }
             Join::Fail(error) => return Err(error),
             Join::Go { .. } => {}

@@ -10,6 +10,7 @@
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
+    ops::DerefMut,
     pin::{Pin, pin},
     task::Poll,
     time::Duration,
@@ -55,7 +56,7 @@ pub(crate) fn within<F: Future>(
     let mut limit = Limit::after(limit);
     // Boxed outside the `async` block, which would otherwise hold the future twice.
     let work = Box::pin(work);
-    async move { limit.poll(work).await }
+    async move { limit.run_pinned(work).await }
 }
 
 impl Limit {
@@ -75,11 +76,18 @@ impl Limit {
         &mut self,
         work: F,
     ) -> impl Future<Output = Result<F::Output, Elapsed>> {
-        self.poll(Box::pin(work))
+        self.run_pinned(Box::pin(work))
     }
 
+    /// Runs work that its owner has pinned.
     #[allow(clippy::disallowed_methods, reason = "the one limit is made of it")]
-    async fn poll<F: Future>(&mut self, mut work: Pin<Box<F>>) -> Result<F::Output, Elapsed> {
+    pub(crate) async fn run_pinned<P>(
+        &mut self,
+        mut work: Pin<P>,
+    ) -> Result<<P::Target as Future>::Output, Elapsed>
+    where
+        P: DerefMut<Target: Future>,
+    {
         // Work that is always ready would use up the task's tokio budget, and the timer would never
         // be polled.
         let mut timer = pin!(unconstrained(sleep_until(self.look.unwrap_or(self.due))));

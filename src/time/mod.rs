@@ -9,6 +9,6 @@ mod retry_after;
 pub(crate) use self::clock::tests::suspend;
 pub(crate) use self::{
     clock::{Now, TOLERANCE, wall},
-    limit::{Limit, within},
+    limit::{Elapsed, Limit, within},
     retry_after::asked_wait,
 };

@@ -66,9 +66,9 @@ impl Storm {
     pub async fn run(&self) {
         let mut tasks = JoinSet::new();
         for _ in 0..self.waiters {
-            let request = self.client.get(ORIGIN).send();
+            let client = self.client.clone();
             tasks.spawn(async move {
-                let response = request.await.unwrap();
+                let response = client.get(ORIGIN).send().await.unwrap();
                 assert_eq!(response.status(), 200);
                 assert!(
                     response

@@ -198,7 +198,7 @@ impl World {
             Act::Join => {
                 let sent = session.generation();
                 if let Join::Wait(waiter) = session.after_rejection(sent, &Allowance::Start) {
-                    drop(session.wait(&waiter).await);
+                    drop(session.wait(&waiter, None).await);
                 }
             }
             Act::Capture => {

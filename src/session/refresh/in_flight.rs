@@ -1,6 +1,7 @@
 //! What a refresh shares with its waiters.
 
 use std::{
+    pin::pin,
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -29,7 +30,9 @@ pub(crate) enum Ending {
 
 /// A refresh in progress, as the session's state holds it.
 pub(crate) struct InFlight {
-    outcome: watch::Sender<Option<RefreshResult>>,
+    outcome: OnceLock<RefreshResult>,
+    /// Notified when the outcome is set. Not a `watch`, whose waiters are twice as large.
+    resolved: Notify,
     /// The outcome as soon as it is known. The waiters get it after the listeners.
     decided: OnceLock<RefreshResult>,
     /// The `login` of the session's state at the start.
@@ -55,7 +58,8 @@ pub(crate) struct InFlight {
 impl InFlight {
     pub(in crate::session) fn new(login: u64, generation: u64) -> Self {
         Self {
-            outcome: watch::Sender::new(None),
+            outcome: OnceLock::new(),
+            resolved: Notify::new(),
             decided: OnceLock::new(),
             login,
             generation,
@@ -77,13 +81,9 @@ impl InFlight {
 
     /// Releases the waiters, unless they have been released already.
     pub(in crate::session) fn resolve(&self, outcome: RefreshResult) {
-        self.outcome.send_if_modified(|slot| {
-            let first = slot.is_none();
-            if first {
-                *slot = Some(outcome);
-            }
-            first
-        });
+        if self.outcome.set(outcome).is_ok() {
+            self.resolved.notify_waiters();
+        }
     }
 
     /// Records that a new login or a logout supersedes the refresh. The waiters continue with that,
@@ -107,9 +107,12 @@ impl InFlight {
     /// Waits for the outcome, whichever runtime runs the refresh. A refresh whose runtime is shut
     /// down resolves too.
     pub(in crate::session) async fn wait(&self) -> RefreshResult {
-        let mut outcome = self.outcome.subscribe();
-        let outcome = outcome.wait_for(Option::is_some).await;
-        outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(broken_off()))
+        // Created before the look at the outcome, and so notified even if it is set in between.
+        let resolved = pin!(self.resolved.notified());
+        if self.outcome.get().is_none() {
+            resolved.await;
+        }
+        self.outcome.get().cloned().unwrap_or_else(|| Err(broken_off()))
     }
 
     /// Waits until the task has ended and has saved everything.
@@ -124,7 +127,7 @@ impl InFlight {
 
     /// The outcome, if there is one.
     pub(in crate::session) fn outcome(&self) -> Option<RefreshResult> {
-        self.outcome.borrow().clone().or_else(|| self.decided.get().cloned())
+        self.outcome.get().or_else(|| self.decided.get()).cloned()
     }
 
     /// Records the refresh token that is being sent, or that the response to it is known.
@@ -157,7 +160,7 @@ impl InFlight {
     }
 
     pub(in crate::session) fn is_resolved(&self) -> bool {
-        self.outcome.borrow().is_some()
+        self.outcome.get().is_some()
     }
 
     /// Waits until a new login or a logout supersedes the refresh.

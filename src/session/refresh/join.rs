@@ -1,6 +1,6 @@
 //! Decides who waits for a refresh, and who starts it.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, time::Instant};
 
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     event::Event,
-    time::within,
+    time::{Elapsed, Limit},
 };
 
 /// What a request does next, with the refresh to wait for.
@@ -95,53 +95,55 @@ impl Session {
         join
     }
 
-    /// Waits for a refresh and returns how it ended. A failed refresh counts as superseded if the
-    /// token has changed in the meantime.
-    pub(crate) async fn wait(&self, waiter: &Waiter) -> Result<Ending, Error> {
-        let begun = Instant::now();
-        let outcome = self.outcome_of(&waiter.in_flight).await;
-        self.telemetry().wait(begun.elapsed());
-        if outcome.is_err() {
-            let state = self.load();
-            if state.generation != waiter.generation
-                && state.access.is_some()
-                && !matches!(state.phase, Phase::Closed)
-            {
-                return Ok(Ending::Superseded);
-            }
-        }
-        outcome
-    }
-
     /// The shorter of a request's own timeout and the session's
     /// [`wait_timeout`](crate::SessionBuilder::wait_timeout).
     pub(crate) fn wait_limit(&self, own: Option<Duration>) -> Option<Duration> {
         own.into_iter().chain(self.0.wait_timeout).min()
     }
 
-    /// Waits at most for the [limit](Self::wait_limit). The refresh continues after that.
-    pub(crate) async fn wait_within(
-        &self,
-        waiter: &Waiter,
+    /// Waits for a refresh, at most for this long, and returns how it ended. The refresh continues
+    /// after the limit. A failed refresh counts as superseded if the token has changed in the
+    /// meantime.
+    ///
+    /// A future with a single timer, and not an `async fn`, because each waiter holds one.
+    pub(crate) fn wait<'a>(
+        &'a self,
+        waiter: &'a Waiter,
         limit: Option<Duration>,
-    ) -> Result<Ending, Error> {
-        match self.wait_limit(limit) {
-            Some(limit) => within(limit, self.wait(waiter))
-                .await
-                .unwrap_or_else(|_| Err(Error::of(ErrorKind::TimedOut))),
-            None => self.wait(waiter).await,
+    ) -> impl Future<Output = Result<Ending, Error>> + Send + 'a {
+        let begun = Instant::now();
+        let longest = self.longest_refresh();
+        let is_longest = limit.is_none_or(|limit| limit >= longest);
+        let mut limit = Limit::after(limit.unwrap_or(longest).min(longest));
+        async move {
+            let outcome = pin!(waiter.in_flight.wait());
+            let outcome = if Handle::try_current().is_ok() {
+                limit.run_pinned(outcome).await
+            } else {
+                // There is no runtime, and so no timer.
+                Ok(outcome.await)
+            };
+            self.telemetry().wait(begun.elapsed());
+            let outcome = match outcome {
+                Ok(outcome) => outcome,
+                Err(Elapsed) if is_longest => self.give_up(&waiter.in_flight),
+                Err(Elapsed) => return Err(Error::of(ErrorKind::TimedOut)),
+            };
+            outcome.or_else(|error| self.unless_superseded(waiter, error))
         }
     }
 
-    async fn outcome_of(&self, in_flight: &Arc<InFlight>) -> RefreshResult {
-        if Handle::try_current().is_err() {
-            // There is no runtime, and so no timer.
-            return in_flight.wait().await;
-        }
-        if let Ok(outcome) = within(self.longest_refresh(), in_flight.wait()).await {
-            return outcome;
-        }
-        // The runtime of the refresh is not shut down, but nothing drives it any more.
+    fn unless_superseded(&self, waiter: &Waiter, error: Error) -> Result<Ending, Error> {
+        let state = self.load();
+        let superseded = state.generation != waiter.generation
+            && state.access.is_some()
+            && !matches!(state.phase, Phase::Closed);
+        if superseded { Ok(Ending::Superseded) } else { Err(error) }
+    }
+
+    /// Ends a refresh whose runtime is not shut down, but which nothing drives any more.
+    #[cold]
+    fn give_up(&self, in_flight: &Arc<InFlight>) -> RefreshResult {
         let error = in_flight.mark(Error::new(
             ErrorKind::Unavailable,
             "the runtime of the refresh makes no progress",
