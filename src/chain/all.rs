@@ -1,6 +1,9 @@
 //! The four middleware as one, for a client that uses them all.
 
-use std::future::{Future, ready};
+use std::{
+    future::{Future, ready},
+    time::Duration,
+};
 
 use http::Extensions;
 use reqwest::{Request, Response};
@@ -12,7 +15,7 @@ use super::{
     copy::Copy,
     refresh::{self, Rejected},
     replay::{self, After, Again, ReplayBody, SendAgain},
-    sent::Proof,
+    sent::{Proof, Sent},
     signed::Signed,
     source::{Found, Handling, Pinned},
 };
@@ -59,7 +62,7 @@ impl Middleware for Chain {
                 if is_done(&mut result, signed, source) {
                     return result;
                 }
-                Box::pin(up(result?, &mut copy, source, extensions, next))
+                Box::pin(up(result?, signed, &mut copy, source, extensions, next))
             };
             rest.await
         });
@@ -116,7 +119,6 @@ fn is_done(result: &mut Result<Response>, signed: &Signed<'_>, source: &SessionS
     let Ok(response) = result else { return true };
     signed.check_where_it_went(response);
     if signed.needs_note(response) && !signed.has_no_news(response) {
-        signed.leave_note(response, Proof::Fine);
         return false;
     }
     if let Found::Brought(_) = signed.session {
@@ -130,17 +132,19 @@ fn is_done(result: &mut Result<Response>, signed: &Signed<'_>, source: &SessionS
 #[cold]
 fn up<'a>(
     mut response: Response,
+    signed: &Signed<'_>,
     copy: &'a mut Copy,
     source: &'a SessionSource,
     extensions: &'a mut Extensions,
     next: Next<'a>,
-) -> impl Future<Output = Result<Response>> + Send + 'a {
-    let rejected = inspect(source, None, &mut response, extensions);
+) -> impl Future<Output = Result<Response>> + Send + use<'a> {
+    let sent = signed.note(Proof::Fine);
+    let (sent, rejected) = inspect(source, Some(sent), &mut response, extensions);
     async move {
         if let Some(rejected) = &rejected {
             response = rejected.end(rejected.wait(copy.timeout()).await, response)?;
         }
-        replay(response, Again::from(copy), source, extensions, next).await
+        replay(response, sent, Again::from(copy), source, extensions, next).await
     }
 }
 
@@ -162,23 +166,26 @@ async fn send(
     let again = Again::of(&mut request, extensions, &mut copy)?;
     let limit = request.timeout().copied();
     let (signed, sending) = sign_and_send(source, request, &mut *extensions, next.clone());
-    let mut response = sending.await?;
-    if let Some(rejected) = inspect(source, signed.as_ref(), &mut response, extensions) {
-        response = Box::pin(rejected.finish(response, limit)).await?;
-    }
-    replay(response, again, source, extensions, next).await
+    let response = sending.await?;
+    let (sent, received) = receive(source, signed, response, extensions, limit);
+    let response = match received {
+        Received::Done(response) => response,
+        Received::Waits(response) => response.await?,
+    };
+    replay(response, sent, again, source, extensions, next).await
 }
 
 /// `Replay`, above the other three. The replay has a separate future, so that requests that wait
 /// for a refresh do not hold memory for it.
 fn replay<'a>(
     response: Response,
+    sent: Option<Sent>,
     mut again: Again<'a>,
     source: &'a SessionSource,
     extensions: &'a mut Extensions,
     next: Next<'a>,
 ) -> Handling<'a> {
-    match replay::after(response, &mut again, extensions) {
+    match replay::after(response, sent, &mut again, extensions) {
         After::Return(response) => Box::pin(ready(Ok(response))),
         After::SendAgain(sending) => {
             // Allocated first, because the request would otherwise be moved twice.
@@ -203,21 +210,21 @@ fn send_again<'a>(
             replay::drain(&mut sending.response).await;
             drop(sending.response);
             let limit = sending.request.timeout().copied();
-            let result = {
-                let mut extensions = Pinned::to(&sending.resend.session, source, extensions);
-                let (signed, sent) =
-                    sign_and_send(source, sending.request, &mut extensions, next.clone());
-                match sent.await {
-                    Ok(mut response) => {
-                        match inspect(source, signed.as_ref(), &mut response, &mut extensions) {
-                            Some(rejected) => Box::pin(rejected.finish(response, limit)).await,
-                            None => Ok(response),
-                        }
-                    }
-                    Err(error) => Err(error),
-                }
+            let mut pinned = Pinned::to(&sending.resend.session, source, extensions);
+            let (signed, response) =
+                sign_and_send(source, sending.request, &mut pinned, next.clone());
+            let response = match response.await {
+                Ok(response) => response,
+                Err(error) => return sending.resend.end(Err(error)),
             };
-            match replay::after(sending.resend.end(result)?, &mut again, extensions) {
+            let (sent, received) = receive(source, signed, response, &mut pinned, limit);
+            let result = match received {
+                Received::Done(response) => Ok(response),
+                Received::Waits(response) => response.await,
+            };
+            drop(pinned);
+            let response = sending.resend.end(result)?;
+            match replay::after(response, sent, &mut again, extensions) {
                 After::Return(response) => return Ok(response),
                 After::SendAgain(next_one) => sending = next_one,
             }
@@ -254,16 +261,46 @@ async fn ask_and_send(
     Ok(ready.note(response))
 }
 
-/// `Authorize`, `Capture` and `Refresh` on the way back.
+/// A response that went through `Authorize`, `Capture` and `Refresh`.
+enum Received {
+    Done(Response),
+    /// It was rejected, and waits for a refresh.
+    Waits(Handling<'static>),
+}
+
+/// `Authorize`, `Capture` and `Refresh` on the way back. Takes the response by value, because what
+/// is borrowed stays in the caller's future.
+fn receive(
+    source: &SessionSource,
+    signed: Option<Signed<'_>>,
+    mut response: Response,
+    extensions: &mut Extensions,
+    limit: Option<Duration>,
+) -> (Option<Sent>, Received) {
+    let sent = signed.and_then(|signed| signed.inspect(&response));
+    let (sent, rejected) = inspect(source, sent, &mut response, extensions);
+    let received = match rejected {
+        Some(rejected) => Received::Waits(Box::pin(rejected.finish(response, limit))),
+        None => Received::Done(response),
+    };
+    (sent, received)
+}
+
+/// `Capture` and `Refresh` on the way back. `sent` is the chain's own note on the response, which
+/// does not have to go through the response. Returns what `Replay` needs.
 fn inspect(
     source: &SessionSource,
-    signed: Option<&Signed<'_>>,
+    sent: Option<Sent>,
     response: &mut Response,
     extensions: &mut Extensions,
-) -> Option<Rejected> {
-    if let Some(signed) = signed {
-        signed.inspect(response);
-    }
-    capture::up(source, response);
-    Rejected::of(response, extensions)
+) -> (Option<Sent>, Option<Rejected>) {
+    // A middleware of this crate below the chain may have left one too.
+    let below = response.extensions_mut().remove::<Sent>();
+    let mut sent = sent.or(below);
+    capture::conceal_own(source, response);
+    let rejected = sent.as_mut().and_then(|sent| {
+        capture::take_from(sent, response);
+        Rejected::of(sent, response, extensions)
+    });
+    (sent, rejected)
 }

@@ -85,7 +85,9 @@ pub(super) fn send<'a>(
             return Box::pin(proof::send(signed, request, extensions, next)).await;
         }
         let mut response = next.run(request, extensions).await?;
-        signed.inspect(&mut response);
+        if let Some(sent) = signed.inspect(&response) {
+            response.extensions_mut().insert(sent);
+        }
         Ok(response)
     });
     Box::into_pin(future)

@@ -7,7 +7,6 @@ use super::{
     sent::{Sent, note_outcome},
     source::{Found, Handling},
 };
-use crate::session::Session;
 
 /// Captures new tokens from every response, whatever its status: from the header
 /// `Refreshed-API-Token`, or as set with
@@ -82,24 +81,21 @@ impl Middleware for Capture {
                 return Box::pin(unsigned(source, request, extensions, next)).await;
             }
             let mut response = next.run(request, extensions).await?;
-            up(source, &mut response);
+            conceal_own(source, &mut response);
+            Sent::look(&mut response, take_from);
             Ok(response)
         });
         Box::into_pin(future)
     }
 }
 
-pub(super) fn up(source: &SessionSource, response: &mut Response) {
-    conceal_own(source, response);
-    let Some(sent) = response.extensions_mut().get_mut::<Sent>() else {
-        return;
-    };
+/// Takes the token that a response may bring.
+pub(super) fn take_from(sent: &mut Sent, response: &mut Response) {
     if std::mem::replace(&mut sent.captured, true) {
         return;
     }
-    let (session, generation) = (sent.session.clone(), sent.signature.generation());
-    if session.channels().may_bring(response.headers()) {
-        take(&session, generation, response);
+    if sent.session.channels().may_bring(response.headers()) {
+        take(sent, response);
     }
 }
 
@@ -129,14 +125,13 @@ pub(super) async fn unsigned(
 }
 
 #[cold]
-fn take(session: &Session, sent: u64, response: &mut Response) {
+fn take(sent: &mut Sent, response: &mut Response) {
+    let session = &sent.session;
     session.channels().conceal(response.headers_mut());
-    let taken = session.take(sent, response.url(), response.headers());
+    let taken = session.take(sent.signature.generation(), response.url(), response.headers());
     // A rejection that carries a new token is superseded by that token, or by a newer one from
     // another response.
-    if let Some(sent) = response.extensions_mut().get_mut::<Sent>() {
-        sent.brought_token = taken.replaced;
-    }
+    sent.brought_token = taken.replaced;
     if taken.adopted {
         note_outcome(response, |outcome| outcome.captured = true);
     }

@@ -38,7 +38,7 @@ pub(super) async fn send(
     }
     let (mut response, proof) = judge(dpop, &url, &carried, response).await;
     if proof != Proof::Fine || signed.needs_note(&response) {
-        signed.leave_note(&mut response, proof);
+        response.extensions_mut().insert(signed.note(proof));
     }
     Ok(response)
 }

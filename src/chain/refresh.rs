@@ -239,7 +239,9 @@ pub(super) fn up(
     extensions: &mut Extensions,
     limit: Option<Duration>,
 ) -> impl Future<Output = Result<Response>> + Send + use<> {
-    let rejected = Rejected::of(&mut response, extensions);
+    let rejected =
+        Sent::look(&mut response, |sent, response| Rejected::of(sent, response, extensions));
+    let rejected = rejected.flatten();
     async move {
         match &rejected {
             Some(rejected) => rejected.end(rejected.wait(limit).await, response),
@@ -257,8 +259,11 @@ pub(super) struct Rejected {
 
 impl Rejected {
     /// Starts or joins a refresh. Returns `None` if the response is returned to the caller.
-    pub(super) fn of(response: &mut Response, extensions: &mut Extensions) -> Option<Self> {
-        let mut sent = response.extensions().get::<Sent>().cloned()?;
+    pub(super) fn of(
+        sent: &mut Sent,
+        response: &Response,
+        extensions: &mut Extensions,
+    ) -> Option<Self> {
         let generation = sent.signature.generation();
         if !sent.is_rejected(response) {
             let says_nothing = sent.proof != Proof::Fine || is_inconclusive(response.status());
@@ -267,7 +272,7 @@ impl Rejected {
             }
             return None;
         }
-        let session = sent.session;
+        let session = &sent.session;
         let budget = extensions.get_or_insert_default::<Budget>();
         budget.rejection = Some((generation, response.status()));
         if budget.replayed {
@@ -289,7 +294,7 @@ impl Rejected {
         {
             budget.refresh = Some(waiter.clone());
         }
-        Some(Self { session, refresh })
+        Some(Self { session: session.clone(), refresh })
     }
 
     /// Waits for the refresh.

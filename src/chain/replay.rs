@@ -137,7 +137,8 @@ async fn up(
     next: Next<'_>,
 ) -> Result<Response> {
     loop {
-        match after(response, &mut again, extensions) {
+        let sent = response.extensions_mut().remove::<Sent>();
+        match after(response, sent, &mut again, extensions) {
             After::Return(response) => return Ok(response),
             After::SendAgain(mut sending) => {
                 drain(&mut sending.response).await;
@@ -184,18 +185,17 @@ enum Why {
 
 /// Decides whether the request is sent again.
 pub(super) fn after(
-    mut response: Response,
+    response: Response,
+    sent: Option<Sent>,
     again: &mut Again<'_>,
     extensions: &mut Extensions,
 ) -> After {
-    let Some(mut sent) = response.extensions_mut().remove::<Sent>() else {
-        return After::Return(response);
-    };
+    let Some(mut sent) = sent else { return After::Return(response) };
     #[cfg(feature = "dpop")]
     if sent.proof == super::sent::Proof::WantsNonce && !again.repeated {
         return with_nonce(sent.session, response, again);
     }
-    if !sent.is_rejected(&mut response) {
+    if !sent.is_rejected(&response) {
         return After::Return(response);
     }
     let session = sent.session;

@@ -87,9 +87,20 @@ pub(super) enum Proof {
 }
 
 impl Sent {
+    /// Takes the note out of a response, and puts it back after the look at both.
+    pub(super) fn look<T>(
+        response: &mut Response,
+        look: impl FnOnce(&mut Self, &mut Response) -> T,
+    ) -> Option<T> {
+        let mut sent = response.extensions_mut().remove::<Self>()?;
+        let looked = look(&mut sent, response);
+        response.extensions_mut().insert(sent);
+        Some(looked)
+    }
+
     /// Whether the response rejects the token. The result is computed once for each response and
     /// stored in its note.
-    pub(super) fn is_rejected(&mut self, response: &mut Response) -> bool {
+    pub(super) fn is_rejected(&mut self, response: &Response) -> bool {
         // Such a response concerns only the proof, not the token.
         if self.proof != Proof::Fine {
             return false;
@@ -99,9 +110,6 @@ impl Sent {
         }
         let rejected = self.judge(response);
         self.rejected = Some(rejected);
-        if let Some(note) = response.extensions_mut().get_mut::<Sent>() {
-            note.rejected = Some(rejected);
-        }
         rejected
     }
 

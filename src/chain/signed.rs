@@ -23,12 +23,10 @@ pub(super) struct Signed<'a> {
 }
 
 impl Signed<'_> {
-    /// Leaves a note in the response if another middleware needs it.
-    pub(super) fn inspect(&self, response: &mut Response) {
+    /// The note on the response, if another middleware needs it.
+    pub(super) fn inspect(&self, response: &Response) -> Option<Sent> {
         self.check_where_it_went(response);
-        if self.needs_note(response) {
-            self.leave_note(response, Proof::Fine);
-        }
+        self.needs_note(response).then(|| self.note(Proof::Fine))
     }
 
     /// Whether one of the other middleware has to inspect this response. That is rare.
@@ -76,8 +74,8 @@ impl Signed<'_> {
     }
 
     #[cold]
-    pub(super) fn leave_note(&self, response: &mut Response, proof: Proof) {
-        response.extensions_mut().insert(Sent {
+    pub(super) fn note(&self, proof: Proof) -> Sent {
+        Sent {
             session: self.session.clone(),
             signature: self.signature,
             origin: self.origin,
@@ -85,6 +83,6 @@ impl Signed<'_> {
             rejected: None,
             captured: false,
             proof,
-        });
+        }
     }
 }
