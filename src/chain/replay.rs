@@ -1,7 +1,11 @@
 use std::{
-    fmt, io,
+    fmt,
+    future::{Future as _, poll_fn},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -293,15 +297,19 @@ fn not_replayed(session: &Session, reason: NotReplayed, mut response: Response) 
 /// Reads a short rest of the body, so that the connection can be reused.
 #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
 pub(super) async fn drain(response: &mut Response) {
-    let read = async {
+    let mut read = pin!(async {
         let mut left = DRAIN_BYTES;
         while let Ok(Some(chunk)) = response.chunk().await
             && let Some(rest) = left.checked_sub(chunk.len())
         {
             left = rest;
         }
-    };
-    let _ = timeout(DRAIN_TIME, read).await;
+    });
+    // Most of these bodies have arrived with their head, and need no timer.
+    let has_ended = poll_fn(|context| Poll::Ready(read.as_mut().poll(context).is_ready())).await;
+    if !has_ended {
+        let _ = timeout(DRAIN_TIME, read).await;
+    }
 }
 
 /// The material for sending a request again.

@@ -108,13 +108,13 @@ impl Telemetry {
         guarded(|| metrics::nonce_repeat(self.name()));
     }
 
-    /// Records how long a request or the user waited for a refresh.
+    /// Records how long a request or the user waited for a refresh that ends now.
     #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
-    pub(crate) fn wait(&self, took: Duration) {
+    pub(crate) fn wait(&self, begun: Instant) {
         #[cfg(feature = "metrics")]
-        guarded(|| metrics::wait(self.name(), took));
+        guarded(|| metrics::wait(self.name(), begun.elapsed()));
         #[cfg(not(feature = "metrics"))]
-        let _ = took;
+        let _ = begun;
     }
 
     /// Records the session's state, as [`Session::state`](crate::Session::state) returns it.

@@ -62,8 +62,12 @@ pub(crate) fn within<F: Future>(
 impl Limit {
     /// Creates a limit that starts now.
     pub(crate) fn after(limit: Duration) -> Self {
-        let now = Instant::now();
-        Self { due: now.checked_add(limit).unwrap_or(now + FAR_AWAY), look: None }
+        Self::since(Instant::now(), limit)
+    }
+
+    /// Creates a limit that started at that time.
+    pub(crate) fn since(begun: Instant, limit: Duration) -> Self {
+        Self { due: begun.checked_add(limit).unwrap_or(begun + FAR_AWAY), look: None }
     }
 
     /// Whether the limit is over, so that new work would only be cut off.

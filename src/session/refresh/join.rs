@@ -114,7 +114,7 @@ impl Session {
         let begun = Instant::now();
         let longest = self.longest_refresh();
         let is_longest = limit.is_none_or(|limit| limit >= longest);
-        let mut limit = Limit::after(limit.unwrap_or(longest).min(longest));
+        let mut limit = Limit::since(begun, limit.unwrap_or(longest).min(longest));
         async move {
             let outcome = pin!(waiter.in_flight.wait());
             let outcome = if Handle::try_current().is_ok() {
@@ -123,7 +123,7 @@ impl Session {
                 // There is no runtime, and so no timer.
                 Ok(outcome.await)
             };
-            self.telemetry().wait(begun.elapsed());
+            self.telemetry().wait(begun);
             let outcome = match outcome {
                 Ok(outcome) => outcome,
                 Err(Elapsed) if is_longest => self.give_up(&waiter.in_flight),
