@@ -1,7 +1,11 @@
 //! A heartbeat on a thread of its own, beside a job that blocks (contract: heartbeat).
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
+use futures_util::poll;
 use reqwest_middleware::ClientBuilder;
 use reqwest_reauth::{
     ClientBuilderExt, ErrorKind, OAuthRefresh, Session,
@@ -76,9 +80,11 @@ fn abort_ends_the_thread_after_its_refresh() {
         handle.abort();
         assert_eq!(handle.finished().await, Stopped::Requested);
         assert!(begun.elapsed() < MS(5000), "{:?}", begun.elapsed());
+        // Joins the same refresh, which nothing else drives, before it can end.
+        let mut refresh = pin!(session.refresh());
+        assert!(poll!(refresh.as_mut()).is_pending());
         hold.release();
-        // Joins the same refresh, which nothing else drives.
-        session.refresh().await.unwrap();
+        refresh.await.unwrap();
         assert_eq!(session.generation(), 2);
         assert_eq!(server.token_calls(), 1);
     });
