@@ -23,6 +23,7 @@ use crate::session::Session;
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Whether the request has a body that the session buffers.
+#[inline]
 pub(super) fn is_wanted(session: &Session, request: &Request) -> bool {
     session.buffer_bodies() > 0 && is_stream(request)
 }

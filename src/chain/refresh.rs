@@ -113,10 +113,12 @@ impl Middleware for Refresh {
 }
 
 /// Whether a request can be sent without a check.
+#[inline]
 pub(super) fn asks_nothing(source: &SessionSource, extensions: &Extensions) -> bool {
     is_quiet(source, extensions) && extensions.get::<ValidFor>().is_none()
 }
 
+#[inline]
 fn is_quiet(source: &SessionSource, extensions: &Extensions) -> bool {
     source.find(extensions).is_ok_and(|session| session.load().is_quiet(Instant::now))
 }

@@ -55,6 +55,7 @@ impl Signed<'_> {
 
     /// reqwest keeps a header of [`Placement::header`](crate::Placement::header) when it follows a
     /// redirect to another server.
+    #[inline]
     pub(super) fn check_where_it_went(&self, response: &Response) {
         if self.session.placement().survives_redirects() {
             self.tell_if_elsewhere(response);

@@ -118,6 +118,7 @@ impl Placement {
 
     /// Whether each request needs its own proof beside the token.
     #[cfg_attr(not(feature = "dpop"), allow(clippy::unused_self))]
+    #[inline]
     pub(crate) fn needs_proof(&self) -> bool {
         #[cfg(feature = "dpop")]
         return matches!(self.0, Kind::Dpop(_));

@@ -377,6 +377,7 @@ impl Session {
         &self.0.telemetry
     }
 
+    #[inline]
     pub(crate) fn placement(&self) -> &Placement {
         &self.0.placement
     }
@@ -396,16 +397,19 @@ impl Session {
         None
     }
 
+    #[inline]
     pub(crate) fn channels(&self) -> &Channels {
         &self.0.channels
     }
 
     /// Whether the session's token replaces the caller's own header.
+    #[inline]
     pub(crate) fn overrides_authorization(&self) -> bool {
         self.0.override_authorization
     }
 
     /// The maximum number of bytes of a stream to buffer.
+    #[inline]
     pub(crate) fn buffer_bodies(&self) -> usize {
         self.0.buffer_bodies
     }
@@ -414,6 +418,7 @@ impl Session {
         self.0.on_refresh_failure
     }
 
+    #[inline]
     pub(crate) fn rejected_if(&self) -> Option<&RejectedIf> {
         self.0.rejected_if.as_ref()
     }

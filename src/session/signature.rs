@@ -29,6 +29,7 @@ impl Signature {
     }
 
     /// Whether the token endpoint had issued the token and no response had accepted it yet.
+    #[inline]
     pub(crate) fn is_on_probation(&self) -> bool {
         self.on_probation
     }

@@ -34,11 +34,11 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const TOLERANCE: f64 = 5.0;
 
 /// What a workload may take whatever the committed figure says, so that many small steps within the
-/// tolerance do not add up. The whole chain with one header has no margin left below its own goal
-/// of 1,450, and is held by the tolerance alone.
+/// tolerance do not add up. The whole chain with one header is 1 % below its own goal of 1,450,
+/// which is less than what another compiler may change. It is held by the tolerance alone.
 const GOALS: [(&str, u64); 6] = [
     ("chain_all", 2_500),
-    ("chain_rejected", 12_000),
+    ("chain_rejected", 9_000),
     ("storm_1000", 6_000),
     ("allocations.chain_1", 2),
     ("bytes.chain_1", 700),
