@@ -180,7 +180,7 @@ fn beats(heartbeats: usize, span: Duration, window: Option<f64>) -> (u64, Option
                 }
             })
             .collect();
-        // The first beats.
+        // The first beats. The clock is paused.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let metrics = Handle::current().metrics();
         let (parks, took) = (metrics.worker_park_count(0), processor_time());

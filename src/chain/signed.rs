@@ -23,7 +23,8 @@ pub(super) struct Signed<'a> {
 }
 
 impl Signed<'_> {
-    /// The note on the response, if another middleware needs it.
+    /// The note on the response, if another middleware needs it. Reports a response from a server
+    /// that should not have seen the token.
     pub(super) fn inspect(&self, response: &Response) -> Option<Sent> {
         self.check_where_it_went(response);
         self.needs_note(response).then(|| self.note(Proof::Fine))

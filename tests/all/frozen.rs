@@ -270,13 +270,10 @@ async fn watch(logins: Vec<Tokens>, api: &str) -> String {
         .unwrap();
     heartbeat.health().wait_for(|health| health.beats > 0).await.unwrap();
     println!("\n> started");
-    let renewed = async {
-        while session.generation() < 2 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
+    let mut health = heartbeat.health();
+    let renewed = health.wait_for(|_| session.generation() > 1);
     let renewed = tokio::time::timeout(Duration::from_secs(20), renewed).await;
-    renewed.map_or("not renewed", |()| "renewed").to_owned()
+    renewed.map_or("not renewed", |_| "renewed").to_owned()
 }
 
 fn logins(server: &AuthServer, number: usize) -> Vec<Tokens> {

@@ -73,9 +73,7 @@ fn abort_ends_the_thread_after_its_refresh() {
     let handle = heartbeat(&server, &session).timeout(MS(60_000)).spawn_thread().unwrap();
     job().block_on(async {
         // The beat was rejected, and waits for a refresh.
-        while server.token_calls() == 0 {
-            tokio::time::sleep(MS(10)).await;
-        }
+        hold.waiting(1).await;
         let begun = Instant::now();
         handle.abort();
         assert_eq!(handle.finished().await, Stopped::Requested);

@@ -49,6 +49,7 @@ impl Load {
                         Err(error) => format!("{error:#}"),
                     };
                     *tally.lock().unwrap().entry(got).or_default() += 1;
+                    // The load of a client that goes on for as long as tokens live and end.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             });
@@ -156,6 +157,7 @@ pub(crate) async fn a_restarted_proxy_with_an_outer_retry() {
         after_a_refresh(&session).await;
         peers.stop_nginx();
         stops += 1;
+        // Longer than a token lives.
         tokio::time::sleep(Duration::from_millis(2500)).await;
         peers.start_nginx();
     }

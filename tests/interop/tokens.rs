@@ -17,6 +17,7 @@ pub(crate) async fn two_second_tokens_are_renewed_in_time() {
         while begun.elapsed() < Duration::from_secs(5) {
             assert_eq!(client.get(peers.api()).send().await.unwrap().status(), 200, "{format}");
             requests += 1;
+            // A client that sends a hundred requests a second while tokens live and end.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         // Joins a refresh that may be in progress.

@@ -31,7 +31,7 @@ pub(crate) enum Ending {
 /// A refresh in progress, as the session's state holds it.
 pub(crate) struct InFlight {
     outcome: OnceLock<RefreshResult>,
-    /// Notified when the outcome is set. Not a `watch`, whose waiters are twice as large.
+    /// Notified when the outcome is set. Not a `watch`, whose waiters are almost twice as large.
     resolved: Notify,
     /// The outcome as soon as it is known. The waiters get it after the listeners.
     decided: OnceLock<RefreshResult>,

@@ -39,14 +39,14 @@ const TOLERANCE: f64 = 5.0;
 const GOALS: [(&str, u64); 6] = [
     ("chain_all", 2_500),
     ("chain_rejected", 9_000),
-    ("storm_1000", 6_000),
+    ("storm_1000", 5_500),
     ("allocations.chain_1", 2),
     ("bytes.chain_1", 700),
     ("bytes.waiter", 3_500),
 ];
 
-/// Held by its goal alone. With so many requests glibc merges free memory at different moments, and
-/// runs of one build differ by 7 %.
+/// Held by its goal alone, 12 % above what it takes. With so many requests glibc merges free memory
+/// at different moments, and runs of one build differ by 7 %.
 const UNSTEADY: &str = "storm_1000";
 
 type Counts = BTreeMap<String, u64>;
@@ -152,7 +152,7 @@ fn check(counts: &Counts) -> ExitCode {
     for (name, goal) in GOALS {
         let now = figures[name];
         if now > goal {
-            println!("{name:26} {now:6}, but at most {goal} is promised");
+            println!("{name:26} {now:6}, but the goal is at most {goal}");
             failed = true;
         }
     }
