@@ -127,7 +127,7 @@ impl Sent {
             response.headers(),
             self.session.placement().challenge_scheme(),
             self.brought_token || since == Since::Replaced,
-            self.signature.has_expired(Now::read()),
+            self.signature.has_expired(Now::read),
         );
         match self.session.rejected_if() {
             Some(rule) => catch_unwind(AssertUnwindSafe(|| rule(response, verdict)))

@@ -86,7 +86,7 @@ impl Session {
             headers,
             self.placement().challenge_scheme(),
             taken.replaced || since == Since::Replaced,
-            sent.has_expired(Now::read()),
+            sent.has_expired(Now::read),
         );
         verdict.captured = taken.adopted;
         #[cfg(feature = "dpop")]

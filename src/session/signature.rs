@@ -34,9 +34,10 @@ impl Signature {
         self.on_probation
     }
 
-    /// Whether the token has expired, by either clock.
-    pub(crate) fn has_expired(&self, now: Now) -> bool {
+    /// Whether the token has expired, by either clock. They are read only if its expiry is known.
+    pub(crate) fn has_expired(&self, now: impl FnOnce() -> Now) -> bool {
         let Some(until) = self.until else { return false };
+        let now = now();
         let missed = self.ends.map(|ends| now.missed(until, ends)).unwrap_or_default();
         until.checked_sub(missed).is_none_or(|until| until <= now.monotonic)
     }

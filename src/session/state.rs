@@ -235,6 +235,12 @@ impl State {
         }
     }
 
+    /// Whether the state shows that the API rejected this generation.
+    pub(super) fn has_recorded(&self, rejected: Option<u64>) -> bool {
+        rejected
+            .is_none_or(|sent| self.rejected && (self.known_rejected || self.generation != sent))
+    }
+
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.due.is_some_and(|due| due <= now)
     }

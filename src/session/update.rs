@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::Guard;
 use tokio::time::Instant;
 
 use super::{
@@ -197,12 +198,16 @@ impl Session {
         lifetime.map(|lifetime| expiry::due(lifetime, self.0.refresh_ahead, fastrand::f64()))
     }
 
-    /// Adjusts the token's times to the wall clock after the machine was suspended.
-    pub(super) fn catch_up_with_the_wall_clock(&self) {
+    /// Loads the state and reads the clock. After the machine was suspended, the token's times are
+    /// adjusted to the wall clock first.
+    pub(super) fn load_now(&self) -> (Guard<Arc<State>>, Instant) {
         let now = Now::read();
-        if !self.load().missed(now).is_zero() {
+        let mut state = self.load();
+        if !state.missed(now).is_zero() {
             self.update(|state| state.catch_up(now));
+            state = self.load();
         }
+        (state, now.monotonic)
     }
 
     /// Publishes a changed copy of the state.

@@ -30,6 +30,19 @@ use crate::{
     session_state::SessionState,
 };
 
+/// When a wait began. Without metrics, nobody asks.
+#[derive(Clone, Copy)]
+pub(crate) struct Begun(#[cfg(feature = "metrics")] Instant);
+
+impl Begun {
+    pub(crate) fn now() -> Self {
+        Self(
+            #[cfg(feature = "metrics")]
+            Instant::now(),
+        )
+    }
+}
+
 /// The telemetry of a session, or of a heartbeat without a session.
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
@@ -110,9 +123,9 @@ impl Telemetry {
 
     /// Records how long a request or the user waited for a refresh that ends now.
     #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
-    pub(crate) fn wait(&self, begun: Instant) {
+    pub(crate) fn wait(&self, begun: Begun) {
         #[cfg(feature = "metrics")]
-        guarded(|| metrics::wait(self.name(), begun.elapsed()));
+        guarded(|| metrics::wait(self.name(), begun.0.elapsed()));
         #[cfg(not(feature = "metrics"))]
         let _ = begun;
     }

@@ -2,10 +2,12 @@
 //! whose runtime is not driven (contract 6.4).
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Waker},
     time::Duration,
 };
 
@@ -19,7 +21,7 @@ use reqwest_reauth::{
 use tokio::{
     runtime::{Builder, Runtime},
     sync::Notify,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -197,16 +199,68 @@ fn an_undriven_call_is_abandoned_once() {
     assert_eq!(issuer.most(), 1);
 }
 
+/// Polls once.
+fn poll(future: Pin<&mut impl Future<Output = Result<Tokens, Error>>>) {
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(future.poll(&mut context).is_pending());
+}
+
+/// The waiters of a runtime share its timer.
+#[test]
+fn a_waiter_outlasts_the_one_before() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = short(&issuer).build().unwrap();
+    let (still, here) = (thread_runtime(), paused_runtime());
+    let mut refresh = Box::pin(session.refresh());
+    still.block_on(async { poll(refresh.as_mut()) });
+    here.block_on(async {
+        let begun = Instant::now();
+        let (mut first, second) = (Box::pin(session.refresh()), session.refresh());
+        poll(first.as_mut());
+        drop(first);
+        let ended = timeout(HOUR, second).await.unwrap();
+        assert_eq!(told(ended).0, ErrorKind::Unavailable);
+        assert_eq!(begun.elapsed(), 2 * SECOND);
+    });
+}
+
+#[test]
+fn a_waiter_outlasts_the_runtime_that_it_began_on() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = short(&issuer).build().unwrap();
+    let (still, first, second) = (thread_runtime(), paused_runtime(), paused_runtime());
+    let mut refresh = Box::pin(session.refresh());
+    still.block_on(async { poll(refresh.as_mut()) });
+    let mut waiting = Box::pin(session.refresh());
+    first.block_on(async { poll(waiting.as_mut()) });
+    drop(first);
+    let ended = second.block_on(async { timeout(HOUR, waiting).await.unwrap() });
+    assert_eq!(told(ended).0, ErrorKind::Unavailable);
+}
+
+/// Its timer ends as soon as it is started, and must not be started again at once.
+#[test]
+fn a_wait_on_a_runtime_that_is_shut_down_does_not_spin() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = short(&issuer).build().unwrap();
+    let (still, gone) = (thread_runtime(), thread_runtime());
+    let mut refresh = Box::pin(session.refresh());
+    still.block_on(async { poll(refresh.as_mut()) });
+    let handle = gone.handle().clone();
+    drop(gone);
+    let _entered = handle.enter();
+    poll(Box::pin(session.refresh()).as_mut());
+}
+
 #[test]
 fn an_abandoned_refresh_sends_nothing_later() {
     let issuer = Issuer::new([]);
     let session = short(&issuer).build().unwrap();
     let (still, here) = (thread_runtime(), paused_runtime());
     // The refresh has its place, and is never polled.
-    let entered = still.enter();
     let mut refresh = Box::pin(session.refresh());
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    assert!(refresh.as_mut().poll(&mut context).is_pending());
+    let entered = still.enter();
+    poll(refresh.as_mut());
     drop(entered);
     assert_eq!(told(here.block_on(session.refresh())), (ErrorKind::Unavailable, false));
     here.block_on(session.refresh()).unwrap();

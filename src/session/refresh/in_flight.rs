@@ -1,12 +1,12 @@
 //! What a refresh shares with its waiters.
 
 use std::{
-    pin::pin,
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use tokio::{
+    runtime::Id,
     sync::{Notify, watch},
     time::Instant,
 };
@@ -31,8 +31,10 @@ pub(crate) enum Ending {
 /// A refresh in progress, as the session's state holds it.
 pub(crate) struct InFlight {
     outcome: OnceLock<RefreshResult>,
-    /// Notified when the outcome is set. Not a `watch`, whose waiters are almost twice as large.
-    resolved: Notify,
+    /// Notified when the outcome is set, and when a watchdog ends before that. Not a `watch`, whose waiters are almost twice as large.
+    news: Notify,
+    /// The runtimes with a watchdog.
+    watched: Mutex<Vec<Id>>,
     /// The outcome as soon as it is known. The waiters get it after the listeners.
     decided: OnceLock<RefreshResult>,
     /// The `login` of the session's state at the start.
@@ -59,7 +61,8 @@ impl InFlight {
     pub(in crate::session) fn new(login: u64, generation: u64) -> Self {
         Self {
             outcome: OnceLock::new(),
-            resolved: Notify::new(),
+            news: Notify::new(),
+            watched: Mutex::default(),
             decided: OnceLock::new(),
             login,
             generation,
@@ -82,7 +85,7 @@ impl InFlight {
     /// Releases the waiters, unless they have been released already.
     pub(in crate::session) fn resolve(&self, outcome: RefreshResult) {
         if self.outcome.set(outcome).is_ok() {
-            self.resolved.notify_waiters();
+            self.news.notify_waiters();
         }
     }
 
@@ -104,15 +107,33 @@ impl InFlight {
         self.logged_out.get().copied()
     }
 
-    /// Waits for the outcome, whichever runtime runs the refresh. A refresh whose runtime is shut
-    /// down resolves too.
-    pub(in crate::session) async fn wait(&self) -> RefreshResult {
+    /// Waits until the waiters are released, or a watchdog ends before that.
+    pub(super) async fn news(&self) {
         // Created before the look at the outcome, and so notified even if it is set in between.
-        let resolved = pin!(self.resolved.notified());
+        let news = self.news.notified();
         if self.outcome.get().is_none() {
-            resolved.await;
+            news.await;
         }
-        self.outcome.get().cloned().unwrap_or_else(|| Err(broken_off()))
+    }
+
+    /// Whether this runtime has had no watchdog, and now gets one.
+    pub(super) fn is_first_on(&self, runtime: Id) -> bool {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = !watched.contains(&runtime);
+        if is_first {
+            watched.push(runtime);
+        }
+        is_first
+    }
+
+    /// Records that the watchdog of this runtime has ended.
+    pub(super) fn has_left(&self, runtime: Id) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|id| *id != runtime);
+        drop(watched);
+        if self.resolved().is_none() {
+            self.news.notify_waiters();
+        }
     }
 
     /// Waits until the task has ended and has saved everything.
@@ -159,8 +180,9 @@ impl InFlight {
         &self.work
     }
 
-    pub(in crate::session) fn is_resolved(&self) -> bool {
-        self.outcome.get().is_some()
+    /// The outcome, if the waiters are released.
+    pub(super) fn resolved(&self) -> Option<&RefreshResult> {
+        self.outcome.get()
     }
 
     /// Waits until a new login or a logout supersedes the refresh.

@@ -1,6 +1,6 @@
 //! Decides who waits for a refresh, and who starts it.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, time::Instant};
 
@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    event::Event,
-    time::{Elapsed, Limit},
+    telemetry::Begun,
+    time::{Elapsed, within},
 };
 
 /// What a request does next, with the refresh to wait for.
@@ -90,8 +90,10 @@ impl Session {
             |state, now| allowance.apply(state.should_refresh_after_rejection(sent, now), state),
             Some(sent),
         );
-        // The start of a refresh has almost always recorded it in the same step.
-        self.mark_rejected(sent);
+        // A wait has recorded it already.
+        if !matches!(join, Join::Wait(_)) {
+            self.mark_rejected(sent);
+        }
         join
     }
 
@@ -105,31 +107,39 @@ impl Session {
     /// after the limit. A failed refresh counts as superseded if the token has changed in the
     /// meantime.
     ///
-    /// A future with a single timer, and not an `async fn`, because each waiter holds one.
+    /// Not an `async fn`, because each waiter holds one.
     pub(crate) fn wait<'a>(
         &'a self,
         waiter: &'a Waiter,
         limit: Option<Duration>,
     ) -> impl Future<Output = Result<Ending, Error>> + Send + 'a {
-        let begun = Instant::now();
-        let longest = self.longest_refresh();
-        let is_longest = limit.is_none_or(|limit| limit >= longest);
-        let mut limit = Limit::since(begun, limit.unwrap_or(longest).min(longest));
+        let begun = Begun::now();
+        // A longer one is the watchdog's.
+        let limit = limit.filter(|limit| *limit < self.longest_refresh());
         async move {
-            let outcome = pin!(waiter.in_flight.wait());
-            let outcome = if Handle::try_current().is_ok() {
-                limit.run_pinned(outcome).await
-            } else {
-                // There is no runtime, and so no timer.
-                Ok(outcome.await)
+            let outcome = match limit {
+                Some(limit) if Handle::try_current().is_ok() => {
+                    Box::pin(within(limit, self.outcome(waiter))).await
+                }
+                _ => Ok(self.outcome(waiter).await),
             };
             self.telemetry().wait(begun);
-            let outcome = match outcome {
-                Ok(outcome) => outcome,
-                Err(Elapsed) if is_longest => self.give_up(&waiter.in_flight),
-                Err(Elapsed) => return Err(Error::of(ErrorKind::TimedOut)),
-            };
-            outcome.or_else(|error| self.unless_superseded(waiter, error))
+            match outcome {
+                Ok(outcome) => outcome.or_else(|error| self.unless_superseded(waiter, error)),
+                Err(Elapsed) => Err(Error::of(ErrorKind::TimedOut)),
+            }
+        }
+    }
+
+    /// Waits for the outcome, whichever runtime runs the refresh. A refresh whose runtime is shut
+    /// down resolves too.
+    async fn outcome(&self, Waiter { in_flight, .. }: &Waiter) -> RefreshResult {
+        loop {
+            self.watch_over(in_flight);
+            in_flight.news().await;
+            if let Some(outcome) = in_flight.resolved() {
+                return outcome.clone();
+            }
         }
     }
 
@@ -139,25 +149,6 @@ impl Session {
             && state.access.is_some()
             && !matches!(state.phase, Phase::Closed);
         if superseded { Ok(Ending::Superseded) } else { Err(error) }
-    }
-
-    /// Ends a refresh whose runtime is not shut down, but which nothing drives any more.
-    #[cold]
-    fn give_up(&self, in_flight: &Arc<InFlight>) -> RefreshResult {
-        let error = in_flight.mark(Error::new(
-            ErrorKind::Unavailable,
-            "the runtime of the refresh makes no progress",
-        ));
-        let outcome = Err(error.clone());
-        in_flight.decide(&outcome);
-        let first = self.end_refresh(in_flight, Some(&error));
-        in_flight.resolve(outcome);
-        // Releases its locks. If its runtime is driven again, the refresh sends nothing.
-        in_flight.work().cancel();
-        if first {
-            self.emit(&Event::RefreshFailed { error: error.clone() });
-        }
-        in_flight.outcome().unwrap_or(Err(error))
     }
 
     /// Longer than any refresh on a running runtime: its own limit, and the time that the store may
@@ -175,13 +166,11 @@ impl Session {
         decide: impl Fn(&State, Instant) -> Step,
         rejected: Option<u64>,
     ) -> Join {
-        self.catch_up_with_the_wall_clock();
-        let now = Instant::now();
-        let state = self.load();
+        let (state, now) = self.load_now();
         match (decide(&state, now), &state.in_flight) {
             (Step::Go, _) => return Join::Go { started: None },
             (Step::Fail(error), _) => return Join::Fail(error),
-            (Step::Wait, Some(in_flight)) if state.rejected || rejected.is_none() => {
+            (Step::Wait, Some(in_flight)) if state.has_recorded(rejected) => {
                 return Join::Wait(Waiter {
                     in_flight: Arc::clone(in_flight),
                     generation: state.generation,

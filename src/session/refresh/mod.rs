@@ -6,6 +6,7 @@
 //! - `obtain` gets its tokens: `search` looks for a refresh token in the session and in the store, and
 //!   `watch` waits for the lock or for the tokens of another process.
 //! - `progress` is how far it is, and `log` receives the reports of its refresher.
+//! - `watchdog` ends a refresh that nothing drives any more.
 //! - `turn` prevents two calls at once, and `work` lets waiters on another runtime end a refresh
 //!   that has stopped.
 
@@ -18,6 +19,7 @@ mod search;
 mod task;
 mod turn;
 mod watch;
+mod watchdog;
 mod work;
 
 pub(crate) use self::{

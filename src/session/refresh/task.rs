@@ -237,7 +237,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if !self.in_flight.is_resolved() {
+        if self.in_flight.resolved().is_none() {
             self.finish(Err(self.in_flight.mark(broken_off())));
         }
         self.session.end_refresh(&self.in_flight, None);

@@ -50,19 +50,19 @@ async fn a_suspend_ends_a_token() {
     state.renewable = true;
     let read = Now::read;
     suspend(3538 * SECOND);
-    assert!(state.is_quiet(Instant::now) && !state.signature().has_expired(read()));
+    assert!(state.is_quiet(Instant::now) && !state.signature().has_expired(read));
     suspend(4 * SECOND);
-    assert!(!state.is_quiet(Instant::now) && !state.signature().has_expired(read()));
+    assert!(!state.is_quiet(Instant::now) && !state.signature().has_expired(read));
     state.catch_up(read());
     assert_eq!(state.missed(read()), Duration::ZERO);
     assert!(state.is_due(Instant::now()) && !state.is_expired(Instant::now()));
     suspend(2 * hour);
-    assert!(state.signature().has_expired(read()) && !state.is_expired(Instant::now()));
+    assert!(state.signature().has_expired(read) && !state.is_expired(Instant::now()));
     // The reported and stored expiry is the time at which the token expired.
     let (told, given) = (state.tokens().expires_at().unwrap(), tokens.expires_at().unwrap());
     assert!(told.duration_since(given).unwrap_or_default() < SECOND, "{told:?} {given:?}");
     state.catch_up(read());
-    assert!(state.is_expired(Instant::now()) && state.signature().has_expired(read()));
+    assert!(state.is_expired(Instant::now()) && state.signature().has_expired(read));
     assert_eq!(state.missed(read()), Duration::ZERO);
 }
 
