@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{
     SessionSource, authorize, buffer, capture,
     copy::Copy,
-    refresh::{self, Rejected},
+    refresh::{self, Answer, Rejected},
     replay::{self, After, Again, ReplayBody, SendAgain},
     sent::{Proof, Sent},
     signed::Signed,
@@ -141,10 +141,11 @@ fn up<'a>(
     let sent = signed.note(Proof::Fine);
     let (sent, rejected) = inspect(source, Some(sent), &mut response, extensions);
     async move {
-        if let Some(rejected) = &rejected {
-            response = rejected.end(rejected.wait(copy.timeout()).await, response)?;
-        }
-        replay(response, sent, Again::from(copy), source, extensions, next).await
+        let answer = match &rejected {
+            Some(rejected) => rejected.end(rejected.wait(copy.timeout()).await, response)?,
+            None => response.into(),
+        };
+        replay(answer, sent, Again::from(copy), source, extensions, next).await
     }
 }
 
@@ -172,20 +173,20 @@ async fn send(
         Received::Done(response) => response,
         Received::Waits(response) => response.await?,
     };
-    replay(response, sent, again, source, extensions, next).await
+    replay(response.into(), sent, again, source, extensions, next).await
 }
 
 /// `Replay`, above the other three. The replay has a separate future, so that requests that wait
 /// for a refresh do not hold memory for it.
 fn replay<'a>(
-    response: Response,
+    answer: Answer,
     sent: Option<Sent>,
     mut again: Again<'a>,
     source: &'a SessionSource,
     extensions: &'a mut Extensions,
     next: Next<'a>,
 ) -> Handling<'a> {
-    match replay::after(response, sent, &mut again, extensions) {
+    match replay::after(answer, sent, &mut again, extensions) {
         After::Return(response) => Box::pin(ready(Ok(response))),
         After::SendAgain(sending) => {
             // Allocated first, because the request would otherwise be moved twice.
@@ -224,7 +225,7 @@ fn send_again<'a>(
             };
             drop(pinned);
             let response = sending.resend.end(result)?;
-            match replay::after(response, sent, &mut again, extensions) {
+            match replay::after(response.into(), sent, &mut again, extensions) {
                 After::Return(response) => return Ok(response),
                 After::SendAgain(next_one) => sending = next_one,
             }

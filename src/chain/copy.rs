@@ -138,10 +138,8 @@ impl Copy {
             Text::Here(bytes) => &bytes[..],
             Text::Heap(bytes) => bytes,
         };
-        let (url, end) = (self.url, self.end);
-        // The values are stored in separate memory, which is wiped like the copy.
-        let text = Bytes::from_owner(Wiped(Zeroizing::new(text.get(..end)?.to_vec())));
-        let text_of_url = std::str::from_utf8(text.get(..url)?).ok()?;
+        let (url, headers) = text.get(..self.end)?.split_at_checked(self.url)?;
+        let text_of_url = std::str::from_utf8(url).ok()?;
         let parsed = if answered.as_str() == text_of_url {
             answered.clone()
         } else {
@@ -152,7 +150,11 @@ impl Copy {
         if self.timeout.is_some() {
             *request.timeout_mut() = self.timeout;
         }
-        read(&text.slice(url..), request.headers_mut())?;
+        if !headers.is_empty() {
+            // The values are stored in separate memory, which is wiped like the copy.
+            let headers = Bytes::from_owner(Wiped(Zeroizing::new(headers.to_vec())));
+            read(&headers, request.headers_mut())?;
+        }
         *request.body_mut() = body.map(Body::from);
         Some(request)
     }

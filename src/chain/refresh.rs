@@ -246,9 +246,33 @@ pub(super) fn up(
     let rejected = rejected.flatten();
     async move {
         match &rejected {
-            Some(rejected) => rejected.end(rejected.wait(limit).await, response),
+            Some(rejected) => rejected.end(rejected.wait(limit).await, response).map(Answer::noted),
             None => Ok(response),
         }
+    }
+}
+
+/// A response on its way up.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    /// Whether it waited for a refresh that obtained a token. It does not show that yet.
+    pub(super) refreshed: bool,
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Self {
+        Self { response, refreshed: false }
+    }
+}
+
+impl Answer {
+    /// Notes in the response that the refresh has obtained a token.
+    pub(super) fn noted(self) -> Response {
+        let Self { mut response, refreshed } = self;
+        if refreshed {
+            note_outcome(&mut response, |outcome| outcome.refreshed = true);
+        }
+        response
     }
 }
 
@@ -313,25 +337,24 @@ impl Rejected {
         response: Response,
         limit: Option<Duration>,
     ) -> Result<Response> {
-        self.end(self.wait(limit).await, response)
+        self.end(self.wait(limit).await, response).map(Answer::noted)
     }
 
-    /// Notes in the response how the refresh has ended, or fails with its error.
+    /// Decides what the end of the refresh means for the response: it is returned, or the request
+    /// fails with the refresh's error.
     pub(super) fn end(
         &self,
         ended: std::result::Result<Ending, Error>,
-        mut response: Response,
-    ) -> Result<Response> {
-        match ended {
-            Ok(Ending::Refreshed) => {
-                note_outcome(&mut response, |outcome| outcome.refreshed = true);
-                Ok(response)
-            }
-            Ok(Ending::Superseded) => Ok(response),
+        response: Response,
+    ) -> Result<Answer> {
+        let (response, refreshed) = match ended {
+            Ok(Ending::Refreshed) => (response, true),
+            Ok(Ending::Superseded) => (response, false),
             // Not even the store holds a refresh token, so the response is returned unchanged.
-            Err(error) if self.refresh.is_ok() && error.nothing_to_ask_with() => Ok(response),
-            Err(error) => failed(&self.session, error, response),
-        }
+            Err(error) if self.refresh.is_ok() && error.nothing_to_ask_with() => (response, false),
+            Err(error) => (failed(&self.session, error, response)?, false),
+        };
+        Ok(Answer { response, refreshed })
     }
 }
 

@@ -18,6 +18,7 @@ use url::Url;
 use super::{
     SessionSource, buffer,
     copy::Copy,
+    refresh::Answer,
     sent::{Budget, Sent, note_outcome},
     source::{Handling, Pinned},
 };
@@ -142,7 +143,7 @@ async fn up(
 ) -> Result<Response> {
     loop {
         let sent = response.extensions_mut().remove::<Sent>();
-        match after(response, sent, &mut again, extensions) {
+        match after(response.into(), sent, &mut again, extensions) {
             After::Return(response) => return Ok(response),
             After::SendAgain(mut sending) => {
                 drain(&mut sending.response).await;
@@ -170,8 +171,10 @@ pub(super) struct SendAgain {
 }
 
 impl SendAgain {
-    fn new(session: Session, request: Request, response: Response, why: Why) -> Self {
-        let before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
+    fn new(session: Session, request: Request, answer: Answer, why: Why) -> Self {
+        let Answer { response, refreshed } = answer;
+        let mut before = response.extensions().get::<Outcome>().cloned().unwrap_or_default();
+        before.refreshed |= refreshed;
         let resend = Resend { session, status: response.status(), before, why };
         Self { request, response, resend }
     }
@@ -187,61 +190,76 @@ enum Why {
     WantsNonce,
 }
 
-/// Decides whether the request is sent again.
+/// Decides whether the request is sent again. If not, the response says what was done for it.
 pub(super) fn after(
-    response: Response,
+    answer: Answer,
     sent: Option<Sent>,
     again: &mut Again<'_>,
     extensions: &mut Extensions,
 ) -> After {
-    let Some(mut sent) = sent else { return After::Return(response) };
+    let Some(mut sent) = sent else { return After::Return(answer.noted()) };
+    match decide(&mut sent, &answer.response, again, extensions) {
+        None => After::Return(answer.noted()),
+        Some(Ok((request, why))) => {
+            After::SendAgain(SendAgain::new(sent.session, request, answer, why))
+        }
+        Some(Err(reason)) => After::Return(not_replayed(&sent.session, reason, answer.noted())),
+    }
+}
+
+/// Returns the request to send again, or why a rejected request is not sent again. `None` means that
+/// the response is returned as it is.
+fn decide(
+    sent: &mut Sent,
+    response: &Response,
+    again: &mut Again<'_>,
+    extensions: &mut Extensions,
+) -> Option<std::result::Result<(Request, Why), NotReplayed>> {
     #[cfg(feature = "dpop")]
     if sent.proof == super::sent::Proof::WantsNonce && !again.repeated {
-        return with_nonce(sent.session, response, again);
+        return Some(with_nonce(&sent.session, response, again));
     }
-    if !sent.is_rejected(&response) {
-        return After::Return(response);
+    if !sent.is_rejected(response) {
+        return None;
     }
-    let session = sent.session;
     let budget = extensions.get_or_insert_default::<Budget>();
     if budget.replayed {
-        return After::Return(not_replayed(&session, NotReplayed::AlreadyReplayed, response));
+        return Some(Err(NotReplayed::AlreadyReplayed));
     }
     let refresh_failed =
         response.extensions().get::<Outcome>().is_some_and(|done| done.refresh_error.is_some());
-    let state = session.load_full();
-    if refresh_failed || !state.has_newer_token_than(&sent.signature) {
-        let is_spent = !refresh_failed && budget.is_spent();
-        return After::Return(if is_spent {
-            not_replayed(&session, NotReplayed::AlreadyReplayed, response)
-        } else {
-            response
-        });
+    if refresh_failed {
+        return None;
     }
-    let request = match again.request(&session, response.url()) {
+    let (generation, has_newer_token) = {
+        let state = sent.session.load();
+        (state.generation(), state.has_newer_token_than(&sent.signature))
+    };
+    if !has_newer_token {
+        return budget.is_spent().then_some(Err(NotReplayed::AlreadyReplayed));
+    }
+    let request = match again.request(&sent.session, response.url()) {
         Ok(request) => request,
-        Err(reason) => return After::Return(not_replayed(&session, reason, response)),
+        Err(reason) => return Some(Err(reason)),
     };
     budget.replayed = true;
     again.repeated = false;
-    let why = Why::Rejected { generation: state.generation() };
-    After::SendAgain(SendAgain::new(session, request, response, why))
+    Some(Ok((request, Why::Rejected { generation })))
 }
 
 /// Repeats each send once with a nonce. A server that demands a nonce again would otherwise cause
 /// an endless loop (NotASithLord/peerd#301).
 #[cfg(feature = "dpop")]
 #[cold]
-fn with_nonce(session: Session, response: Response, again: &mut Again<'_>) -> After {
+fn with_nonce(
+    session: &Session,
+    response: &Response,
+    again: &mut Again<'_>,
+) -> std::result::Result<(Request, Why), NotReplayed> {
     again.repeated = true;
-    match again.request(&session, response.url()) {
-        Ok(request) => {
-            session.telemetry().nonce_repeat();
-            let why = Why::WantsNonce;
-            After::SendAgain(SendAgain::new(session, request, response, why))
-        }
-        Err(reason) => After::Return(not_replayed(&session, reason, response)),
-    }
+    let request = again.request(session, response.url())?;
+    session.telemetry().nonce_repeat();
+    Ok((request, Why::WantsNonce))
 }
 
 /// What is kept of the first response while the request is sent again.
@@ -297,6 +315,9 @@ fn not_replayed(session: &Session, reason: NotReplayed, mut response: Response) 
 /// Reads a short rest of the body, so that the connection can be reused.
 #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
 pub(super) async fn drain(response: &mut Response) {
+    if response.content_length() == Some(0) {
+        return;
+    }
     let mut read = pin!(async {
         let mut left = DRAIN_BYTES;
         while let Ok(Some(chunk)) = response.chunk().await
