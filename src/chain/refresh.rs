@@ -252,10 +252,10 @@ pub(super) fn up(
     }
 }
 
-/// A response on its way up.
+/// A response, and what its [`Outcome`](crate::Outcome) does not show yet.
 pub(super) struct Answer {
     pub(super) response: Response,
-    /// Whether it waited for a refresh that obtained a token. It does not show that yet.
+    /// Whether the request waited for a refresh that obtained a token.
     pub(super) refreshed: bool,
 }
 

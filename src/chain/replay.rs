@@ -190,7 +190,7 @@ enum Why {
     WantsNonce,
 }
 
-/// Decides whether the request is sent again. If not, the response says what was done for it.
+/// Decides whether the request is sent again. If it is not, its response gets its [`Outcome`].
 pub(super) fn after(
     answer: Answer,
     sent: Option<Sent>,
@@ -315,9 +315,6 @@ fn not_replayed(session: &Session, reason: NotReplayed, mut response: Response) 
 /// Reads a short rest of the body, so that the connection can be reused.
 #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
 pub(super) async fn drain(response: &mut Response) {
-    if response.content_length() == Some(0) {
-        return;
-    }
     let mut read = pin!(async {
         let mut left = DRAIN_BYTES;
         while let Ok(Some(chunk)) = response.chunk().await

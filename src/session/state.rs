@@ -235,7 +235,7 @@ impl State {
         }
     }
 
-    /// Whether the state shows that the API rejected this generation.
+    /// Whether the state already records this rejection, if there is one.
     pub(super) fn has_recorded(&self, rejected: Option<u64>) -> bool {
         rejected
             .is_none_or(|sent| self.rejected && (self.known_rejected || self.generation != sent))

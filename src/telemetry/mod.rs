@@ -30,7 +30,7 @@ use crate::{
     session_state::SessionState,
 };
 
-/// When a wait began. Without metrics, nobody asks.
+/// When a wait began. Only metrics need it.
 #[derive(Clone, Copy)]
 pub(crate) struct Begun(#[cfg(feature = "metrics")] Instant);
 

@@ -6,25 +6,29 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
     },
     task::{Context, Waker},
     time::Duration,
 };
 
 use crate::support::{
-    Api, Issuer, ORIGIN, Turn, answer, held, pair, store::FakeStore, texts, unavailable, url,
+    Api, Issuer, ORIGIN, Turn, answer, held, pair,
+    store::{Call, FakeStore, Fate},
+    texts, unavailable, url,
 };
 use reqwest_reauth::{
-    Error, ErrorKind, OAuthRefresh, RefreshContext, Refresher, Session, SessionBuilder, Tokens,
-    testing::AuthServer,
+    Error, ErrorKind, OAuthRefresh, RefreshContext, Refresher, Session, SessionBuilder,
+    SessionState, Tokens, refresh_with, testing::AuthServer,
 };
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::{Builder, Handle, Runtime},
     sync::Notify,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn builder(issuer: &Issuer) -> SessionBuilder {
@@ -224,32 +228,90 @@ fn a_waiter_outlasts_the_one_before() {
     });
 }
 
+/// A waiter is polled without a runtime, on one that then stands still, and on one that is shut
+/// down, and then on another.
 #[test]
 fn a_waiter_outlasts_the_runtime_that_it_began_on() {
-    let issuer = Issuer::new([Turn::Hang]);
-    let session = short(&issuer).build().unwrap();
-    let (still, first, second) = (thread_runtime(), paused_runtime(), paused_runtime());
-    let mut refresh = Box::pin(session.refresh());
-    still.block_on(async { poll(refresh.as_mut()) });
-    let mut waiting = Box::pin(session.refresh());
-    first.block_on(async { poll(waiting.as_mut()) });
-    drop(first);
-    let ended = second.block_on(async { timeout(HOUR, waiting).await.unwrap() });
-    assert_eq!(told(ended).0, ErrorKind::Unavailable);
+    let (stands, gone) = (thread_runtime(), thread_runtime());
+    let handles = [None, Some(stands.handle().clone()), Some(gone.handle().clone())];
+    drop(gone);
+    for handle in handles {
+        let issuer = Issuer::new([Turn::Hang]);
+        let session = short(&issuer).build().unwrap();
+        let (still, here) = (thread_runtime(), paused_runtime());
+        let mut refresh = Box::pin(session.refresh());
+        still.block_on(async { poll(refresh.as_mut()) });
+        let mut waiting = Box::pin(session.refresh());
+        let entered = handle.as_ref().map(Handle::enter);
+        poll(waiting.as_mut());
+        drop(entered);
+        let ended = here.block_on(async { timeout(HOUR, waiting).await.unwrap() });
+        assert_eq!(told(ended).0, ErrorKind::Unavailable);
+    }
 }
 
-/// Its timer ends as soon as it is started, and must not be started again at once.
+/// A caller leaves, and its runtime stands still for an hour with the response unread.
 #[test]
-fn a_wait_on_a_runtime_that_is_shut_down_does_not_spin() {
-    let issuer = Issuer::new([Turn::Hang]);
+fn a_refresh_that_is_driven_again_ends() {
+    let issuer = Issuer::new([Turn::Issue(100 * MS, None)]);
+    let store = FakeStore::default();
+    store.next(Call::Save, [Fate::Gated]);
+    let session = short(&issuer).store(store.clone()).build().unwrap();
+    let runtime = paused_runtime();
+    runtime.block_on(async {
+        timeout(50 * MS, session.refresh()).await.unwrap_err();
+    });
+    runtime.block_on(async {
+        let mut waiting = Box::pin(session.refresh());
+        poll(waiting.as_mut());
+        tokio::time::advance(HOUR).await;
+        let gate = store.clone();
+        // Longer than the extra time of a late timer, and within the limit of a save.
+        tokio::spawn(async move {
+            gate.until_begun(Call::Save).await;
+            sleep(400 * MS).await;
+            gate.open_gate();
+        });
+        waiting.await.unwrap();
+    });
+    assert_eq!(held(&session), texts("t1", "r1"));
+    assert_eq!(store.held(), Some(texts("t1", "r1")));
+    assert_eq!(issuer.calls(), 1);
+}
+
+#[test]
+fn a_refresh_for_which_nobody_waits_is_not_given_up() {
+    let issuer = Issuer::new([]);
     let session = short(&issuer).build().unwrap();
-    let (still, gone) = (thread_runtime(), thread_runtime());
-    let mut refresh = Box::pin(session.refresh());
-    still.block_on(async { poll(refresh.as_mut()) });
-    let handle = gone.handle().clone();
-    drop(gone);
-    let _entered = handle.enter();
+    let (still, here) = (thread_runtime(), paused_runtime());
+    let entered = still.enter();
     poll(Box::pin(session.refresh()).as_mut());
+    drop(entered);
+    here.block_on(async {
+        timeout(SECOND, session.refresh()).await.unwrap_err();
+        sleep(HOUR).await;
+    });
+    assert_eq!(session.state(), SessionState::Refreshing);
+    still.block_on(session.refresh()).unwrap();
+    assert_eq!(held(&session), texts("t1", "r1"));
+    assert_eq!(issuer.calls(), 1);
+}
+
+/// A synchronous wrapper drives its runtime during its calls only, while the refresh has its own.
+#[test]
+fn a_wait_that_is_over_keeps_no_session() {
+    let there = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (alive, is_dropped) = mpsc::channel::<()>();
+    let refresher = refresh_with(move |_| {
+        let _ = &alive;
+        async { Tokens::new("t1") }
+    });
+    let session = Session::builder(pair("t0", "r0")).origin(ORIGIN).refresher(refresher);
+    let session = session.runtime(there.handle().clone()).build().unwrap();
+    let here = thread_runtime();
+    here.block_on(session.refresh()).unwrap();
+    drop(session);
+    assert_eq!(is_dropped.recv_timeout(60 * SECOND), Err(RecvTimeoutError::Disconnected));
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! What a refresh shares with its waiters.
 
 use std::{
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{
     runtime::Id,
-    sync::{Notify, watch},
+    sync::{Notify, futures::Notified, watch},
     time::Instant,
 };
 
@@ -31,8 +34,9 @@ pub(crate) enum Ending {
 /// A refresh in progress, as the session's state holds it.
 pub(crate) struct InFlight {
     outcome: OnceLock<RefreshResult>,
-    /// Notified when the outcome is set, and when a watchdog ends before that. Not a `watch`, whose waiters are almost twice as large.
-    news: Notify,
+    /// See [`changed`](Self::changed). Not a `watch`, whose waiters are almost twice as large.
+    changed: Notify,
+    waiters: AtomicUsize,
     /// The runtimes with a watchdog.
     watched: Mutex<Vec<Id>>,
     /// The outcome as soon as it is known. The waiters get it after the listeners.
@@ -61,7 +65,8 @@ impl InFlight {
     pub(in crate::session) fn new(login: u64, generation: u64) -> Self {
         Self {
             outcome: OnceLock::new(),
-            news: Notify::new(),
+            changed: Notify::new(),
+            waiters: AtomicUsize::new(0),
             watched: Mutex::default(),
             decided: OnceLock::new(),
             login,
@@ -85,7 +90,7 @@ impl InFlight {
     /// Releases the waiters, unless they have been released already.
     pub(in crate::session) fn resolve(&self, outcome: RefreshResult) {
         if self.outcome.set(outcome).is_ok() {
-            self.news.notify_waiters();
+            self.changed.notify_waiters();
         }
     }
 
@@ -107,33 +112,35 @@ impl InFlight {
         self.logged_out.get().copied()
     }
 
-    /// Waits until the waiters are released, or a watchdog ends before that.
-    pub(super) async fn news(&self) {
-        // Created before the look at the outcome, and so notified even if it is set in between.
-        let news = self.news.notified();
-        if self.outcome.get().is_none() {
-            news.await;
-        }
+    /// Notified when the outcome is set, and when the last waiter leaves.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
-    /// Whether this runtime has had no watchdog, and now gets one.
-    pub(super) fn is_first_on(&self, runtime: Id) -> bool {
+    /// Counts a waiter until the result is dropped.
+    pub(super) fn count_waiter(&self) -> Waits<'_> {
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        Waits(self)
+    }
+
+    /// Claims the watch for a runtime. Returns whether it was free.
+    pub(super) fn claim_watch(&self, runtime: Id) -> bool {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_first = !watched.contains(&runtime);
-        if is_first {
+        let is_free = !watched.contains(&runtime);
+        if is_free {
             watched.push(runtime);
         }
-        is_first
+        is_free
     }
 
-    /// Records that the watchdog of this runtime has ended.
-    pub(super) fn has_left(&self, runtime: Id) {
+    /// Frees a runtime's watch if nobody waits. A waiter that comes later claims it again.
+    pub(super) fn free_watch_if_unneeded(&self, runtime: Id) -> bool {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        watched.retain(|id| *id != runtime);
-        drop(watched);
-        if self.resolved().is_none() {
-            self.news.notify_waiters();
+        let is_unneeded = self.waiters.load(Ordering::SeqCst) == 0;
+        if is_unneeded {
+            watched.retain(|id| *id != runtime);
         }
+        is_unneeded
     }
 
     /// Waits until the task has ended and has saved everything.
@@ -214,6 +221,18 @@ impl InFlight {
             && self.unanswered().is_none()
         {
             before.responded();
+        }
+    }
+}
+
+/// A waiter, for as long as it waits.
+pub(super) struct Waits<'a>(&'a InFlight);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let is_last = self.0.waiters.fetch_sub(1, Ordering::SeqCst) == 1;
+        if is_last && self.0.resolved().is_none() {
+            self.0.changed.notify_waiters();
         }
     }
 }

@@ -1,6 +1,11 @@
 //! Decides who waits for a refresh, and who starts it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{runtime::Handle, time::Instant};
 
@@ -90,7 +95,7 @@ impl Session {
             |state, now| allowance.apply(state.should_refresh_after_rejection(sent, now), state),
             Some(sent),
         );
-        // A wait has recorded it already.
+        // A decision to wait is recorded together with the rejection.
         if !matches!(join, Join::Wait(_)) {
             self.mark_rejected(sent);
         }
@@ -107,14 +112,14 @@ impl Session {
     /// after the limit. A failed refresh counts as superseded if the token has changed in the
     /// meantime.
     ///
-    /// Not an `async fn`, because each waiter holds one.
+    /// Not an `async fn`, whose future would be larger: each waiter holds one.
     pub(crate) fn wait<'a>(
         &'a self,
         waiter: &'a Waiter,
         limit: Option<Duration>,
     ) -> impl Future<Output = Result<Ending, Error>> + Send + 'a {
         let begun = Begun::now();
-        // A longer one is the watchdog's.
+        // The watchdog ends the refresh before a longer limit is over.
         let limit = limit.filter(|limit| *limit < self.longest_refresh());
         async move {
             let outcome = match limit {
@@ -134,12 +139,22 @@ impl Session {
     /// Waits for the outcome, whichever runtime runs the refresh. A refresh whose runtime is shut
     /// down resolves too.
     async fn outcome(&self, Waiter { in_flight, .. }: &Waiter) -> RefreshResult {
+        let _waits = in_flight.count_waiter();
         loop {
-            self.watch_over(in_flight);
-            in_flight.news().await;
+            // Created before the look at the outcome, and so notified even if it is set in between.
+            let mut changed = pin!(in_flight.changed());
             if let Some(outcome) = in_flight.resolved() {
                 return outcome.clone();
             }
+            poll_fn(|context| {
+                let changed = changed.as_mut().poll(context);
+                // On each poll, because it may be on another runtime than the last.
+                if changed.is_pending() {
+                    self.watch_over(in_flight);
+                }
+                changed
+            })
+            .await;
         }
     }
 

@@ -6,9 +6,9 @@
 //! - `obtain` gets its tokens: `search` looks for a refresh token in the session and in the store, and
 //!   `watch` waits for the lock or for the tokens of another process.
 //! - `progress` is how far it is, and `log` receives the reports of its refresher.
-//! - `watchdog` ends a refresh that nothing drives any more.
-//! - `turn` prevents two calls at once, and `work` lets waiters on another runtime end a refresh
-//!   that has stopped.
+//! - `watchdog` ends a refresh that nothing drives any more, which `work` makes possible from another
+//!   runtime.
+//! - `turn` prevents two calls at once.
 
 mod in_flight;
 mod join;

@@ -1,6 +1,6 @@
 //! Ends a refresh that nothing drives any more, so that its waiters do not wait forever.
 
-use std::{pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::runtime::{Handle, Id};
 
@@ -12,25 +12,22 @@ use crate::{
 };
 
 impl Session {
-    /// Starts the watchdog of this refresh on the current runtime, unless it has one there. All
-    /// waiters of a runtime share it, so that they need no timers of their own. Without a runtime
-    /// there are no timers.
+    /// Starts a watchdog for this refresh on the current runtime, unless there is one. All waiters
+    /// of a runtime share it, so that they need no timers of their own. Without a runtime there
+    /// are no timers.
     pub(super) fn watch_over(&self, in_flight: &Arc<InFlight>) {
-        let Ok(runtime) = Handle::try_current() else { return };
-        if !in_flight.is_first_on(runtime.id()) {
+        let Ok(handle) = Handle::try_current() else { return };
+        let runtime = handle.id();
+        if !in_flight.claim_watch(runtime) {
             return;
         }
-        let (session, mut limit) = (self.clone(), Limit::after(self.longest_refresh()));
-        let watchdog = Watchdog { in_flight: Arc::clone(in_flight), runtime: runtime.id() };
-        runtime.spawn(async move {
-            let in_flight = &watchdog.in_flight;
-            let resolved = pin!(async {
-                while in_flight.resolved().is_none() {
-                    in_flight.news().await;
-                }
-            });
-            if let Err(Elapsed) = limit.run_pinned(resolved).await {
-                session.give_up(in_flight);
+        let (inner, longest) = (Arc::downgrade(&self.0), self.longest_refresh());
+        let watchdog = Watchdog { in_flight: Arc::clone(in_flight), runtime };
+        handle.spawn(async move {
+            if watchdog.is_needed_after(longest).await
+                && let Some(inner) = inner.upgrade()
+            {
+                Self(inner).give_up(&watchdog.in_flight);
             }
         });
     }
@@ -44,24 +41,45 @@ impl Session {
         ));
         let outcome = Err(error.clone());
         in_flight.decide(&outcome);
-        let first = self.end_refresh(in_flight, Some(&error));
+        if self.end_refresh(in_flight, Some(&error)) {
+            self.emit(&Event::RefreshFailed { error });
+        }
         in_flight.resolve(outcome);
         // Releases its locks. If its runtime is driven again, the refresh sends nothing.
         in_flight.work().cancel();
-        if first {
-            self.emit(&Event::RefreshFailed { error });
-        }
     }
 }
 
-/// If its runtime is shut down, waiters that are polled on another one start a watchdog there.
+/// Watches a refresh from one runtime, while somebody waits.
 struct Watchdog {
     in_flight: Arc<InFlight>,
     runtime: Id,
 }
 
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        self.in_flight.has_left(self.runtime);
+impl Watchdog {
+    /// Returns whether the refresh takes longer than this, and somebody waits.
+    async fn is_needed_after(&self, longest: Duration) -> bool {
+        let mut unneeded = pin!(self.unneeded());
+        loop {
+            let mut limit = Limit::after(longest);
+            match limit.run_pinned(unneeded.as_mut()).await {
+                Ok(()) => return false,
+                // This runtime stood still, so its timer says nothing about the refresh.
+                Err(Elapsed) if limit.was_late() => {}
+                Err(Elapsed) => return true,
+            }
+        }
+    }
+
+    /// Waits until the refresh has ended, or nobody waits.
+    async fn unneeded(&self) {
+        let Self { in_flight, runtime } = self;
+        loop {
+            let changed = in_flight.changed();
+            if in_flight.resolved().is_some() || in_flight.free_watch_if_unneeded(*runtime) {
+                return;
+            }
+            changed.await;
+        }
     }
 }

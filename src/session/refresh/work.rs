@@ -1,8 +1,8 @@
 //! A task whose work another thread can end.
 //!
 //! A refresh can stop forever, because a synchronous wrapper drives its runtime only during a
-//! request. Waiters on another runtime then give it up. They drop its work, with its locks and its
-//! call, so that it sends nothing when its runtime is driven again.
+//! request. The watchdog of a runtime with waiters then gives it up. It drops the work, with its
+//! locks and its call, so that nothing is sent when the runtime is driven again.
 
 use std::{
     future::Future,
@@ -74,7 +74,7 @@ impl Work {
     }
 
     /// Drops the work after unlocking its slot, because its guards may access the slot. Panics are
-    /// caught, because this may run on the thread of a waiter.
+    /// caught, because this may run in the task of a watchdog.
     fn discard(mut slot: MutexGuard<'_, Slot>) {
         let Slot { work, waker } = std::mem::take(&mut *slot);
         drop(slot);
