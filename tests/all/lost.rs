@@ -279,6 +279,28 @@ fn a_refresh_that_is_driven_again_ends() {
     assert_eq!(issuer.calls(), 1);
 }
 
+/// Every timer of its runtime is late.
+#[test]
+fn a_waiter_on_an_overloaded_machine_is_freed() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = short(&issuer).build().unwrap();
+    let (still, here) = (thread_runtime(), paused_runtime());
+    let mut refresh = Box::pin(session.refresh());
+    still.block_on(async { poll(refresh.as_mut()) });
+    here.block_on(async {
+        let waiting = tokio::spawn({
+            let session = session.clone();
+            async move { session.refresh().await }
+        });
+        for _ in 0..3 {
+            sleep(SECOND).await;
+            tokio::time::advance(2 * SECOND).await;
+        }
+        assert!(waiting.is_finished());
+        assert_eq!(told(waiting.await.unwrap()).0, ErrorKind::Unavailable);
+    });
+}
+
 #[test]
 fn a_refresh_for_which_nobody_waits_is_not_given_up() {
     let issuer = Issuer::new([]);
