@@ -75,11 +75,6 @@ impl Limit {
         self.due <= Instant::now()
     }
 
-    /// Whether the timer has fired late, so that the work got extra time.
-    pub(crate) fn was_late(&self) -> bool {
-        self.look.is_some()
-    }
-
     /// Runs the work until it ends or the limit is over.
     pub(crate) fn run<F: Future>(
         &mut self,

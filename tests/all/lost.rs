@@ -4,7 +4,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
@@ -18,7 +18,7 @@ use crate::support::{
     texts, unavailable, url,
 };
 use reqwest_reauth::{
-    Error, ErrorKind, OAuthRefresh, RefreshContext, Refresher, Session, SessionBuilder,
+    Error, ErrorKind, Event, OAuthRefresh, RefreshContext, Refresher, Session, SessionBuilder,
     SessionState, Tokens, refresh_with, testing::AuthServer,
 };
 use tokio::{
@@ -250,33 +250,78 @@ fn a_waiter_outlasts_the_runtime_that_it_began_on() {
     }
 }
 
-/// A caller leaves, and its runtime stands still for an hour with the response unread.
+/// A caller leaves, and its runtime stands still with the response unread, until the limit of a wait
+/// is over or almost over.
 #[test]
 fn a_refresh_that_is_driven_again_ends() {
-    let issuer = Issuer::new([Turn::Issue(100 * MS, None)]);
-    let store = FakeStore::default();
-    store.next(Call::Save, [Fate::Gated]);
-    let session = short(&issuer).store(store.clone()).build().unwrap();
-    let runtime = paused_runtime();
-    runtime.block_on(async {
-        timeout(50 * MS, session.refresh()).await.unwrap_err();
-    });
-    runtime.block_on(async {
-        let mut waiting = Box::pin(session.refresh());
-        poll(waiting.as_mut());
-        tokio::time::advance(HOUR).await;
-        let gate = store.clone();
-        // Longer than the extra time of a late timer, and within the limit of a save.
-        tokio::spawn(async move {
-            gate.until_begun(Call::Save).await;
-            sleep(400 * MS).await;
-            gate.open_gate();
+    for standstill in [HOUR, 9900 * MS] {
+        let issuer = Issuer::new([Turn::Issue(100 * MS, None)]);
+        let store = FakeStore::default();
+        store.next(Call::Save, [Fate::Gated]);
+        // A wait ends after 10 s.
+        let session = short(&issuer).store(store.clone()).store_timeout(SECOND).build().unwrap();
+        let runtime = paused_runtime();
+        runtime.block_on(async {
+            timeout(50 * MS, session.refresh()).await.unwrap_err();
         });
-        waiting.await.unwrap();
+        runtime.block_on(async {
+            let mut waiting = Box::pin(session.refresh());
+            poll(waiting.as_mut());
+            tokio::time::advance(standstill).await;
+            let gate = store.clone();
+            // Longer than the extra time of a late timer, and within the limit of a save.
+            tokio::spawn(async move {
+                gate.until_begun(Call::Save).await;
+                sleep(400 * MS).await;
+                gate.open_gate();
+            });
+            waiting.await.unwrap();
+        });
+        assert_eq!(held(&session), texts("t1", "r1"));
+        assert_eq!(store.held(), Some(texts("t1", "r1")));
+        assert_eq!(issuer.calls(), 1);
+    }
+}
+
+/// None of them waits for as long as the limit of a wait.
+#[test]
+fn callers_that_leave_early_are_freed_too() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = short(&issuer).build().unwrap();
+    let (still, here) = (thread_runtime(), paused_runtime());
+    still.block_on(async { poll(Box::pin(session.refresh()).as_mut()) });
+    here.block_on(async {
+        timeout(1900 * MS, session.refresh()).await.unwrap_err();
+        sleep(MS).await;
+        let second = timeout(1900 * MS, session.refresh()).await.unwrap();
+        assert_eq!(told(second).0, ErrorKind::Unavailable);
     });
-    assert_eq!(held(&session), texts("t1", "r1"));
-    assert_eq!(store.held(), Some(texts("t1", "r1")));
-    assert_eq!(issuer.calls(), 1);
+}
+
+#[test]
+fn a_listener_that_blocks_makes_no_failure_of_a_grant() {
+    let issuer = Issuer::new([]);
+    let there = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (events, told) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let session = short(&issuer).on_event(move |event| {
+        events.send(event.clone()).unwrap();
+        if let Event::Refreshed { .. } = event {
+            released.lock().unwrap().recv().unwrap();
+        }
+    });
+    let session = session.build().unwrap();
+    let refresh = there.spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    while !matches!(told.recv().unwrap(), Event::Refreshed { .. }) {}
+    paused_runtime().block_on(session.refresh()).unwrap();
+    release.send(()).unwrap();
+    there.block_on(refresh).unwrap().unwrap();
+    assert_eq!(session.state(), SessionState::Active);
+    assert!(told.try_iter().all(|event| !matches!(event, Event::RefreshFailed { .. })));
 }
 
 /// Every timer of its runtime is late.

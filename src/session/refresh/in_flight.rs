@@ -37,8 +37,7 @@ pub(crate) struct InFlight {
     /// See [`changed`](Self::changed). Not a `watch`, whose waiters are almost twice as large.
     changed: Notify,
     waiters: AtomicUsize,
-    /// The runtimes with a watchdog.
-    watched: Mutex<Vec<Id>>,
+    watches: Mutex<Vec<Watch>>,
     /// The outcome as soon as it is known. The waiters get it after the listeners.
     decided: OnceLock<RefreshResult>,
     /// The `login` of the session's state at the start.
@@ -67,7 +66,7 @@ impl InFlight {
             outcome: OnceLock::new(),
             changed: Notify::new(),
             waiters: AtomicUsize::new(0),
-            watched: Mutex::default(),
+            watches: Mutex::default(),
             decided: OnceLock::new(),
             login,
             generation,
@@ -123,24 +122,32 @@ impl InFlight {
         Waits(self)
     }
 
-    /// Claims the watch for a runtime. Returns whether it was free.
-    pub(super) fn claim_watch(&self, runtime: Id) -> bool {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_free = !watched.contains(&runtime);
-        if is_free {
-            watched.push(runtime);
+    /// Whether somebody waits for the outcome.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.resolved().is_none() && self.waiters.load(Ordering::SeqCst) > 0
+    }
+
+    /// Claims the watch for a runtime. Returns how long that runtime has watched before, or `None`
+    /// if it watches already.
+    pub(super) fn claim_watch(&self, runtime: Id) -> Option<Duration> {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watch) = watches.iter_mut().find(|watch| watch.runtime == runtime) {
+            return watch.ended_after.take();
         }
-        is_free
+        watches.push(Watch { runtime, ended_after: None });
+        Some(Duration::ZERO)
     }
 
     /// Frees a runtime's watch if nobody waits. A waiter that comes later claims it again.
-    pub(super) fn free_watch_if_unneeded(&self, runtime: Id) -> bool {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_unneeded = self.waiters.load(Ordering::SeqCst) == 0;
-        if is_unneeded {
-            watched.retain(|id| *id != runtime);
+    pub(super) fn free_watch(&self, runtime: Id, ran: Duration) -> bool {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_awaited() {
+            return false;
         }
-        is_unneeded
+        if let Some(watch) = watches.iter_mut().find(|watch| watch.runtime == runtime) {
+            watch.ended_after = Some(ran);
+        }
+        true
     }
 
     /// Waits until the task has ended and has saved everything.
@@ -223,6 +230,13 @@ impl InFlight {
             before.responded();
         }
     }
+}
+
+/// A runtime that has a watchdog, or had one.
+struct Watch {
+    runtime: Id,
+    /// How long its last watchdog has watched, if that has ended.
+    ended_after: Option<Duration>,
 }
 
 /// A waiter, for as long as it waits.

@@ -119,8 +119,6 @@ impl Session {
         limit: Option<Duration>,
     ) -> impl Future<Output = Result<Ending, Error>> + Send + 'a {
         let begun = Begun::now();
-        // The watchdog ends the refresh before a longer limit is over.
-        let limit = limit.filter(|limit| *limit < self.longest_refresh());
         async move {
             let outcome = match limit {
                 Some(limit) if Handle::try_current().is_ok() => {

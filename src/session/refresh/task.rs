@@ -202,6 +202,8 @@ async fn adopt(
     if let Some(store) = &session.0.store {
         store.set_candidate(in_flight.login(), None);
     }
+    // Recorded before a listener is told, because a listener may hold this task up.
+    in_flight.decide(&Ok(Ending::Refreshed));
     session.emit(&Event::Refreshed { generation, attempts });
     Ok(Ending::Refreshed)
 }

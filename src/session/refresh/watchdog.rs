@@ -11,6 +11,10 @@ use crate::{
     time::{Elapsed, Limit},
 };
 
+/// A runtime that stands still says nothing about the refresh. Its time is therefore counted in
+/// pieces of this length, and a standstill counts as one piece at most.
+const TICK: Duration = Duration::from_secs(1);
+
 impl Session {
     /// Starts a watchdog for this refresh on the current runtime, unless there is one. All waiters
     /// of a runtime share it, so that they need no timers of their own. Without a runtime there
@@ -18,13 +22,11 @@ impl Session {
     pub(super) fn watch_over(&self, in_flight: &Arc<InFlight>) {
         let Ok(handle) = Handle::try_current() else { return };
         let runtime = handle.id();
-        if !in_flight.claim_watch(runtime) {
-            return;
-        }
+        let Some(ran) = in_flight.claim_watch(runtime) else { return };
         let (inner, longest) = (Arc::downgrade(&self.0), self.longest_refresh());
         let watchdog = Watchdog { in_flight: Arc::clone(in_flight), runtime };
         handle.spawn(async move {
-            if watchdog.is_needed_after(longest).await
+            if watchdog.is_needed_after(longest, ran).await
                 && let Some(inner) = inner.upgrade()
             {
                 Self(inner).give_up(&watchdog.in_flight);
@@ -35,6 +37,11 @@ impl Session {
     /// Ends a refresh whose runtime is not shut down, but which nothing drives any more.
     #[cold]
     fn give_up(&self, in_flight: &Arc<InFlight>) {
+        if let Some(decided) = in_flight.outcome() {
+            // It has ended, but a listener holds it up.
+            in_flight.resolve(decided);
+            return;
+        }
         let error = in_flight.mark(Error::new(
             ErrorKind::Unavailable,
             "the runtime of the refresh makes no progress",
@@ -57,25 +64,26 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    /// Returns whether the refresh takes longer than this, and somebody waits.
-    async fn is_needed_after(&self, longest: Duration) -> bool {
+    /// Returns whether this runtime has run for longer than this while somebody waited. It had run
+    /// for `ran` before.
+    async fn is_needed_after(&self, longest: Duration, mut ran: Duration) -> bool {
         let mut unneeded = pin!(self.unneeded());
-        let mut limit = Limit::after(longest);
-        let mut ended = limit.run_pinned(unneeded.as_mut()).await;
-        if ended.is_err() && limit.was_late() {
-            // This runtime stood still, so its timer says nothing about the refresh. Not repeated,
-            // because on an overloaded machine every timer is late.
-            ended = Limit::after(longest).run_pinned(unneeded).await;
+        while ran < longest {
+            let tick = TICK.min(longest.saturating_sub(ran));
+            match Limit::after(tick).run_pinned(unneeded.as_mut()).await {
+                Err(Elapsed) => ran += tick,
+                Ok(()) if self.in_flight.free_watch(self.runtime, ran) => return false,
+                Ok(()) => unneeded.set(self.unneeded()),
+            }
         }
-        ended == Err(Elapsed)
+        true
     }
 
     /// Waits until the refresh has ended, or nobody waits.
     async fn unneeded(&self) {
-        let Self { in_flight, runtime } = self;
         loop {
-            let changed = in_flight.changed();
-            if in_flight.resolved().is_some() || in_flight.free_watch_if_unneeded(*runtime) {
+            let changed = self.in_flight.changed();
+            if !self.in_flight.is_awaited() {
                 return;
             }
             changed.await;
