@@ -298,6 +298,29 @@ fn callers_that_leave_early_are_freed_too() {
     });
 }
 
+/// A standstill lengthens the limit of the session's own, and not the caller's.
+#[test]
+fn a_longer_limit_of_the_callers_own_counts() {
+    let issuer = Issuer::new([Turn::Hang]);
+    let session = short(&issuer).wait_timeout(3 * SECOND).build().unwrap();
+    let (still, here) = (thread_runtime(), paused_runtime());
+    let rejected = here.block_on(session.credential(ORIGIN)).unwrap();
+    session.reject(&rejected);
+    let mut refresh = Box::pin(session.refresh());
+    still.block_on(async { poll(refresh.as_mut()) });
+    here.block_on(async {
+        let begun = Instant::now();
+        let waiting = tokio::spawn({
+            let session = session.clone();
+            async move { session.credential(ORIGIN).await }
+        });
+        tokio::task::yield_now().await;
+        tokio::time::advance(2900 * MS).await;
+        assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed(), 3 * SECOND);
+    });
+}
+
 #[test]
 fn a_listener_that_blocks_makes_no_failure_of_a_grant() {
     let issuer = Issuer::new([]);

@@ -81,9 +81,10 @@ impl InFlight {
     }
 
     /// Records the outcome before the session's state shows that the refresh has ended. A request
-    /// that started it then knows how, even while a listener is being told.
-    pub(in crate::session) fn decide(&self, outcome: &RefreshResult) {
-        let _ = self.decided.set(outcome.clone());
+    /// that started it then knows how, even while a listener is being told. Returns whether it is
+    /// the first outcome, which counts.
+    pub(in crate::session) fn decide(&self, outcome: &RefreshResult) -> bool {
+        self.decided.set(outcome.clone()).is_ok()
     }
 
     /// Releases the waiters, unless they have been released already.

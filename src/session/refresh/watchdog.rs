@@ -37,17 +37,16 @@ impl Session {
     /// Ends a refresh whose runtime is not shut down, but which nothing drives any more.
     #[cold]
     fn give_up(&self, in_flight: &Arc<InFlight>) {
-        if let Some(decided) = in_flight.outcome() {
-            // It has ended, but a listener holds it up.
-            in_flight.resolve(decided);
-            return;
-        }
         let error = in_flight.mark(Error::new(
             ErrorKind::Unavailable,
             "the runtime of the refresh makes no progress",
         ));
         let outcome = Err(error.clone());
-        in_flight.decide(&outcome);
+        if !in_flight.decide(&outcome) {
+            // It has ended, but a listener holds it up.
+            in_flight.resolve(in_flight.outcome().unwrap_or(outcome));
+            return;
+        }
         if self.end_refresh(in_flight, Some(&error)) {
             self.emit(&Event::RefreshFailed { error });
         }
